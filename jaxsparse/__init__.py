@@ -1,0 +1,88 @@
+"""jaxsparse: sparse training for JAX, on any Optax optimizer and any pytree.
+
+Masks are a pytree beside the parameters; everything that makes or changes them is a pure function;
+one Optax wrapper puts them to work, so the whole train step stays one jitted function.
+"""
+
+from jaxsparse import analysis, selection
+from jaxsparse.algorithms import fixed, gradual, rigl, sparse_evolution, sparse_momentum
+from jaxsparse.analysis import summary
+from jaxsparse.distributions import by_path, erdos_renyi, erk, uniform
+from jaxsparse.initialization import sparse_init
+from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
+from jaxsparse.plans import living
+from jaxsparse.pruning import prune, prune_iteratively, random_masks
+from jaxsparse.regrowth import drop_and_grow, redistribute
+from jaxsparse.schedules import constant, cosine, cubic, linear, once, periodic
+from jaxsparse.scores import (
+    gradient,
+    grasp,
+    magnitude,
+    random_scores,
+    saliency,
+    snip,
+    synflow,
+)
+from jaxsparse.states import SparseState, get_masks, init, metrics, reset, set_masks
+from jaxsparse.transform import sparsify
+from jaxsparse.trees import apply, default_prunable, density, overlap, pack, sparsity, unpack
+from jaxsparse.types import Axes, Rule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Axes",
+    "Pattern",
+    "Rule",
+    "SparseState",
+    "analysis",
+    "apply",
+    "block",
+    "by_path",
+    "channel",
+    "constant",
+    "cosine",
+    "cubic",
+    "default_prunable",
+    "density",
+    "drop_and_grow",
+    "erdos_renyi",
+    "erk",
+    "fan_in",
+    "fixed",
+    "get_masks",
+    "gradient",
+    "gradual",
+    "grasp",
+    "init",
+    "linear",
+    "living",
+    "magnitude",
+    "metrics",
+    "n_m",
+    "once",
+    "overlap",
+    "pack",
+    "periodic",
+    "prune",
+    "prune_iteratively",
+    "random_masks",
+    "random_scores",
+    "redistribute",
+    "reset",
+    "rigl",
+    "saliency",
+    "selection",
+    "set_masks",
+    "snip",
+    "sparse_evolution",
+    "sparse_init",
+    "sparse_momentum",
+    "sparsify",
+    "sparsity",
+    "summary",
+    "synflow",
+    "uniform",
+    "unpack",
+    "unstructured",
+]

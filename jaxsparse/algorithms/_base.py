@@ -1,0 +1,150 @@
+"""What the algorithms share: their keywords, the target of the masks, and the wrapping."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.plans import Plan, Spec
+from jaxsparse.pruning import select_by_layer
+from jaxsparse.schedules import as_schedule, cosine
+from jaxsparse.scores import random_scores
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule
+
+Algorithm = Callable[..., optax.GradientTransformationExtraArgs]
+
+
+def algorithm(
+    *, skip_update: bool = False, scopes: bool = False, random: bool = True
+) -> Callable[[Callable[..., Rule]], Algorithm]:
+    """Makes `name(inner, sparsity, *, key, ...)` of a function `(spec, *, ...) -> Rule`.
+
+    The shared keywords come from `Spec` and `sparsify`; `name.rule(...)` gives the bare rule.
+
+    Args:
+      skip_update: the method's default for `sparsify`.
+      scopes: whether it takes `scope="global"`.
+      random: whether it draws random numbers, and so needs a key.
+    """
+
+    def decorate(make: Callable[..., Rule]) -> Algorithm:
+        wrapping = _keywords(sparsify, {"skip_update", "regrown_state", "first_value"})
+        wrapping["skip_update"] = wrapping["skip_update"].replace(default=skip_update)
+        left_out = {"sparsity"} if scopes else {"sparsity", "scope"}
+        shared = {k: v for k, v in _keywords(Spec).items() if k not in left_out}
+
+        def rule(sparsity: Any, **options: Any) -> Rule:
+            target = {name: options.pop(name) for name in shared if name in options}
+            return make(Spec(sparsity, **target).checked(), **options)
+
+        def factory(inner: optax.GradientTransformation, sparsity: Any, **options: Any) -> Any:
+            bound = signature.bind(inner, sparsity, **options)
+            key = bound.kwargs.get("key", 0)
+            how = {"skip_update": skip_update}
+            how |= {name: options.pop(name) for name in wrapping if name in options}
+            options.pop("key", None)
+            return sparsify(inner, rule(sparsity, **options), key=key, **how)
+
+        empty = inspect.Parameter.empty
+        own = [p for name, p in inspect.signature(make).parameters.items() if name != "spec"]
+        signature = inspect.Signature(
+            [
+                inspect.Parameter("inner", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+                inspect.Parameter("sparsity", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+                inspect.Parameter(
+                    "key", inspect.Parameter.KEYWORD_ONLY, default=empty if random else 0
+                ),
+                *own,
+                *shared.values(),
+                *wrapping.values(),
+            ]
+        )
+        for function, name in ((factory, make.__name__), (rule, f"{make.__name__}.rule")):
+            function.__name__ = function.__qualname__ = name
+            function.__module__, function.__doc__ = make.__module__, make.__doc__
+        factory.__signature__ = signature
+        factory.rule = rule
+        return factory
+
+    return decorate
+
+
+def _keywords(function: Callable[..., Any], names: set[str] | None = None) -> dict[str, Any]:
+    found = inspect.signature(function).parameters
+    return {
+        name: p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, p in found.items()
+        if names is None or name in names
+    }
+
+
+def dynamic_rule(
+    spec: Spec,
+    fires: Schedule,
+    update: Callable[..., Any],
+    *,
+    state: Callable[[Plan, Params], Any] = lambda plan, params: (),
+    observe: Callable[..., Any] | None = None,
+    conserves: str = "layer",
+) -> Rule:
+    """A rule that starts from random masks with the counts of `spec` and conserves them.
+
+    Args:
+      spec: the shared keywords.
+      fires: when the masks change.
+      update: as in `Rule`, with the plan as a first argument.
+      state: `(plan, params) -> rule_state` at the start.
+      observe: `(plan, rule_state, grads, count) -> rule_state`; None keeps no state.
+      conserves: "layer", or "total" where weights move between layers.
+    """
+
+    def init(key: Key, params: Params) -> tuple[Masks, Any]:
+        plan = spec.plan(params)
+        kept = [entry and entry.kept(entry.sparsity) for entry in plan]
+        masks = select_by_layer(plan, random_scores(key, params), kept, [None] * len(plan))
+        return masks, state(plan, params)
+
+    def look(rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array) -> Any:
+        if observe is None:
+            return rule_state
+        return observe(spec.plan(params), rule_state, grads, count)
+
+    def alive(params: Params, count: int) -> Any:
+        leaves, treedef = jax.tree.flatten(params)
+        counts = [
+            entry.alive(entry.sparsity) if entry else jnp.size(leaf)
+            for entry, leaf in zip(spec.plan(params), leaves, strict=True)
+        ]
+        return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
+
+    return Rule(
+        init=init,
+        observe=look,
+        update=lambda key, count, masks, params, grads, rule_state: update(
+            spec.plan(params), key, count, masks, params, grads, rule_state
+        ),
+        fires=fires,
+        alive=alive,
+        sparse=lambda params: sparse_tree(spec.plan(params), params),
+    )
+
+
+def sparse_tree(plan: Plan, params: Params) -> Any:
+    """The bools of `Rule.sparse`."""
+    return jax.tree.structure(params).unflatten(entry is not None for entry in plan)
+
+
+def annealed(
+    drop_fraction: float | Array | Schedule | None,
+    default: float,
+    stop: int | None,
+    final: float = 0.0,
+) -> Schedule:
+    """A drop fraction as a schedule; None means `default`, annealed by a cosine where it ends."""
+    if drop_fraction is not None:
+        return as_schedule(drop_fraction)
+    return as_schedule(default) if stop is None else cosine(default, stop, final)

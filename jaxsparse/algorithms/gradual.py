@@ -1,0 +1,120 @@
+"""Gradual magnitude pruning: from dense to sparse along a cubic schedule."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.algorithms._base import algorithm, sparse_tree
+from jaxsparse.plans import Plan, Spec, full_masks, living
+from jaxsparse.pruning import select_by_layer, select_globally
+from jaxsparse.schedules import check_count, cubic, periodic
+from jaxsparse.scores import magnitude
+from jaxsparse.types import Array, Masks, Params, Rule
+
+
+@algorithm(scopes=True, random=False)
+def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
+    """Prunes by magnitude while training: `s(t) = s * (1 - (1 - (t - start) / (stop - start))^3)`.
+
+    After the weight steps at counts start, start + every, ... and `stop`, the largest `|w|` among
+    the living weights stay; pruned weights do not come back.
+
+    Args:
+      inner: any Optax optimizer.
+      sparsity: the final fraction of zeros in [0, 1), or `{path regex: sparsity}`.
+      start: the count at which the sparsity begins to rise.
+      stop: the count at which the final sparsity is reached; larger than `start`.
+      every: steps between mask updates, at least 1.
+      scope: "layer", or "global" where the layers compete and only the total is fixed.
+      distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
+      regrown_state: as for `jaxsparse.sparsify`.
+
+    Returns:
+      A `GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError: a value out of range, or a pattern (N:M) that knows no sparsity in between.
+      TypeError: a value of the wrong kind.
+
+    References:
+      Zhu & Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
+      compression" (2017), equation 1.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxsparse
+      >>> tx = gradual(optax.sgd(0.1), sparsity=0.75, start=0, stop=2, every=1)
+      >>> params = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+      >>> params, state = jaxsparse.init(tx, params)
+      >>> for _ in range(3):
+      ...     updates, state = tx.update({"kernel": jnp.zeros((4, 4))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(int(jaxsparse.get_masks(state, params)["kernel"].sum()))
+      16
+      6
+      4
+    """
+    for argument, value, least in (("start", start, 0), ("stop", stop, 1), ("every", every, 1)):
+        check_count(argument, value, least)
+        if not isinstance(value, int):
+            raise TypeError(
+                f"{argument} must be a Python int, because the counts of living weights are made "
+                f"from it; under optax.inject_hyperparams name it in static_args. Got {value!r}."
+            )
+    pattern, scope = spec.pattern, spec.scope
+    if pattern.fixed is not None:
+        raise ValueError(
+            f"gradual does not go with pattern {pattern.name}, which knows no sparsity in between; "
+            "prune once with jaxsparse.prune and train with jaxsparse.fixed."
+        )
+    ramp = cubic(1.0, start, stop)
+    moments = [*range(start, stop, every), stop]
+    inside = periodic(every, start, stop)
+
+    def counts(plan: Plan, progress: float) -> list[int | None] | int:
+        """Groups that live when the ramp is at `progress`, per row of each leaf or in total."""
+        if scope == "global":
+            size = sum(p.groups.rows * p.groups.columns for p in plan if p)
+            return living(size, spec.sparsity * progress)
+        return [p and p.kept(p.sparsity * progress) for p in plan]
+
+    def table(plan: Plan) -> Any:
+        """The counts at every moment, as exact integers."""
+        rows = [counts(plan, ramp(t)) for t in moments]
+        if scope == "global":
+            return jnp.array(rows, jnp.int32)
+        return [c[0] if c[0] is None else jnp.array(c, jnp.int32) for c in zip(*rows, strict=True)]
+
+    def update(
+        key: Array, count: Array, masks: Masks, params: Params, grads: Params, state: Any
+    ) -> tuple[Masks, Any]:
+        plan, scores, within = spec.plan(params), magnitude(params), jax.tree.leaves(masks)
+        moment = jnp.where(count >= stop, len(moments) - 1, (count - start) // every)
+        kept = jax.tree.map(lambda column: column[moment], table(plan))
+        if scope == "global":
+            return select_globally(plan, scores, kept, within), state
+        return select_by_layer(plan, scores, kept, within), state
+
+    def alive(params: Params, count: int) -> Any:
+        plan, leaves = spec.plan(params), jax.tree.leaves(params)
+        done = [t for t in moments if t <= count]
+        at = counts(plan, ramp(done[-1]) if done else 0.0)
+        if scope == "global":
+            size = next(p.groups.size for p in plan if p)
+            dense = [jnp.size(x) for p, x in zip(plan, leaves, strict=True) if p is None]
+            return at * size + sum(dense)
+        per_leaf = [
+            p.groups.rows * p.groups.size * k if p else jnp.size(leaf)
+            for p, k, leaf in zip(plan, at, leaves, strict=True)
+        ]
+        return jax.tree.structure(params).unflatten(per_leaf)
+
+    return Rule(
+        init=lambda key, params: (full_masks(params), ()),
+        observe=lambda rule_state, *_: rule_state,
+        update=update,
+        fires=lambda count: inside(count) | (count == stop),
+        alive=alive,
+        sparse=lambda params: sparse_tree(spec.plan(params), params),
+        grows=False,
+    )

@@ -1,0 +1,74 @@
+"""A table of a sparse net for people to read."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse import trees
+from jaxsparse.types import Masks, Params, Prunable
+
+
+def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -> str:
+    """A table with one line per leaf: shape, living weights, sparsity, bytes, why it is dense.
+
+    Bytes are those of the dense array as it is stored; a mask adds one byte per weight. The last
+    lines count all leaves, and the prunable ones alone, whose sparsity is the one asked for.
+
+    Args:
+      params: the parameters (or their shapes).
+      masks: boolean arrays in the structure of `params`.
+      prunable: the filter that the algorithm was given, if any.
+
+    Returns:
+      Text, ready for `print`.
+
+    Raises:
+      ValueError: the trees differ.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxsparse
+      >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+      >>> print(summary(params, jaxsparse.prune(params, 0.75)))
+      leaf      shape   alive     size  sparsity   bytes  dense because
+      bias      4           4        4    0.0000      16  named bias
+      kernel    4x4         4       16    0.7500      64
+      all                   8       20    0.6000      80
+      prunable              4       16    0.7500      64
+    """
+    rows, totals = [], {"all": [0, 0, 0], "prunable": [0, 0, 0]}
+    leaves = trees.check_same(params, masks, "masks")
+    for (path, leaf), mask in zip(jax.tree.leaves_with_path(params), leaves, strict=True):
+        if not trees.is_array(leaf):
+            continue
+        name, size = trees.name(path), leaf.size
+        alive = size if mask is None else int(jnp.sum(mask))
+        stored = size * leaf.dtype.itemsize
+        reason = trees.why_dense(name, leaf)
+        if prunable is not None:
+            reason = None if prunable(name, leaf) else "not prunable"
+        for total in ("all", "prunable")[: 1 if reason else 2]:
+            totals[total] = [
+                a + b for a, b in zip(totals[total], (alive, size, stored), strict=True)
+            ]
+        if reason is None and alive == size:
+            reason = "nothing pruned"
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        rows.append((name, shape, alive, size, stored, reason or ""))
+    rows += [(name, "", *counts, "") for name, counts in totals.items()]
+    return _table(rows)
+
+
+def _table(rows: list[tuple[str, str, int, int, int, str]]) -> str:
+    cells = [("leaf", "shape", "alive", "size", "sparsity", "bytes", "dense because")]
+    for name, shape, alive, size, stored, reason in rows:
+        zero = 1 - alive / size if size else 0.0
+        cells.append((name, shape, f"{alive:,}", f"{size:,}", f"{zero:.4f}", f"{stored:,}", reason))
+    widths = [max(len(row[i]) for row in cells) for i in range(7)]
+    left = (0, 1, 6)
+    lines = [
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)

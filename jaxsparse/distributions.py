@@ -1,0 +1,195 @@
+"""How a target sparsity is spread over the layers: `(params, sparsity) -> tree of floats`."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxsparse import trees
+from jaxsparse.axes import leaf_axes
+from jaxsparse.types import Array, AxesSpec, Params, Prunable, Sparsities
+
+
+def uniform(
+    params: Params, sparsity: float | Array, *, prunable: Prunable | None = None
+) -> Sparsities:
+    """The same sparsity in every prunable leaf, 0.0 elsewhere.
+
+    Args:
+      params: any pytree.
+      sparsity: in [0, 1).
+      prunable: `(path, leaf) -> bool`; see `jaxsparse.default_prunable`.
+
+    Returns:
+      A tree of floats in the structure of `params`.
+
+    Raises:
+      ValueError: the sparsity is out of range, or the filter matches nothing.
+
+    Differs from the paper:
+      RigL's uniform distribution keeps the first layer dense; here a filter does that.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> uniform({"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}, 0.5)
+      {'bias': 0.0, 'kernel': 0.5}
+    """
+    check_sparsity(sparsity)
+    chosen = trees.sparse_leaves(params, prunable)
+    return jax.tree.structure(params).unflatten(sparsity if use else 0.0 for use in chosen)
+
+
+def erdos_renyi(
+    params: Params,
+    sparsity: float,
+    *,
+    prunable: Prunable | None = None,
+    axes: AxesSpec = None,
+) -> Sparsities:
+    """Erdos-Renyi: a leaf's density is proportional to `(n_in + n_out) / (n_in * n_out)`.
+
+    The factor is chosen such that the whole net has the target sparsity; leaves that would be
+    denser than 1 are kept whole and the factor is solved for again.
+
+    Args:
+      params: any pytree.
+      sparsity: of all prunable leaves together, in [0, 1).
+      prunable: `(path, leaf) -> bool`.
+      axes: which axes are inputs, outputs and stacked layers; see `jaxsparse.axes.leaf_axes`.
+
+    Raises:
+      ValueError: the sparsity is out of range, the filter matches nothing, or the axes of a
+        leaf with more than two of them are ambiguous.
+
+    References:
+      Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
+      connectivity" (2018), equation 3; Evci et al., "Rigging the Lottery" (2020), section 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"a": jnp.ones((100, 10)), "b": jnp.ones((10, 10))}
+      >>> {k: round(v, 3) for k, v in erdos_renyi(params, 0.8).items()}
+      {'a': 0.814, 'b': 0.662}
+    """
+
+    def raw(path: str, leaf: Any) -> float:
+        if len(leaf.shape) == 2 and axes is None:
+            n_in, n_out = leaf.shape
+        else:
+            found = leaf_axes(axes, path, leaf)
+            n_in = math.prod(leaf.shape[a] for a in found.inputs)
+            n_out = math.prod(leaf.shape[a] for a in found.outputs)
+        return (n_in + n_out) / (n_in * n_out)
+
+    return _balanced(params, sparsity, prunable, raw)
+
+
+def erk(
+    params: Params,
+    sparsity: float,
+    *,
+    prunable: Prunable | None = None,
+    axes: AxesSpec = None,
+) -> Sparsities:
+    """Erdos-Renyi-Kernel: as `erdos_renyi`, with the kernel's spatial axes in the sum.
+
+    A leaf's density is proportional to `(n_in + n_out + w + h) / (n_in * n_out * w * h)`.
+    Arguments and errors as for `erdos_renyi`.
+
+    References:
+      Evci et al., "Rigging the Lottery" (2020), section 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"conv/kernel": jnp.ones((3, 3, 16, 32)), "head/kernel": jnp.ones((32, 10))}
+      >>> {k: round(v, 3) for k, v in erk(params, 0.9).items()}
+      {'conv/kernel': 0.94, 'head/kernel': 0.326}
+    """
+
+    def raw(path: str, leaf: Any) -> float:
+        shape = list(leaf.shape)
+        if len(shape) > 2 or axes is not None:
+            found = leaf_axes(axes, path, leaf)
+            named = {*found.inputs, *found.outputs, *found.stacked}
+            shape = [math.prod(leaf.shape[a] for a in found.inputs)]
+            shape += [math.prod(leaf.shape[a] for a in found.outputs)]
+            shape += [size for a, size in enumerate(leaf.shape) if a not in named]
+        return sum(shape) / math.prod(shape)
+
+    return _balanced(params, sparsity, prunable, raw)
+
+
+def by_path(
+    params: Params, sparsity: Mapping[str, float], *, prunable: Prunable | None = None
+) -> Sparsities:
+    """A sparsity per path: the first regular expression that is found in a leaf's path decides.
+
+    Prunable leaves that no expression matches stay dense.
+
+    Raises:
+      ValueError: a sparsity out of range, or an expression that matches no prunable leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"fc1": {"kernel": jnp.ones((4, 3))}, "head": {"kernel": jnp.ones((3, 2))}}
+      >>> by_path(params, {"fc": 0.9, ".*": 0.5})
+      {'fc1': {'kernel': 0.9}, 'head': {'kernel': 0.5}}
+    """
+    for value in sparsity.values():
+        check_sparsity(value)
+    chosen = trees.sparse_leaves(params, prunable)
+    names = [trees.name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    used, found = set(), []
+    for leaf, use in zip(names, chosen, strict=True):
+        regex = next((r for r in sparsity if use and re.search(r, leaf)), None)
+        used.add(regex)
+        found.append(0.0 if regex is None else float(sparsity[regex]))
+    unused = [regex for regex in sparsity if regex not in used]
+    if unused and names:
+        raise ValueError(
+            f"sparsity: {unused[0]!r} decides no prunable leaf; the leaves are {', '.join(names)}."
+        )
+    return jax.tree.structure(params).unflatten(found)
+
+
+def check_sparsity(sparsity: Any, argument: str = "sparsity") -> None:
+    """Raises unless `sparsity` is a number in [0, 1); traced values are not checked."""
+    if isinstance(sparsity, bool) or not (
+        isinstance(sparsity, int | float) or hasattr(sparsity, "dtype")
+    ):
+        raise TypeError(f"{argument} must be a number in [0, 1), got {sparsity!r}.")
+    if not isinstance(sparsity, jax.core.Tracer) and not 0 <= sparsity < 1:
+        raise ValueError(
+            f"{argument} must be in [0, 1), got {sparsity}. It is the fraction of weights that are "
+            "zero: 0.9 keeps one weight in ten."
+        )
+
+
+def _balanced(params: Params, sparsity: float, prunable: Prunable | None, raw: Any) -> Sparsities:
+    if isinstance(sparsity, jax.core.Tracer):
+        raise TypeError(
+            "sparsity is traced, but this distribution needs a Python float; under "
+            "optax.inject_hyperparams pass static_args=('sparsity',)."
+        )
+    check_sparsity(sparsity)
+    found = jax.tree.leaves_with_path(params)
+    chosen = trees.sparse_leaves(params, prunable)
+    free = {
+        i: (raw(trees.name(path), leaf), math.prod(leaf.shape))
+        for i, ((path, leaf), use) in enumerate(zip(found, chosen, strict=True))
+        if use and math.prod(leaf.shape)
+    }
+    densities = [1.0] * len(found)
+    budget = (1 - sparsity) * sum(size for _, size in free.values())
+    while free:
+        factor = budget / sum(density * size for density, size in free.values())
+        largest = max(density for density, _ in free.values())
+        if factor * largest <= 1:
+            for i, (density, _) in free.items():
+                densities[i] = factor * density
+            break
+        for i in [i for i, (density, _) in free.items() if density == largest]:
+            budget -= free.pop(i)[1]
+    return jax.tree.structure(params).unflatten(float(1 - d) for d in densities)

@@ -1,0 +1,208 @@
+"""The plan of a net: for every leaf, whether it is sparse, in which pattern, and how many weights
+live. Plans are made from shapes and Python numbers while tracing, so they cost a step nothing.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse import distributions, trees
+from jaxsparse.axes import leaf_axes
+from jaxsparse.patterns import Groups, Pattern, group_mask, select, unstructured
+from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Masks, Params, Prunable
+
+
+def living(size: int, sparsity: float | Array) -> int | Array:
+    """The number of weights that live: `floor(size * (1 - sparsity) + 0.5)`, as a Python int.
+
+    Every count in the library comes from here. A traced sparsity gives a traced int32.
+
+    Example:
+      >>> living(1000, 0.9), living(5, 0.5)
+      (100, 3)
+    """
+    if isinstance(sparsity, jax.core.Tracer):
+        return jnp.floor(size * (1 - sparsity) + 0.5).astype(jnp.int32)
+    return math.floor(size * (1 - float(sparsity)) + 0.5)
+
+
+class LeafPlan(NamedTuple):
+    """What is decided about one leaf that may be sparse.
+
+    Attributes:
+      path: the leaf's name, such as `"fc1/kernel"`.
+      shape: its shape.
+      sparsity: its target in [0, 1), or None where only the total is fixed.
+      pattern: which weights live or die together.
+      axes: its axes, where the pattern uses them.
+      groups: rows, columns and weights per group.
+      least: groups that each row keeps at least.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    sparsity: float | Array | None
+    pattern: Pattern
+    axes: Axes | None
+    groups: Groups
+    least: int
+
+    def kept(self, sparsity: float | Array) -> int | Array:
+        """Groups per row that live at a sparsity."""
+        if self.pattern.fixed is not None:
+            return self._fixed(sparsity)
+        count = living(self.groups.columns, sparsity)
+        if isinstance(count, int):
+            return min(max(count, self.least), self.groups.columns)
+        return jnp.clip(count, self.least, self.groups.columns)
+
+    def alive(self, sparsity: float | Array) -> int | Array:
+        """Weights that live at a sparsity."""
+        return self.kept(sparsity) * self.groups.rows * self.groups.size
+
+    def select(self, scores: Array, k: int | Array, where: Array | None = None) -> Array:
+        """The mask of the `k` best groups of every row; see `jaxsparse.patterns.select`."""
+        return select(self.pattern, self.axes, scores, k, where)
+
+    def count(self, mask: Array, by_rows: bool = False) -> Array:
+        """Living groups of a mask, an int32 scalar, or one per row."""
+        groups = group_mask(self.pattern, self.axes, mask)
+        return jnp.sum(groups, -1 if by_rows else None, dtype=jnp.int32)
+
+    def _fixed(self, sparsity: float | Array) -> int:
+        n, m = self.pattern.fixed, self.groups.columns
+        if not isinstance(sparsity, jax.core.Tracer) and living(m, sparsity) != n:
+            raise ValueError(
+                f"sparsity {sparsity} at {self.path!r} cannot be reached: pattern "
+                f"{self.pattern.name} keeps {n} of {m}; ask for sparsity={1 - n / m}."
+            )
+        return n
+
+
+Plan = list[LeafPlan | None]
+"""One entry per leaf of the tree, in flattening order; None = the leaf is dense."""
+
+
+class Spec(NamedTuple):
+    """The shared keywords of every method: how sparse, where, and in which shape.
+
+    Attributes:
+      sparsity: in [0, 1), or `{path regex: sparsity}`.
+      distribution: how it is spread over the leaves: a function or a tree of floats.
+      scope: "layer", or "global" where leaves compete and only the total is fixed.
+      prunable: `(path, leaf) -> bool`; None means `jaxsparse.default_prunable`.
+      pattern: which weights live or die together.
+      axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
+      min_alive: weights that every sparse leaf keeps at least.
+    """
+
+    sparsity: Any
+    distribution: Distribution | Any = distributions.uniform
+    scope: str = "layer"
+    prunable: Prunable | None = None
+    pattern: Pattern = unstructured
+    axes: AxesSpec = None
+    min_alive: int = 1
+
+    def checked(self) -> "Spec":
+        """Raises for whatever can be told to be wrong without parameters."""
+        values = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
+        for value in values:
+            distributions.check_sparsity(value)
+        if self.scope not in ("layer", "global"):
+            raise ValueError(f'scope must be "layer" or "global", got {self.scope!r}.')
+        if not isinstance(self.pattern, Pattern):
+            raise TypeError(
+                f"pattern must be unstructured, n_m(n, m), block(r, c), channel or fan_in, got "
+                f"{self.pattern!r}."
+            )
+        if self.prunable is not None and not callable(self.prunable):
+            raise TypeError(f"prunable must be a function (path, leaf), got {self.prunable!r}.")
+        if isinstance(self.min_alive, bool) or not isinstance(self.min_alive, int):
+            raise TypeError(f"min_alive must be an int, got {self.min_alive!r}.")
+        if self.min_alive < 0:
+            raise ValueError(f"min_alive must be at least 0, got {self.min_alive}.")
+        if self.scope == "global" and self.pattern.by_rows:
+            raise ValueError(
+                f'scope="global" does not go with pattern {self.pattern.name}: every row keeps '
+                'its own count. Use scope="layer".'
+            )
+        if self.scope == "global" and isinstance(self.sparsity, Mapping):
+            raise ValueError('scope="global" needs one sparsity, not one per path.')
+        return self
+
+    def plan(self, params: Params) -> Plan:
+        """The plan for these parameters; only their paths, shapes and types are looked at."""
+        found = jax.tree.leaves_with_path(params)
+        targets = self._targets(params)
+        plan: Plan = []
+        for (path, leaf), target in zip(found, targets, strict=True):
+            plan.append(None if target == "dense" else self._leaf(trees.name(path), leaf, target))
+        sizes = {entry.groups.size for entry in plan if entry}
+        if self.scope == "global" and len(sizes) > 1:
+            raise ValueError(
+                f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
+                f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
+            )
+        return plan
+
+    def _targets(self, params: Params) -> list[Any]:
+        chosen = trees.sparse_leaves(params, self.prunable)
+        if self.scope == "global":
+            return [None if use else "dense" for use in chosen]
+        if isinstance(self.sparsity, Mapping):
+            tree = distributions.by_path(params, self.sparsity, prunable=self.prunable)
+        elif callable(self.distribution):
+            given = {"prunable": self.prunable, "axes": self.axes}
+            taken = inspect.signature(self.distribution).parameters
+            options = {key: value for key, value in given.items() if key in taken}
+            tree = self.distribution(params, self.sparsity, **options)
+        else:
+            tree = self.distribution
+        leaves = trees.check_same(params, tree, "distribution", shapes=False)
+        targets: list[Any] = []
+        for (path, _), use, value in zip(
+            jax.tree.leaves_with_path(params), chosen, leaves, strict=True
+        ):
+            if not use or (isinstance(value, int | float) and value == 0):
+                targets.append("dense")
+                continue
+            distributions.check_sparsity(value, f"distribution at {trees.name(path)!r}")
+            targets.append(value)
+        return targets
+
+    def _leaf(self, path: str, leaf: Array, target: float | None) -> LeafPlan:
+        uses = self.pattern.uses_axes
+        axes = leaf_axes(self.axes, path, leaf) if uses else None
+        groups = self.pattern.groups(path, leaf.shape, axes)
+        least = min(-(-self.min_alive // max(groups.rows * groups.size, 1)), groups.columns)
+        return LeafPlan(path, leaf.shape, target, self.pattern, axes, groups, least)
+
+
+def map_plan(
+    plan: Plan,
+    function: Callable[..., Any],
+    otherwise: Callable[[Any], Any],
+    tree: Any,
+    *rest: list[Any],
+) -> Any:
+    """Maps `(leaf plan, leaf, *others)` over the sparse leaves and `otherwise` over the others."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten(
+        function(entry, leaf, *(other[i] for other in rest)) if entry else otherwise(leaf)
+        for i, (entry, leaf) in enumerate(zip(plan, leaves, strict=True))
+    )
+
+
+def full_mask(leaf: Any) -> Any:
+    """The mask of a dense leaf: all True; what is not an array stays what it is."""
+    return jnp.ones(leaf.shape, bool) if trees.is_array(leaf) else leaf
+
+
+def full_masks(params: Params) -> Masks:
+    """Masks in which every weight lives."""
+    return jax.tree.map(full_mask, params)

@@ -1,0 +1,222 @@
+"""Scores -> masks: one-shot and iterative pruning, per layer and globally; random masks."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse import trees
+from jaxsparse.distributions import check_sparsity, uniform
+from jaxsparse.patterns import Pattern, group_mask, unstructured
+from jaxsparse.plans import LeafPlan, Plan, Spec, full_mask, living, map_plan
+from jaxsparse.scores import random_scores
+from jaxsparse.selection import global_top_k_masks
+from jaxsparse.trees import apply
+from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
+
+
+def prune(
+    scores: Scores,
+    sparsity: float | Mapping[str, float],
+    *,
+    scope: str = "layer",
+    distribution: Distribution | Any = uniform,
+    within: Masks | None = None,
+    prunable: Prunable | None = None,
+    pattern: Pattern = unstructured,
+    axes: AxesSpec = None,
+    min_alive: int = 1,
+) -> Masks:
+    """Keeps the weights with the highest scores.
+
+    Of a leaf with n weights exactly `floor(n * (1 - sparsity) + 0.5)` live, ties going to the
+    lowest flat index; with `scope="global"` that holds for all prunable leaves together.
+
+    Args:
+      scores: floats in the structure of the parameters, higher = kept; NaN ranks lowest.
+      sparsity: the fraction that is zero, in [0, 1), or `{path regex: sparsity}`. It counts from
+        the whole leaf, also with `within`.
+      scope: "layer", or "global" where all prunable leaves compete.
+      distribution: for scope "layer": `uniform`, `erdos_renyi`, `erk`, a function of your own or a
+        tree of floats.
+      within: masks; weights that are dead there stay dead.
+      prunable: `(path, leaf) -> bool`; the other leaves stay dense.
+      pattern: `unstructured`, `n_m(n, m)`, `block(r, c)`, `channel` or `fan_in`.
+      axes: what the axes of the leaves mean, for patterns and distributions that ask.
+      min_alive: weights that every leaf keeps at least.
+
+    Returns:
+      Masks in the structure of `scores`; dense leaves are all True.
+
+    Raises:
+      ValueError: an argument out of range, trees that differ, a filter that matches nothing, a
+        pattern that does not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = {"a": jnp.array([[1.0, 9.0]] * 2), "b": jnp.array([[3.0, 4.0]] * 2)}
+      >>> prune(scores, 0.5)["a"].tolist()
+      [[False, True], [False, True]]
+      >>> prune(scores, 0.75, scope="global", min_alive=0)["b"].tolist()
+      [[False, False], [False, False]]
+    """
+    spec = Spec(sparsity, distribution, scope, prunable, pattern, axes, min_alive).checked()
+    plan = spec.plan(scores)
+    eligible = [None] * len(plan)
+    if within is not None:
+        eligible = trees.check_same(scores, within, "within")
+    if scope == "global":
+        total = living(sum(p.groups.rows * p.groups.columns for p in plan if p), sparsity)
+        return select_globally(plan, scores, total, eligible)
+    return select_by_layer(plan, scores, [p and p.kept(p.sparsity) for p in plan], eligible)
+
+
+def select_by_layer(
+    plan: Plan, scores: Scores, kept: list[int | Array | None], eligible: list[Array | None]
+) -> Masks:
+    """Masks of the `kept[i]` best groups per row of every sparse leaf."""
+
+    def leaf(entry: LeafPlan, score: Array, k: int | Array, where: Array | None) -> Array:
+        return entry.select(score, k, where)
+
+    return map_plan(plan, leaf, full_mask, scores, kept, eligible)
+
+
+def select_globally(
+    plan: Plan, scores: Scores, total: int | Array, eligible: list[Array | None]
+) -> Masks:
+    """Masks of the `total` best groups of all sparse leaves; each keeps its own `least` first."""
+    leaves = jax.tree.leaves(scores)
+    sparse = [i for i, entry in enumerate(plan) if entry]
+    gathered = {i: plan[i].pattern.gather(leaves[i], plan[i].axes) for i in sparse}
+    safe, where = [], []
+    for i in sparse:
+        entry, alive = plan[i], jnp.ones(gathered[i].shape, bool)
+        if eligible[i] is not None:
+            alive = group_mask(entry.pattern, entry.axes, eligible[i])
+        best = entry.select(leaves[i], entry.least, eligible[i])
+        best = group_mask(entry.pattern, entry.axes, best)
+        safe.append(best)
+        where.append(alive & ~best)
+    spent = sum(jnp.sum(mask, dtype=jnp.int32) for mask in safe) if safe else 0
+    chosen = global_top_k_masks([gathered[i] for i in sparse], total - spent, where=where)
+    masks = {
+        i: plan[i].pattern.spread(best | more, plan[i].shape, plan[i].axes)
+        for i, best, more in zip(sparse, safe, chosen, strict=True)
+    }
+    return jax.tree.structure(scores).unflatten(
+        masks[i] if i in masks else full_mask(leaf) for i, leaf in enumerate(leaves)
+    )
+
+
+def random_masks(
+    key: Key,
+    params: Params,
+    sparsity: float | Mapping[str, float],
+    *,
+    distribution: Distribution | Any = uniform,
+    prunable: Prunable | None = None,
+    pattern: Pattern = unstructured,
+    axes: AxesSpec = None,
+    min_alive: int = 1,
+) -> Masks:
+    """Random masks with exact counts: the masks of uniform random scores.
+
+    Args:
+      key: an int, a typed key or raw key data; every leaf has its own stream, folded by its path.
+      params: any pytree; only paths, shapes, types and shardings are looked at.
+      sparsity, distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
+
+    Returns:
+      Masks in the structure of `params`.
+
+    Raises:
+      ValueError: as for `jaxsparse.prune`.
+      TypeError: `key` is not a key.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(random_masks(0, {"kernel": jnp.ones((10, 10))}, 0.95)["kernel"].sum())
+      5
+    """
+    return prune(
+        random_scores(key, params),
+        sparsity,
+        distribution=distribution,
+        prunable=prunable,
+        pattern=pattern,
+        axes=axes,
+        min_alive=min_alive,
+    )
+
+
+def prune_iteratively(
+    score: Callable[[Params], Scores],
+    params: Params,
+    sparsity: float,
+    *,
+    rounds: int = 100,
+    scope: str = "global",
+    **options: Any,
+) -> Masks:
+    """Prunes in rounds, scoring the survivors anew each time; after round r a density of
+    `(1 - sparsity)^(r / rounds)` is left.
+
+    Args:
+      score: `params -> scores`, called with the dead weights at zero, e.g.
+        `lambda p: jaxsparse.synflow(forward, p, inputs)`.
+      params: the weights.
+      sparsity: after the last round, in [0, 1).
+      rounds: at least 1.
+      scope: "global" as published, or "layer".
+      **options: `prunable`, `pattern`, `axes`, `min_alive` of `jaxsparse.prune`.
+
+    Returns:
+      Masks in the structure of `params`; a weight that died in one round stays dead.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    References:
+      Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic
+      flow" (2020), algorithm 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+      >>> masks = prune_iteratively(lambda p: p, params, 0.75, rounds=3)
+      >>> masks["kernel"][3].tolist()
+      [True, True, True, True]
+    """
+    check_sparsity(sparsity)
+    if isinstance(rounds, bool) or not isinstance(rounds, int):
+        raise TypeError(f"rounds must be an int, got {rounds!r}.")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}.")
+    spec = Spec(sparsity, scope=scope, **options).checked()
+    plan = spec.plan(params)
+    steps = [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds)] + [sparsity]
+    size = sum(p.groups.rows * p.groups.columns for p in plan if p)
+    totals = jnp.array([living(size, s) for s in steps], jnp.int32)
+    kept = [p and jnp.array([p.kept(s) for s in steps], jnp.int32) for p in plan]
+
+    arrays, treedef = jax.tree.flatten(jax.tree.map(full_mask, params))
+    traced = [i for i, leaf in enumerate(arrays) if trees.is_array(leaf)]
+
+    def one_round(carry: list[Array], r: Array) -> tuple[list[Array], None]:
+        within = list(arrays)
+        for i, mask in zip(traced, carry, strict=True):
+            within[i] = mask
+        scores = score(apply(params, treedef.unflatten(within)))
+        if scope == "global":
+            masks = select_globally(plan, scores, totals[r], within)
+        else:
+            counts = [None if k is None else k[r] for k in kept]
+            masks = select_by_layer(plan, scores, counts, within)
+        return [jax.tree.leaves(masks)[i] for i in traced], None
+
+    final, _ = jax.lax.scan(one_round, [arrays[i] for i in traced], jnp.arange(rounds))
+    for i, mask in zip(traced, final, strict=True):
+        arrays[i] = mask
+    return treedef.unflatten(arrays)

@@ -1,0 +1,201 @@
+"""Scores say which weights matter: one float per weight, higher = kept or grown first.
+
+Every function maps trees to a tree of the same structure; leaves that are not floating arrays pass
+through. Scores are where gradients stop: no derivative flows through a selection made from them.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse import trees
+from jaxsparse.types import Array, Key, Params, Prunable, Scores
+
+Loss = Callable[[Params, Any], Array]
+
+
+def _floats(function: Callable[..., Array], params: Params, *rest: Any, what: str) -> Scores:
+    def leaf(path: str, p: Array, *others: Any) -> Any:
+        return function(path, p, *others) if trees.is_float(p) else p
+
+    return trees.map_arrays(leaf, params, *rest, what=what)
+
+
+def magnitude(params: Params) -> Scores:
+    """The size of a weight: `|w|`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> magnitude({"w": jnp.array([-2.0, 1.0])})["w"].tolist()
+      [2.0, 1.0]
+    """
+    return _floats(lambda _, p: jnp.abs(p), params, what="params")
+
+
+def random_scores(key: Key, params: Params) -> Scores:
+    """Independent uniform scores in [0, 1), each leaf from its own stream, folded by its path.
+
+    Args:
+      key: an int, a typed key or raw key data.
+      params: the tree whose shapes (and shardings, where the leaves are concrete) are taken.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> random_scores(0, {"w": jnp.ones((2, 3))})["w"].shape
+      (2, 3)
+    """
+    key = trees.as_key(key)
+
+    def draw(path: str, p: Array) -> Array:
+        sharding = None
+        if (
+            isinstance(p, jax.Array)
+            and not isinstance(p, jax.core.Tracer)
+            and not p.is_fully_replicated
+        ):
+            sharding = p.sharding
+        return jax.jit(jax.random.uniform, static_argnums=1, out_shardings=sharding)(
+            trees.leaf_key(key, path), p.shape
+        )
+
+    return _floats(draw, params, what="params")
+
+
+def gradient(grads: Params) -> Scores:
+    """The size of the dense gradient: `|g|`, RigL's growth score.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gradient({"w": jnp.array([-2.0, 1.0])})["w"].tolist()
+      [2.0, 1.0]
+    """
+    return _floats(lambda _, g: jnp.abs(g), grads, what="grads")
+
+
+def saliency(params: Params, grads: Params) -> Scores:
+    """First-order change of the loss when a weight is removed: `|g * w|`.
+
+    Raises:
+      ValueError: the trees differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> saliency({"w": jnp.array([-2.0, 1.0])}, {"w": jnp.array([1.0, 3.0])})["w"].tolist()
+      [2.0, 3.0]
+    """
+    return _floats(lambda _, p, g: jnp.abs(p * g), params, grads, what="grads")
+
+
+def snip(loss: Loss, params: Params, batches: Iterable[Any]) -> Scores:
+    """Connection sensitivity at initialization: `|sum_b g_b * w|`, normalised to sum 1.
+
+    Args:
+      loss: `(params, batch) -> scalar`.
+      params: the weights at which to score.
+      batches: one or more batches; gradients are summed with their sign before the absolute value.
+
+    Returns:
+      Scores in the structure of `params`; prune them with `scope="global"` as published.
+
+    References:
+      Lee et al., "SNIP" (2019), equation 6.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = lambda p, x: (p["w"] * x).sum()
+      >>> snip(loss, {"w": jnp.array([1.0, 3.0])}, [jnp.ones(2)])["w"].tolist()
+      [0.25, 0.75]
+    """
+    scores = saliency(params, _total_gradient(loss, params, _several(batches)))
+    return _normalised(scores)
+
+
+def grasp(
+    loss: Loss, params: Params, batches: Iterable[Any], *, prunable: Prunable | None = None
+) -> Scores:
+    """Gradient signal preservation: `w * (H g)`, divided by the absolute value of its sum.
+
+    The weights whose removal lowers the gradient flow most score highest and are kept. `g` and `H`
+    are the gradient and Hessian of the loss summed over the batches, taken over prunable leaves.
+
+    Args:
+      loss: `(params, batch) -> scalar`; as published it divides the logits by a temperature of 200.
+      params: the weights at which to score.
+      batches: one or more batches.
+      prunable: `(path, leaf) -> bool`; the gradient of other leaves does not count.
+
+    References:
+      Wang et al., "Picking winning tickets before training by preserving gradient flow" (2020),
+      equation 8, with the sign turned so that higher is kept.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = lambda p, x: 0.5 * (p["kernel"] ** 2 * x).sum()
+      >>> p = {"kernel": jnp.array([[1.0, 2.0], [0.0, 0.0]])}
+      >>> grasp(loss, p, [jnp.ones((2, 2))])["kernel"].tolist()
+      [[0.20000000298023224, 0.800000011920929], [0.0, 0.0]]
+    """
+    batches = _several(batches)
+    total, treedef = jax.tree.flatten(_total_gradient(loss, params, batches))
+    chosen = trees.sparse_leaves(params, prunable)
+    flow = treedef.unflatten(
+        g if use else jnp.zeros_like(g) for g, use in zip(total, chosen, strict=True)
+    )
+    products = None
+    for batch in batches:
+        _, product = jax.jvp(lambda p, b=batch: jax.grad(loss)(p, b), (params,), (flow,))
+        products = product if products is None else jax.tree.map(jnp.add, products, product)
+    scores = _floats(lambda _, p, h: p * h, params, products, what="params")
+    return _normalised(scores)
+
+
+def synflow(forward: Callable[[Params, Any], Array], params: Params, inputs: Any) -> Scores:
+    """Synaptic flow: `|w * dR/dw|`, where R sums the outputs of the net of absolute weights.
+
+    Needs no data: every input is replaced by ones. As published it is used over about a hundred
+    rounds; see `jaxsparse.prune_iteratively`.
+
+    Args:
+      forward: `(params, inputs) -> outputs`.
+      params: the weights at which to score; dead weights must be zero.
+      inputs: one example batch (of size 1, say), for its shapes and types only.
+
+    References:
+      Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic
+      flow" (2020), algorithm 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> forward = lambda p, x: x @ p["w"]
+      >>> synflow(forward, {"w": jnp.array([[1.0], [-2.0]])}, jnp.zeros((1, 2)))["w"].tolist()
+      [[1.0], [2.0]]
+    """
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), inputs)
+    positive = magnitude(params)
+    flow = jax.grad(lambda p: jnp.sum(forward(p, ones)).astype(jnp.float32))(positive)
+    return saliency(positive, flow)
+
+
+def _several(batches: Iterable[Any]) -> list[Any]:
+    found = list(batches)
+    if not found:
+        raise ValueError("batches: needs at least one batch, got none.")
+    return found
+
+
+def _total_gradient(loss: Loss, params: Params, batches: list[Any]) -> Params:
+    total = None
+    for batch in batches:
+        grads = jax.grad(loss)(params, batch)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    return total
+
+
+def _normalised(scores: Scores) -> Scores:
+    total = sum(
+        jnp.sum(s.astype(jnp.float32)) for s in jax.tree.leaves(scores) if trees.is_float(s)
+    )
+    total = jnp.maximum(jnp.abs(total), jnp.finfo(jnp.float32).tiny)
+    return _floats(lambda _, s: s / total.astype(s.dtype), scores, what="scores")

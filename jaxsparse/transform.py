@@ -1,0 +1,286 @@
+"""`sparsify`: the single Optax wrapper. It keeps the masks in its state and puts a rule to work."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxsparse import trees
+from jaxsparse.schedules import never
+from jaxsparse.states import FORMAT, SparseState
+from jaxsparse.types import Array, Key, Masks, Params, Rule
+
+
+def sparsify(
+    inner: optax.GradientTransformation,
+    rule: Rule,
+    *,
+    key: Key,
+    skip_update: bool = False,
+    regrown_state: str = "reset",
+    first_value: Callable[[Array, Params], Params] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that its updates keep the parameters exactly sparse.
+
+    One call of `update` does, in this order: (1) `rule.observe` sees the dense gradients; (2) where
+    the rule fires, `rule.update` makes new masks (postponed while parameters, gradients or rule
+    state are not all finite); (3) inner state of weights that died goes back to its initial value;
+    (4) the inner optimizer sees the gradients and parameters of living weights; (5) living weights
+    move by its update, weights that came to life start at their first value, dead weights are set
+    to zero.
+
+    With `skip_update` the mask update replaces the weight step of that count, as in RigL: masks
+    are scored on the parameters as they are, no weight moves, and the inner state still advances.
+    Without it, masks are scored on the parameters that the step leads to, so the next forward
+    pass sees both.
+
+    Args:
+      inner: any Optax optimizer; it must not be followed by transformations that move dead weights.
+      rule: the method; see `jaxsparse.Rule`.
+      key: an int, a typed key or raw key data; may be traced.
+      skip_update: whether a mask update replaces the weight step.
+      regrown_state: "reset", or "keep" to leave the inner state of dead weights alone.
+      first_value: `(key, params) -> tree of values` for weights that come to life; default 0.
+
+    Returns:
+      A `GradientTransformationExtraArgs`; `update` needs `params` and forwards extra arguments.
+
+    Raises:
+      TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key.
+      ValueError: `regrown_state` is unknown; later, trees that differ from the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxsparse, optax
+      >>> tx = sparsify(optax.sgd(0.1), jaxsparse.rigl.rule(sparsity=0.5), key=0)
+      >>> params = {"kernel": jnp.ones((2, 2))}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update({"kernel": jnp.ones((2, 2))}, state, params)
+      >>> int((optax.apply_updates(params, updates)["kernel"] == 0).sum())
+      2
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a jaxsparse.Rule, got {rule!r}.")
+    if regrown_state not in ("reset", "keep"):
+        raise ValueError(f'regrown_state must be "reset" or "keep", got {regrown_state!r}.')
+    trees.as_key(key)
+    inner = optax.with_extra_args_support(inner)
+    static = rule.fires is never
+
+    def init_fn(params: Params) -> SparseState:
+        random = trees.as_key(key)
+        masks, rule_state = rule.init(random, params)
+        return SparseState(
+            version=jnp.int32(FORMAT),
+            count=jnp.int32(0),
+            key=jax.random.key_data(random),
+            masks=masks,
+            inner_state=inner.init(_living(params, masks, _sparse(rule, params))),
+            rule_state=rule_state,
+            pending=jnp.asarray(False),
+            postponed=jnp.int32(0),
+            last_update=jnp.int32(-1),
+            churn=jnp.float32(0),
+        )
+
+    def update_fn(
+        grads: Params, state: SparseState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, SparseState]:
+        if params is None:
+            raise ValueError(
+                "update needs the parameters: call tx.update(grads, opt_state, params)."
+            )
+        trees.check_same(params, grads, "grads")
+        trees.check_same(params, state.masks, "masks")
+        sparse, old = _sparse(rule, params), state.masks
+        impl = jax.random.key_impl(trees.as_key(key))
+        random = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
+        observed = rule.observe(state.rule_state, grads, old, params, state.count)
+
+        def attempt(wanted: Array) -> tuple[Masks, Any, Array, Array]:
+            scored = _living(params, old, sparse)
+            if not skip_update:
+                living = _living(grads, old, sparse)
+                moves, _ = inner.update(living, state.inner_state, scored, **extra)
+                scored = _living(optax.apply_updates(scored, moves), old, sparse)
+            masks, kept = rule.update(random, state.count, old, scored, grads, observed)
+            masks = _replace_sparse(sparse, old, masks)
+            churn = _churn(sparse, old, masks)
+            fired = wanted & _finite(_only(sparse, scored, grads)) & _finite([observed])
+            # The churn is always finite, but waiting for it lets the select, as the last reader of
+            # the old masks, write over them in place; otherwise every step would copy them.
+            last = fired & jnp.isfinite(churn)
+            return _where(last, masks, old), _where(fired, kept, observed), fired, churn
+
+        if static:
+            masks, rule_state, pending, churn = old, observed, state.pending, state.churn
+            fired = jnp.asarray(False)
+            inner_state = state.inner_state
+        else:
+            wanted = rule.fires(state.count) | state.pending
+            # Under vmap a batched predicate would run both branches at every step.
+            some = _any_replicate(wanted)
+            masks, rule_state, fired, churn = lax.cond(
+                some,
+                lambda: attempt(wanted),
+                lambda: (old, observed, jnp.zeros_like(wanted), jnp.float32(0)),
+            )
+            pending, churn = wanted & ~fired, jnp.where(fired, churn, state.churn)
+            inner_state = state.inner_state
+            if regrown_state == "reset":
+                fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
+                inner_state = _reset_dead(inner_state, fresh, params, masks, sparse, fired, some)
+
+        living = _living(grads, masks, sparse), _living(params, masks, sparse)
+        updates, inner_state = inner.update(living[0], inner_state, living[1], **extra)
+
+        def emit(u: Array, p: Array, mask: Array, before: Array, used: bool, first: Any) -> Array:
+            if not trees.is_array(u) or not jnp.issubdtype(u.dtype, jnp.inexact):
+                return u
+            u = u.astype(p.dtype)
+            zero = jnp.zeros((), p.dtype)
+            if skip_update and not static:
+                u = jnp.where(fired, zero, u)
+            if not used:
+                return u
+            if first is not None:
+                u = jnp.where(fired & ~before, first.astype(p.dtype) - p, u)
+            elif rule.grows and not (skip_update or static):
+                u = jnp.where(fired, jnp.where(before, u, -p), u)
+            return jnp.where(mask, u, -p)
+
+        leaves, treedef = jax.tree.flatten(params)
+        first = [None] * len(leaves)
+        if first_value is not None:
+            first = treedef.flatten_up_to(first_value(jax.random.fold_in(random, 1), params))
+        trees_ = [treedef.flatten_up_to(tree) for tree in (updates, params, masks, old)]
+        updates = treedef.unflatten(map(emit, *trees_, sparse, first))
+        return updates, SparseState(
+            version=state.version,
+            count=optax.safe_increment(state.count),
+            key=state.key,
+            masks=masks,
+            inner_state=inner_state,
+            rule_state=rule_state,
+            pending=pending,
+            postponed=state.postponed + pending,
+            last_update=jnp.where(fired, state.count, state.last_update),
+            churn=churn,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@jax.custom_batching.custom_vmap
+def _any_replicate(flag: Array) -> Array:
+    """Whether any replicate under `vmap` raises the flag; the answer itself is not batched."""
+    return flag
+
+
+@_any_replicate.def_vmap
+def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return _any_replicate(jnp.any(flag)), False
+
+
+def _sparse(rule: Rule, params: Params) -> list[bool]:
+    return jax.tree.leaves(rule.sparse(params))
+
+
+def _living(tree: Any, masks: Masks, sparse: list[bool]) -> Any:
+    """Zero off the masks; leaves that are never sparse cost nothing."""
+    leaves, treedef = jax.tree.flatten(masks)
+    found = treedef.flatten_up_to(tree)
+    return treedef.unflatten(
+        jnp.where(mask, leaf, jnp.zeros((), leaf.dtype)) if used and trees.is_array(leaf) else leaf
+        for leaf, mask, used in zip(found, leaves, sparse, strict=True)
+    )
+
+
+def _only(sparse: list[bool], *found: Any) -> list[Array]:
+    return [
+        x for tree in found for x, used in zip(jax.tree.leaves(tree), sparse, strict=True) if used
+    ]
+
+
+def _finite(found: list[Any]) -> Array:
+    arrays = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in arrays], bool))
+
+
+def _where(flag: Array, new: Any, old: Any) -> Any:
+    """Selects leaf by leaf; what did not change is passed on as it is, and so costs nothing."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(flag, a, b), new, old)
+
+
+def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
+    leaves, treedef = jax.tree.flatten(old)
+    found = trees.check_same(old, new, "the masks of rule.update")
+    return treedef.unflatten(
+        b if used else a for a, b, used in zip(leaves, found, sparse, strict=True)
+    )
+
+
+def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:
+    before, after = _only(sparse, old), _only(sparse, new)
+    born = sum(jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True))
+    alive = sum(jnp.sum(b, dtype=jnp.int32) for b in after)
+    return jnp.asarray(born, jnp.float32) / jnp.maximum(jnp.asarray(alive, jnp.float32), 1)
+
+
+def _reset_dead(
+    inner_state: Any,
+    fresh: Callable[[], Any],
+    params: Params,
+    masks: Masks,
+    sparse: list[bool],
+    fired: Array,
+    some: Array,
+) -> Any:
+    """Weight-shaped state off the masks goes back to what `inner.init` gives there.
+
+    A loop of zero or one turns, because a conditional or a select would copy the whole state.
+    """
+    found, treedef = jax.tree.flatten_with_path(inner_state)
+    leaves, masks = [leaf for _, leaf in found], jax.tree.leaves(masks)
+    owners = {
+        i: w
+        for i, (path, leaf) in enumerate(found)
+        if (w := _weight(path, leaf, params, sparse)) is not None
+    }
+    if not owners:
+        return inner_state
+
+    def reset(_: Array, carry: list[Array]) -> list[Array]:
+        initial = jax.tree.leaves(fresh())
+        return [
+            jnp.where(masks[w], leaf, jnp.where(fired, initial[i].astype(leaf.dtype), leaf))
+            for (i, w), leaf in zip(owners.items(), carry, strict=True)
+        ]
+
+    carry = lax.fori_loop(0, some.astype(jnp.int32), reset, [leaves[i] for i in owners])
+    for i, leaf in zip(owners, carry, strict=True):
+        leaves[i] = leaf
+    return treedef.unflatten(leaves)
+
+
+def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[bool]) -> int | None:
+    """Which sparse leaf of `params` a leaf of state belongs to: its path ends with that leaf's, and
+    its last axes have that leaf's shape (a history of updates has one more in front)."""
+    best, depth = None, -1
+    for i, (ending, p) in enumerate(jax.tree.leaves_with_path(params)):
+        same = (
+            trees.is_array(leaf)
+            and len(ending) <= len(path)
+            and path[len(path) - len(ending) :] == ending
+        )
+        if not (same and jnp.issubdtype(leaf.dtype, jnp.inexact)) or len(ending) <= depth:
+            continue
+        best, depth = (
+            (i if sparse[i] and leaf.shape[leaf.ndim - p.ndim :] == p.shape else None),
+            len(ending),
+        )
+    return best

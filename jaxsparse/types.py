@@ -1,0 +1,78 @@
+"""The vocabulary of the library: type aliases and the data that every part agrees on."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = Any
+"""A random key: a Python int, a typed key (`jax.random.key`) or raw key data, traced or not."""
+
+Params = Any
+"""Any pytree. Floating arrays can be sparse; every other leaf is left alone."""
+
+Masks = Any
+"""A pytree of boolean arrays with the structure of its params; True = the weight is alive."""
+
+Scores = Any
+"""A pytree of floating arrays with the structure of its params; higher = kept or grown first."""
+
+Sparsities = Any
+"""A pytree of Python floats in [0, 1) with the structure of its params; 0.0 = a dense leaf."""
+
+Schedule = Callable[[Array], Array]
+"""A function of the step count, a traced int32 scalar."""
+
+Prunable = Callable[[str, Any], bool]
+"""`(path, leaf) -> bool`: may this leaf be sparse? A path reads like `"fc1/kernel"`."""
+
+Distribution = Callable[..., Sparsities]
+"""`(params, sparsity) -> Sparsities`; may take the keywords `prunable` and `axes` too."""
+
+
+class Axes(NamedTuple):
+    """What the axes of one leaf mean. An axis that is not named is spatial (a kernel axis).
+
+    Attributes:
+      inputs: axes over which one output unit sums.
+      outputs: axes that number the output units.
+      stacked: axes along which independent layers are stacked (scanned or vmapped layers).
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    stacked: tuple[int, ...] = ()
+
+
+AxesSpec = str | Axes | Mapping[str, Any] | Callable[[str, Any], Axes] | None
+"""A preset's name, one `Axes`, `{path regex: preset or Axes}`, or `(path, leaf) -> Axes`."""
+
+
+class Rule(NamedTuple):
+    """A sparse training method as data: pure functions, put to work by `jaxsparse.sparsify`.
+
+    All trees have the structure of the parameters. `count` is the number of updates done before
+    this one, a traced int32. Functions are traced once; what they keep lives in `rule_state`.
+
+    Attributes:
+      init: `(key, params) -> (masks, rule_state)`.
+      observe: `(rule_state, grads, masks, params, count) -> rule_state`, at every step, with the
+        dense gradients.
+      update: `(key, count, masks, params, grads, rule_state) -> (masks, rule_state)`, when the
+        rule fires. `params` are zero off the masks.
+      fires: `(count) -> bool` array.
+      alive: `(params, count) -> living weights` that the masks hold after the update at `count`:
+        a tree of ints, or one int where only the total is fixed. For tests and reports; never
+        traced.
+      sparse: `(params) -> tree of bool`: the leaves that may be sparse. The others cost nothing.
+      grows: whether `update` may bring weights to life.
+    """
+
+    init: Callable[..., Any]
+    observe: Callable[..., Any]
+    update: Callable[..., Any]
+    fires: Callable[[Array], Array]
+    alive: Callable[..., Any]
+    sparse: Callable[[Params], Any]
+    grows: bool = True
