@@ -74,7 +74,7 @@ def sparse_init(
     def draw(path: str, p: Array, mask: Array) -> Array:
         found = leaf_axes(axes, path, p)
         variance = jnp.float32(scale) / jnp.maximum(_fan(mask, found, fan), 1)
-        stream, wide = trees.leaf_key(key, path), jnp.promote_types(p.dtype, jnp.float32)
+        stream, wide = trees.leaf_key(key, path), trees.wide(p)
         if distribution == "normal":
             values = jax.random.normal(stream, p.shape, wide)
         else:

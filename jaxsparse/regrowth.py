@@ -68,11 +68,14 @@ def drop_and_grow(
 
 def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
     """`floor(fraction * living groups)` per leaf."""
-    return [
-        entry
-        and jnp.floor(jnp.asarray(fraction, jnp.float32) * entry.count(mask)).astype(jnp.int32)
-        for entry, mask in zip(plan, jax.tree.leaves(masks), strict=True)
-    ]
+    fraction = jnp.asarray(fraction, jnp.float32)
+
+    def dropped(entry: LeafPlan, mask: Array) -> Array:
+        alive = entry.count(mask).astype(jnp.float32)
+        return jnp.floor(fraction * alive).astype(jnp.int32)
+
+    pairs = zip(plan, jax.tree.leaves(masks), strict=True)
+    return [entry and dropped(entry, mask) for entry, mask in pairs]
 
 
 def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:

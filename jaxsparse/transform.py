@@ -167,7 +167,7 @@ def sparsify(
             inner_state=inner_state,
             rule_state=rule_state,
             pending=pending,
-            postponed=state.postponed + pending,
+            postponed=state.postponed + pending.astype(jnp.int32),
             last_update=jnp.where(fired, state.count, state.last_update),
             churn=churn,
         )

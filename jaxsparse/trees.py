@@ -42,6 +42,11 @@ def is_float(leaf: Any) -> bool:
     return is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
+def wide(leaf: Array) -> jnp.dtype:
+    """The type in which to add up values of a leaf: float64 for itself, float32 for the rest."""
+    return jnp.dtype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
+
+
 def default_prunable(path: str, leaf: Any) -> bool:
     """The default filter: at least two axes longer than 1, and no bias, scale or embedding.
 

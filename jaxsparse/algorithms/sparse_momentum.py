@@ -100,7 +100,7 @@ def sparse_momentum(
         raise ValueError('growth="momentum_neuron" needs the unstructured pattern.')
 
     def state(plan: Plan, params: Params) -> Any:
-        return map_plan(plan, lambda _, p: jnp.zeros(p.shape, _wide(p)), lambda p: None, params)
+        return map_plan(plan, lambda _, p: jnp.zeros(p.shape, trees.wide(p)), lambda p: None, params)
 
     def observe(plan: Plan, kept: Any, grads: Params, count: Array) -> Any:
         def step(_: LeafPlan, g: Array, m: Array) -> Array:
@@ -140,10 +140,6 @@ def sparse_momentum(
 
     conserves = "layer" if redistribution == "none" else "total"
     return dynamic_rule(spec, fires, update, state=state, observe=observe, conserves=conserves)
-
-
-def _wide(p: Array) -> jnp.dtype:
-    return jnp.promote_types(p.dtype, jnp.float32)
 
 
 def _pairs(plan: Plan, tree: Any) -> Any:

@@ -1,0 +1,311 @@
+"""One table: every optimizer times RigL, every algorithm times three optimizers, times the invariants.
+
+A cell is one compiled program: it trains a small net for some steps with several mask updates and
+answers one bool per invariant.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+import jaxsparse
+
+# Optimizers of optax lean on implicit promotion; the cells with plain SGD forbid it again.
+pytestmark = pytest.mark.standard_promotion
+
+STEPS = 9
+KEY = 3
+
+OPTIMIZERS = {
+    "adabelief": lambda: optax.adabelief(1e-2),
+    "adadelta": lambda: optax.adadelta(1e-2),
+    "adafactor": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=4),
+    "adagrad": lambda: optax.adagrad(1e-2),
+    "adam": lambda: optax.adam(1e-2),
+    "adamax": lambda: optax.adamax(1e-2),
+    "adamaxw": lambda: optax.adamaxw(1e-2),
+    "adamw": lambda: optax.adamw(1e-2, weight_decay=0.1),
+    "adan": lambda: optax.adan(1e-2),
+    "amsgrad": lambda: optax.amsgrad(1e-2),
+    "fromage": lambda: optax.fromage(1e-2),
+    "lamb": lambda: optax.lamb(1e-2),
+    "lars": lambda: optax.lars(1e-2),
+    "lbfgs": lambda: optax.lbfgs(1e-2, linesearch=None),
+    "lbfgs with linesearch": lambda: optax.lbfgs(memory_size=3),
+    "lion": lambda: optax.lion(1e-2),
+    "noisy_sgd": lambda: optax.noisy_sgd(1e-2),
+    "novograd": lambda: optax.novograd(1e-2),
+    "optimistic_adam": lambda: optax.optimistic_adam(1e-2),
+    "optimistic_adam_v2": lambda: optax.optimistic_adam_v2(1e-2),
+    "optimistic_gradient_descent": lambda: optax.optimistic_gradient_descent(1e-2),
+    "polyak_sgd": lambda: optax.polyak_sgd(0.1),
+    "radam": lambda: optax.radam(1e-2),
+    "rmsprop": lambda: optax.rmsprop(1e-2, momentum=0.9),
+    "rprop": lambda: optax.rprop(1e-2),
+    "sgd": lambda: optax.sgd(1e-2, momentum=0.9, nesterov=True),
+    "sign_sgd": lambda: optax.sign_sgd(1e-2),
+    "signum": lambda: optax.signum(1e-2),
+    "sm3": lambda: optax.sm3(1e-2),
+    "yogi": lambda: optax.yogi(1e-2),
+    "acprop": lambda: contrib.acprop(1e-2),
+    "ademamix": lambda: contrib.ademamix(1e-2),
+    "adopt": lambda: contrib.adopt(1e-2),
+    "cocob": lambda: contrib.cocob(1e-2),
+    "dadapt_adamw": lambda: contrib.dadapt_adamw(1.0),
+    "dog": lambda: contrib.dog(1.0),
+    "dowg": lambda: contrib.dowg(1.0),
+    "galore": lambda: contrib.galore(1e-2, rank=2),
+    "madgrad": lambda: contrib.madgrad(1e-2),
+    "mechanize": lambda: contrib.mechanize(optax.adam(1e-2)),
+    "momo": lambda: contrib.momo(1e-1),
+    "momo_adam": lambda: contrib.momo_adam(1e-2),
+    "muon": lambda: contrib.muon(1e-2),
+    "prodigy": lambda: contrib.prodigy(1.0),
+    "reduce_on_plateau": lambda: optax.chain(optax.sgd(1e-2), contrib.reduce_on_plateau()),
+    "sam": lambda: contrib.sam(optax.sgd(1e-2), optax.sgd(1e-2), sync_period=2),
+    "schedule_free": lambda: contrib.schedule_free(optax.sgd(1e-2), 1e-2, b1=0.9),
+    "schedule_free_adamw": lambda: contrib.schedule_free_adamw(1e-2, weight_decay=0.1),
+    "schedule_free_sgd": lambda: contrib.schedule_free_sgd(1e-2),
+    "simplified_ademamix": lambda: contrib.simplified_ademamix(1e-2),
+    "sophia": lambda: contrib.sophia(1e-2),
+    "MultiSteps": lambda: optax.MultiSteps(optax.adam(1e-2), 2),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(1e-2), 3),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(1e-2),
+    "partition": lambda: optax.partition(
+        {"a": optax.adam(1e-2), "b": optax.sgd(1e-2, momentum=0.9)},
+        {"fc1": {"kernel": "a", "bias": "b"}, "fc2": {"kernel": "b"}},
+    ),
+}
+
+# What an optimizer asks of `update`, or cannot bear to be given.
+EXTRA = {
+    "lbfgs with linesearch": ("value", "grad", "value_fn"),
+    "sam": (),
+    "sophia": ("obj_fn", "unknown"),
+}
+
+# What an optimizer does not hold, with the reason that docs/optimizers.md gives.
+EXEMPT = {
+    "sophia": ["inner state is initial off the masks"],
+    "lbfgs with linesearch": ["inner state is initial off the masks"],
+}
+
+# What cannot be the inner optimizer, with the reason that docs/optimizers.md gives.
+IMPOSSIBLE = {
+    "dpsgd": "takes one gradient per example, not one per weight",
+    "lookahead": "its parameters are pairs of fast and slow weights",
+}
+
+ALGORITHMS = {
+    "fixed": lambda inner, key: jaxsparse.fixed(inner, 0.7, key=key),
+    "gradual": lambda inner, key: jaxsparse.gradual(inner, 0.7, start=1, stop=6, every=2),
+    "gradual global": lambda inner, key: jaxsparse.gradual(
+        inner, 0.7, start=1, stop=6, every=2, scope="global"
+    ),
+    "sparse_evolution": lambda inner, key: jaxsparse.sparse_evolution(
+        inner, 0.7, key=key, every=2, drop_fraction=0.5
+    ),
+    "rigl": lambda inner, key: jaxsparse.rigl(inner, 0.7, key=key, every=2, drop_fraction=0.5),
+    "rigl accumulate": lambda inner, key: jaxsparse.rigl(
+        inner, 0.7, key=key, every=3, accumulate=2, drop_fraction=0.5
+    ),
+    "sparse_momentum": lambda inner, key: jaxsparse.sparse_momentum(
+        inner, 0.7, key=key, every=2, drop_fraction=0.5
+    ),
+    "sparse_momentum by neuron": lambda inner, key: jaxsparse.sparse_momentum(
+        inner, 0.7, key=key, every=2, growth="momentum_neuron", redistribution="magnitude"
+    ),
+}
+
+INNERS = {
+    "sgd": lambda: optax.sgd(1e-2, momentum=0.9),
+    "adamw": lambda: optax.adamw(1e-2, weight_decay=0.1),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2)),
+}
+
+
+class Spied(NamedTuple):
+    """State of `spy`: what the inner optimizer last saw, and its own state."""
+
+    grads: Any
+    params: Any
+    inner: Any
+
+
+def spy(inner):
+    """The same optimizer, keeping what it sees."""
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return Spied(zeros, zeros, inner.init(params))
+
+    def update(grads, state, params=None, **extra):
+        updates, state = inner.update(grads, state.inner, params, **extra)
+        return updates, Spied(grads, params, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+RANDOM = np.random.default_rng(0)
+WEIGHTS = {
+    "fc1": {"kernel": RANDOM.normal(size=(8, 6)) / 3, "bias": np.zeros(6)},
+    "fc2": {"kernel": RANDOM.normal(size=(6, 5)) / 3},
+}
+INPUTS = RANDOM.normal(size=(16, 8))
+
+
+def initial_params(dtype=jnp.float32):
+    return jax.tree.map(lambda w: jnp.asarray(w, dtype), WEIGHTS)
+
+
+def loss(params):
+    x = jnp.asarray(INPUTS, params["fc2"]["kernel"].dtype)
+    hidden = jnp.tanh(x @ params["fc1"]["kernel"] + params["fc1"]["bias"])
+    return jnp.mean((hidden @ params["fc2"]["kernel"] - x[:, :5]) ** 2)
+
+
+def off_mask_is_initial(inner, state, params, masks):
+    """Every weight-shaped leaf of the inner state holds its initial value off the masks."""
+    good = jnp.asarray(True)
+    paths = {tuple(p): m for p, m in jax.tree.leaves_with_path(masks) if m.ndim == 2}
+    fresh = jax.tree.leaves(inner.init(params))
+    for (path, leaf), initial in zip(jax.tree.leaves_with_path(state), fresh, strict=True):
+        mask = next((m for p, m in paths.items() if tuple(path[-len(p) :]) == p), None)
+        if mask is not None and leaf.shape[-2:] == mask.shape:
+            # adabelief adds its epsilon to every weight at every step, hence a tolerance.
+            close = jnp.abs(leaf - initial) <= 1e-6
+            good &= jnp.all(mask | close)
+    return good
+
+
+def run(make, inner, key, dtype=jnp.float32, extra=("value", "unknown")):
+    """Trains; returns the last parameters and, for every step, one bool per invariant."""
+    inner = spy(inner)
+    tx = make(inner, key)
+    params, state = jaxsparse.init(tx, initial_params(dtype))
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        known = {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss, "unknown": 1.0}
+        given = {name: known[name] for name in extra}
+        updates, state = tx.update(grads, state, params, **given)
+        types = all(
+            u.dtype == p.dtype
+            for u, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
+        )
+        params = optax.apply_updates(params, updates)
+        masks = jaxsparse.get_masks(state, params)
+
+        def dead(tree):
+            pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(masks), strict=True)
+            return jnp.all(jnp.stack([jnp.all(mask | (leaf == 0)) for leaf, mask in pairs]))
+
+        seen = state.inner_state
+        flags = {
+            "updates have the type of the parameters": jnp.asarray(types),
+            "exactly sparse": dead(params),
+            "inner sees living gradients only": dead(seen.grads),
+            "inner sees living parameters only": dead(seen.params),
+            "inner state is initial off the masks": off_mask_is_initial(inner, seen, params, masks),
+            "finite": jnp.isfinite(loss(params)),
+            "bias is dense": jnp.all(masks["fc1"]["bias"]),
+        }
+        alive = jax.tree.map(lambda mask: jnp.sum(mask, dtype=jnp.int32), masks)
+        return (params, state), (flags, alive, jaxsparse.metrics(state))
+
+    (params, _), outputs = jax.lax.scan(step, (params, state), None, length=STEPS)
+    return params, *outputs
+
+
+def assert_flags(flags):
+    broken = {name: np.flatnonzero(~np.asarray(ok)) for name, ok in flags.items()}
+    assert not {name: steps for name, steps in broken.items() if steps.size}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_with_rigl(name):
+    make = ALGORITHMS["rigl"]
+    extra = EXTRA.get(name, ("value", "unknown"))
+    program = jax.jit(lambda: run(make, OPTIMIZERS[name](), KEY, extra=extra))
+    _, flags, alive, metrics = program()
+    for known in EXEMPT.get(name, ()):
+        flags.pop(known)
+    assert_flags(flags)
+    expected = jaxsparse.rigl.rule(0.7).alive(initial_params(), 0)
+    jax.tree.map(lambda got, want: np.testing.assert_array_equal(got, want), alive, expected)
+    np.testing.assert_array_equal(metrics["last_update"], [-1, -1, 2, 2, 4, 4, 6, 6, 8])
+    assert metrics["churn"].max() > 0 and metrics["postponed"].max() == 0
+
+
+def test_the_table_holds_every_optimizer_that_optax_exports():
+    found = {
+        name
+        for module in (optax, contrib)
+        for name, f in vars(module).items()
+        if inspect.isfunction(f)
+        and "learning_rate" in inspect.signature(f).parameters
+        and not name.startswith(("scale_by", "_"))
+    }
+    assert {"adam", "sgd", "muon"} <= found
+    assert found <= OPTIMIZERS.keys() | IMPOSSIBLE.keys()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("inner", INNERS)
+def test_every_algorithm(name, inner):
+    make = ALGORITHMS[name]
+
+    @jax.jit
+    def program():
+        alone = run(make, INNERS[inner](), KEY)
+        both = jax.vmap(lambda key: run(make, INNERS[inner](), key))(jnp.array([KEY, KEY + 1]))
+        return alone, both
+
+    with jax.numpy_dtype_promotion("strict" if inner == "sgd" else "standard"):
+        (params, flags, alive, metrics), (many, many_flags, _, _) = program()
+    assert_flags(flags)
+    assert_flags(jax.tree.map(lambda ok: ok.all(0), many_flags))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b[0], rtol=2e-5, atol=1e-6), params, many
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a == 0, b[0] == 0), params, many)
+    if name not in ("gradual", "gradual global"):
+        kernels = many["fc1"]["kernel"]
+        assert (kernels[0] != 0).tolist() != (kernels[1] != 0).tolist()
+    assert (metrics["last_update"][-1] >= 0) == (name != "fixed")
+    rule = RULES[name]
+    for count in range(STEPS):
+        now = jax.tree.map(lambda a, t=count: int(a[t]), alive)
+        want = rule.alive(initial_params(), count)
+        if isinstance(want, int):
+            now = sum(jax.tree.leaves(now))
+        assert now == want, count
+
+
+RULES = {
+    "fixed": jaxsparse.fixed.rule(0.7),
+    "gradual": jaxsparse.gradual.rule(0.7, start=1, stop=6, every=2),
+    "gradual global": jaxsparse.gradual.rule(0.7, start=1, stop=6, every=2, scope="global"),
+    "sparse_evolution": jaxsparse.sparse_evolution.rule(0.7),
+    "rigl": jaxsparse.rigl.rule(0.7),
+    "rigl accumulate": jaxsparse.rigl.rule(0.7),
+    "sparse_momentum": jaxsparse.sparse_momentum.rule(0.7),
+    "sparse_momentum by neuron": jaxsparse.sparse_momentum.rule(0.7),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["rigl", "sparse_evolution", "sparse_momentum", "gradual"])
+def test_every_float_type(name, dtype):
+    inner = optax.sgd(1e-2, momentum=0.9)
+    with jax.numpy_dtype_promotion("strict"):
+        _, flags, _, _ = jax.jit(lambda: run(ALGORITHMS[name], inner, KEY, dtype))()
+    assert_flags(flags)
