@@ -1,0 +1,107 @@
+"""Every pattern in every algorithm: it trains and keeps its shape, or the factory says why not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsparse
+
+PATTERNS = {
+    "unstructured": jaxsparse.unstructured,
+    "2:4": jaxsparse.n_m(2, 4),
+    "block": jaxsparse.block(2, 4),
+    "channel": jaxsparse.channel,
+    "fan_in": jaxsparse.fan_in,
+}
+ALGORITHMS = {
+    "fixed": (jaxsparse.fixed, {"key": 0}),
+    "gradual": (jaxsparse.gradual, {"start": 1, "stop": 5, "every": 2}),
+    "gradual global": (
+        jaxsparse.gradual,
+        {"start": 1, "stop": 5, "every": 2, "scope": "global"},
+    ),
+    "sparse_evolution": (jaxsparse.sparse_evolution, {"key": 0, "every": 2}),
+    "rigl": (jaxsparse.rigl, {"key": 0, "every": 2, "drop_fraction": 0.5}),
+    "sparse_momentum": (jaxsparse.sparse_momentum, {"key": 0, "every": 2}),
+    "sparse_momentum none": (
+        jaxsparse.sparse_momentum,
+        {"key": 0, "every": 2, "redistribution": "none"},
+    ),
+}
+REFUSED = {
+    ("2:4", "gradual"): "no sparsity in between",
+    ("2:4", "gradual global"): "scope",
+    ("2:4", "sparse_momentum"): "redistribution",
+    ("fan_in", "gradual global"): "scope",
+    ("fan_in", "sparse_momentum"): "redistribution",
+}
+SHAPES = {"a": {"kernel": (8, 16)}, "b": {"kernel": (3, 3, 8, 8)}, "c": {"bias": (16,)}}
+
+
+def keeps_shape(pattern, masks):
+    """Checks a mask against its pattern, written without the library."""
+    for mask in (np.asarray(masks["a"]["kernel"]), np.asarray(masks["b"]["kernel"])):
+        rows = np.moveaxis(mask, -1, 0)
+        if pattern == "2:4":
+            runs = np.moveaxis(mask, -2, -1).reshape(-1, 4)
+            assert (runs.sum(1) == 2).all()
+        elif pattern == "fan_in":
+            assert len({int(row.sum()) for row in rows}) == 1
+        elif pattern == "channel":
+            assert all(row.all() or not row.any() for row in rows)
+        elif pattern == "block":
+            for plane in mask.reshape(-1, *mask.shape[-2:]):
+                blocks = plane.reshape(plane.shape[0] // 2, 2, plane.shape[1] // 4, 4)
+                counts = blocks.sum((1, 3))
+                assert set(counts.ravel()) <= {0, 8}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_pattern_in_algorithm(pattern, algorithm):
+    factory, options = ALGORITHMS[algorithm]
+    if reason := REFUSED.get((pattern, algorithm)):
+        with pytest.raises(ValueError, match=reason):
+            factory(optax.sgd(0.1), 0.5, pattern=PATTERNS[pattern], **options)
+        return
+    options = dict(options, pattern=PATTERNS[pattern])
+    if algorithm == "gradual global" and pattern == "channel":
+        options["prunable"] = lambda path, leaf: path == "a/kernel"
+    if algorithm == "sparse_momentum" and pattern == "channel":
+        options["prunable"] = lambda path, leaf: path == "a/kernel"
+    tx = factory(optax.sgd(0.1), 0.5, **options)
+    weights = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda shape: jnp.asarray(weights.normal(size=shape), jnp.float32),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    params, state = jaxsparse.init(tx, params)
+    first = jaxsparse.get_masks(state, params)
+
+    @jax.jit
+    def run(params, state):
+        def step(carry, key):
+            params, state = carry
+            grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), jax.random.split(jax.random.key(0), 8))[0]
+
+    params, state = run(params, state)
+    masks = jaxsparse.get_masks(state, params)
+    keeps_shape(pattern, masks)
+    jax.tree.map(lambda p, m: np.testing.assert_array_equal(p[~m], 0), params, masks)
+    assert masks["c"]["bias"].all()
+    alive = [int(masks[name]["kernel"].sum()) for name in ("a", "b")]
+    if "prunable" in options:
+        assert alive == [64, 576]
+    elif algorithm in ("gradual global", "sparse_momentum"):
+        assert sum(alive) == (128 + 576) // 2
+    else:
+        assert alive == [64, 288]
+    moved = any((first[name]["kernel"] != masks[name]["kernel"]).any() for name in ("a", "b"))
+    assert moved == (algorithm != "fixed")
