@@ -138,7 +138,7 @@ def redistribute(total: Array, shares: Array, room: Array, cap: Array | None = N
     """
     layers = shares.shape[0]
     room = room.astype(jnp.int32)
-    total = jnp.minimum(jnp.asarray(total, jnp.int32), jnp.sum(room))
+    total = jnp.minimum(jnp.asarray(total, jnp.int32), _total(room))
     cap = room.astype(jnp.float32) if cap is None else cap
     usable = jnp.all(jnp.isfinite(shares)) & (jnp.sum(shares) > 0)
     shares = jnp.where(usable, shares / jnp.sum(shares), jnp.float32(1 / layers))
@@ -157,16 +157,20 @@ def redistribute(total: Array, shares: Array, room: Array, cap: Array | None = N
     return _settle(counts, quotas, room, total)
 
 
+def _total(counts: Array) -> Array:
+    return jnp.sum(counts, dtype=jnp.int32)
+
+
 def _settle(counts: Array, quotas: Array, room: Array, total: Array) -> Array:
     """Adds or takes single weights until the sum is `total`, at the layers furthest off quota."""
 
     def settle(counts: Array) -> Array:
-        left = total - jnp.sum(counts)
+        left = total - _total(counts)
         able = jnp.where(left > 0, counts < room, counts > 0)
-        each = jnp.abs(left) // jnp.maximum(jnp.sum(able), 1)
+        each = jnp.abs(left) // jnp.maximum(_total(able), 1)
         owed = (quotas - counts.astype(jnp.float32)) * jnp.sign(left).astype(jnp.float32)
         first = top_k_mask(owed, jnp.abs(left), axis=0, where=able).astype(jnp.int32)
         moved = jnp.where(able, jnp.where(each > 0, each, first), 0)
         return jnp.clip(counts + jnp.sign(left) * moved, 0, room)
 
-    return lax.while_loop(lambda counts: jnp.sum(counts) != total, settle, counts)
+    return lax.while_loop(lambda counts: _total(counts) != total, settle, counts)

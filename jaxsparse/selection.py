@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxsparse.keys import rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
 
 _LARGEST = 2**31 - 1
@@ -54,9 +55,9 @@ def top_k_mask(
     _check_floating(scores)
     if axis is not None:
         _check_k(k, scores.shape[axis])
-        return _rows_mask(_keys(scores, where), k, axis % scores.ndim)
+        return _rows_mask(rank_keys(scores, where), k, axis % scores.ndim)
     _check_k(k, scores.size)
-    return _masks([_keys(scores, where)], k)[0]
+    return _masks([rank_keys(scores, where)], k)[0]
 
 
 def kth_largest(scores: Array, k: int | Array) -> Array:
@@ -80,7 +81,7 @@ def kth_largest(scores: Array, k: int | Array) -> Array:
     if scores.size == 0:
         raise ValueError("kth_largest: `scores` is empty; it needs at least one element.")
     _check_k(k, scores.size, least=1)
-    return _kth(_keys(scores, None), k, scores.dtype)
+    return _kth(rank_keys(scores, None), k, scores.dtype)
 
 
 def global_top_k_masks(score_tree: Scores, k: int | Array, *, where: Masks | None = None) -> Masks:
@@ -109,13 +110,14 @@ def global_top_k_masks(score_tree: Scores, k: int | Array, *, where: Masks | Non
     """
     leaves, treedef = jax.tree.flatten(score_tree)
     eligible = [None] * len(leaves) if where is None else treedef.flatten_up_to(where)
-    chosen = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+    chosen = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
     for i in chosen:
+        leaves[i] = jnp.asarray(leaves[i])
         _check_floating(leaves[i])
     _check_k(k, sum(leaves[i].size for i in chosen))
     widest = max((leaves[i].dtype.itemsize for i in chosen), default=4)
     same = len({leaves[i].dtype for i in chosen}) == 1
-    keys = [_keys(leaves[i] if same else _widen(leaves[i], widest), eligible[i]) for i in chosen]
+    keys = [rank_keys(leaves[i] if same else widen(leaves[i], widest), eligible[i]) for i in chosen]
     for i, mask in zip(chosen, _masks(keys, k), strict=True):
         leaves[i] = mask
     return treedef.unflatten(leaves)
@@ -133,52 +135,15 @@ def _check_k(k: int | Array, size: int, least: int = 0) -> None:
         raise ValueError(f"k must be in [{least}, {size}], got {k}.")
 
 
-def _widen(scores: Array, itemsize: int) -> Array:
-    """An exact conversion to the common float type; bit by bit where hardware could flush."""
-    if scores.dtype == jnp.bfloat16:
-        bits = lax.bitcast_convert_type(scores, jnp.uint16).astype(jnp.uint32) << 16
-        scores = lax.bitcast_convert_type(bits, jnp.float32)
-    return scores.astype(jnp.float64 if itemsize == 8 else jnp.float32)
-
-
-def _layout(dtype: np.dtype) -> tuple[np.dtype, np.unsignedinteger, np.unsignedinteger]:
-    """The unsigned type of the same width, its sign bit, and the bits of +infinity."""
-    unsigned = jnp.dtype(f"uint{dtype.itemsize * 8}")
-    info = jnp.finfo(dtype)
-    infinity = ((1 << info.nexp) - 1) << info.nmant
-    return unsigned, unsigned.type(1 << (unsigned.itemsize * 8 - 1)), unsigned.type(infinity)
-
-
-def _keys(scores: Array, where: Array | None) -> Array:
-    """Unsigned integers in the order of the scores: 0 = not eligible, 1 = NaN.
-
-    Integer arithmetic throughout, because floating comparisons may treat subnormals as zero.
-    """
-    unsigned, sign, infinity = _layout(scores.dtype)
-    bits = lax.bitcast_convert_type(lax.stop_gradient(scores), unsigned)
-    magnitude = bits & (sign - unsigned.type(1))
-    negative = (bits >= sign) & (magnitude > 0)
-    keys = jnp.where(negative, ~bits, magnitude | sign)
-    keys = jnp.where(magnitude > infinity, unsigned.type(1), keys)
-    return keys if where is None else jnp.where(where, keys, unsigned.type(0))
-
-
 @partial(jax.jit, static_argnames="dtype")
 def _kth(keys: Array, k: int | Array, dtype: np.dtype) -> Array:
     k = jnp.clip(jnp.asarray(k, jnp.int32), 1, keys.size)
-    return _score_of(_kth_key(keys, k), dtype)
+    return score_of(_kth_key(keys, k), dtype)
 
 
 @jax.custom_batching.sequential_vmap
 def _kth_key(keys: Array, k: Array) -> Array:
     return _cut([keys], k, ties=False).key
-
-
-def _score_of(key: Array, dtype: np.dtype) -> Array:
-    unsigned, sign, infinity = _layout(dtype)
-    bits = jnp.where(key >= sign, key ^ sign, ~key)
-    bits = jnp.where(key == 1, infinity | (infinity >> unsigned.type(1)), bits)
-    return lax.bitcast_convert_type(bits, dtype)
 
 
 class _Cut(NamedTuple):
@@ -319,13 +284,13 @@ def _by_histogram(found: _Digits, cut: _Cut, k: Array, axis: None) -> tuple[Arra
         bins = jnp.where(active, digit, 2**16)
         counts = counts.at[bins].add(1, mode="promise_in_bounds")
     rows = counts[:-1].reshape(256, 256)
-    row, above = _last_reaching(jnp.sum(rows, 1), k - cut.above)
+    row, above = _last_reaching(jnp.sum(rows, 1, dtype=jnp.int32), k - cut.above)
     column, within = _last_reaching(rows[row], k - cut.above - above)
     return row * 256 + column, cut.above + above + within, rows[row, column]
 
 
 def _last_reaching(counts: Array, k: Array) -> tuple[Array, Array]:
     """The last index with at least k counts from it on, and the counts after it."""
-    at_or_after = jnp.cumsum(counts[::-1])[::-1]
+    at_or_after = jnp.cumsum(counts[::-1], dtype=jnp.int32)[::-1]
     last = jnp.maximum(jnp.sum(at_or_after >= k, dtype=jnp.int32) - 1, 0)
     return last, at_or_after[last] - counts[last]

@@ -100,7 +100,9 @@ def sparse_momentum(
         raise ValueError('growth="momentum_neuron" needs the unstructured pattern.')
 
     def state(plan: Plan, params: Params) -> Any:
-        return map_plan(plan, lambda _, p: jnp.zeros(p.shape, trees.wide(p)), lambda p: None, params)
+        return map_plan(
+            plan, lambda _, p: jnp.zeros(p.shape, trees.wide(p)), lambda p: None, params
+        )
 
     def observe(plan: Plan, kept: Any, grads: Params, count: Array) -> Any:
         def step(_: LeafPlan, g: Array, m: Array) -> Array:

@@ -1,0 +1,45 @@
+"""Settings of the whole test run, and fixtures that more than one file uses."""
+
+import functools
+import os
+
+# Before jax is imported: sharding is tested on eight devices that share the host's cores, and the
+# tests compile far longer than they compute.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+).strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _strict_dtype_promotion(request):
+    """A library must not lean on implicit promotion: its users may have forbidden it."""
+    experiments = "experiments" in request.path.parts[-3:]
+    if experiments or request.node.get_closest_marker("standard_promotion"):
+        yield
+    else:
+        with jax.numpy_dtype_promotion("strict"):
+            yield
+
+
+@pytest.fixture
+def count_traces():
+    """`count_traces(fn)` wraps `fn`; `.traces` of the result is how often its body has run.
+
+    Jitted, a body runs once per trace: `step = count_traces(step); run = jax.jit(step)`.
+    """
+
+    def counted(fn):
+        @functools.wraps(fn)
+        def wrapper(*args, **kwargs):
+            wrapper.traces += 1
+            return fn(*args, **kwargs)
+
+        wrapper.traces = 0
+        return wrapper
+
+    return counted

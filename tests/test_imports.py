@@ -1,0 +1,149 @@
+"""The layout: who may import whom, and how long a file may be. Read from the source with `ast`."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LEVELS = {
+    "keys": 0,
+    "types": 0,
+    "axes": 1,
+    "selection": 1,
+    "trees": 1,
+    "schedules": 1,
+    "scores": 2,
+    "distributions": 2,
+    "patterns": 2,
+    "plans": 3,
+    "states": 3,
+    "pruning": 4,
+    "regrowth": 4,
+    "initialization": 4,
+    "transform": 4,
+    "algorithms": 5,
+    "analysis": 5,
+    "lottery": 5,
+    "__init__": 6,
+}
+OPTAX_FROM = 4
+FRAMEWORKS = {"flax", "equinox", "chex", "haiku", "orbax"}
+PUBLIC_MODULES = {"jaxsparse", "jaxsparse.analysis", "jaxsparse.selection"}
+LINES = 300
+
+LIBRARY = sorted((ROOT / "jaxsparse").rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+SOURCES = [
+    path
+    for folder in ("jaxsparse", "experiments", "tests", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def module(path):
+    """`jaxsparse/algorithms/rigl.py` -> `("jaxsparse", "algorithms", "rigl")`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def level(parts):
+    """The level of a module of jaxsparse, which its first name under the package decides."""
+    room = parts[1] if len(parts) > 1 else "__init__"
+    assert room in LEVELS, f"jaxsparse.{room} has no level: give it one in LEVELS"
+    return LEVELS[room]
+
+
+def imports(path):
+    """Every `(module, imported name or None)` of a file, absolute, wherever it stands."""
+    package = module(path) if path.name == "__init__.py" else module(path)[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield tuple(alias.name.split(".")), None
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            base += tuple(node.module.split(".")) if node.module else ()
+            for alias in node.names:
+                yield base, alias.name
+
+
+def is_module(parts):
+    base = ROOT.joinpath(*parts)
+    return base.with_suffix(".py").is_file() or (base / "__init__.py").is_file()
+
+
+def imported_modules(path):
+    """The modules that a file imports; `from package import name` may name a module."""
+    for base, alias in imports(path):
+        whole = (*base, alias) if alias else base
+        yield whole if whole[0] == "jaxsparse" and is_module(whole) else base
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
+def test_imports_from_lower_levels_only(path):
+    here = module(path)
+    for there in imported_modules(path):
+        if there[0] != "jaxsparse" or there == here:
+            continue
+        same_room = len(here) > 1 and here[:2] == there[:2]
+        if same_room and path.name == "__init__.py":
+            continue
+        if same_room and there[-1].startswith("_"):
+            continue
+        assert level(there) < level(here), f"{'.'.join(here)} imports {'.'.join(there)}"
+
+
+@pytest.mark.parametrize("room", ["algorithms", "analysis"])
+def test_at_most_one_private_base_per_room(room):
+    private = [p for p in (ROOT / "jaxsparse" / room).glob("_*.py") if p.name != "__init__.py"]
+    assert len(private) <= 1, private
+    for path in private:
+        for there in imported_modules(path):
+            assert there[:2] != ("jaxsparse", room), f"{name(path)} is the base of its room"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
+def test_the_library_knows_no_framework(path):
+    for base, alias in imports(path):
+        assert base[0] not in FRAMEWORKS, f"{name(path)} imports {base[0]}"
+        if base[0] == "optax":
+            whole = (*base, alias or "")
+            assert level(module(path)) >= OPTAX_FROM, f"{name(path)} is too low to import optax"
+            assert not any(part.startswith("_") for part in whole), f"{name(path)}: {whole}"
+        if base[0] == "jax":
+            assert "_src" not in (*base, alias), f"{name(path)} imports jax._src"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "_src", f"{name(path)}:{node.lineno} reaches into _src"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_experiments_use_the_public_library_only(path):
+    import jaxsparse
+
+    public = set(jaxsparse.__all__)
+    aliases = set()
+    for base, alias in imports(path):
+        if base[0] != "jaxsparse":
+            continue
+        assert ".".join(base) in PUBLIC_MODULES, f"{name(path)} imports {'.'.join(base)}"
+        if alias and base == ("jaxsparse",):
+            assert alias in public or f"jaxsparse.{alias}" in PUBLIC_MODULES, alias
+        assert not (alias or "").startswith("_"), f"{name(path)} imports {alias}"
+        aliases |= {"jaxsparse"} if alias is None else set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in aliases:
+                known = node.attr in public or f"jaxsparse.{node.attr}" in PUBLIC_MODULES
+                assert known, f"{name(path)}:{node.lineno}: jaxsparse.{node.attr} is not public"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_one_idea_a_file(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LINES, f"{name(path)} has {lines} lines: about 250, and one idea, is the aim"

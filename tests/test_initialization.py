@@ -1,0 +1,97 @@
+"""Sparse-aware initialization: the variance of every weight, with fans counted one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsparse
+from jaxsparse import Axes
+from tests import reference
+
+LAYOUTS = {
+    "flax": ((9, 7), Axes((0,), (1,))),
+    "equinox": ((7, 9), Axes((1,), (0,))),
+    "convolution": ((3, 2, 4, 5), Axes((2,), (3,))),
+    "stacked": ((2, 9, 7), Axes((1,), (2,), (0,))),
+}
+
+
+def random_mask(shape):
+    """Sparse, with one unit that has no weight left."""
+    mask = np.random.default_rng(0).random(shape) < 0.3
+    mask[..., 1] = False
+    return mask
+
+
+def expected_fan(mask, axes, fan):
+    if fan == "fan_avg":
+        return (expected_fan(mask, axes, "fan_in") + expected_fan(mask, axes, "fan_out")) / 2
+    return reference.fan(mask, *axes, fan)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("fan", ["fan_in", "fan_out", "fan_avg", "layer"])
+def test_every_weight_is_scaled_by_its_own_fan(layout, fan):
+    """The same key draws the same normal numbers, so their ratio shows the scales exactly."""
+    shape, axes = LAYOUTS[layout]
+    mask = random_mask(shape)
+    params = {"w": jnp.ones(shape)}
+
+    def draw(mask, scale=2.0):
+        masks = {"w": jnp.asarray(mask)}
+        options = {"fan": fan, "scale": scale, "axes": axes}
+        return np.asarray(jaxsparse.sparse_init(0, params, masks, **options)["w"], np.float64)
+
+    full = np.ones(shape, bool)
+    unit = draw(full, 1.0) * np.sqrt(expected_fan(full, axes, fan))
+    scale = np.sqrt(2.0 / np.maximum(expected_fan(mask, axes, fan), 1))
+    found = draw(mask)
+    assert np.array_equal(found != 0, mask)
+    assert np.allclose(found, np.where(mask, unit * scale, 0), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_the_numbers_come_from_the_named_distribution(distribution):
+    """Each of 40 units has its own fan-in, and the variance 1 / fan-in: 9,600 draws in all."""
+    alive = np.arange(400)[:, None] < np.arange(40, 440, 10)[None, :]
+    params = {"kernel": jnp.zeros((400, 40)), "bias": jnp.full(40, 3.0)}
+    masks = {"kernel": jnp.asarray(alive), "bias": jnp.ones(40, bool)}
+    options = {"scale": 1.0, "distribution": distribution}
+    found = jaxsparse.sparse_init(jax.random.key(1), params, masks, **options)
+    assert found["bias"] is params["bias"]
+    unit = (np.asarray(found["kernel"]) * np.sqrt(alive.sum(0)))[alive]
+    tolerance = 5 / np.sqrt(unit.size)
+    assert abs(unit.mean()) < tolerance and abs(unit.var() - 1) < 2 * tolerance
+    kurtosis = {"normal": 3.0, "uniform": 1.8}[distribution]
+    assert abs((unit**4).mean() - kurtosis) < 0.4
+    if distribution == "uniform":
+        assert np.abs(unit).max() < np.sqrt(3) + 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_types_and_streams(dtype):
+    """Types stay; a leaf's draws depend on its path, and half precision rounds float32 draws."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        shape = (9, 7)
+        params = {name: {"kernel": jnp.ones(shape, dtype)} for name in ("a", "b")}
+        masks = jaxsparse.random_masks(0, params, 0.5)
+        found = jaxsparse.sparse_init(3, params, masks)
+        alone = jaxsparse.sparse_init(3, {"b": params["b"]}, {"b": masks["b"]})
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    a, b = (np.asarray(found[name]["kernel"]) for name in ("a", "b"))
+    assert a.dtype == jnp.dtype(dtype) and np.isfinite(a.astype(np.float32)).all()
+    assert np.array_equal(a != 0, masks["a"]["kernel"])
+    assert np.array_equal(b, alone["b"]["kernel"])
+    assert not np.array_equal(a, b)
+
+
+def test_dense_leaves_and_traced_scale():
+    params = {"kernel": jnp.ones((9, 7)), "bias": jnp.ones(7), "step": jnp.int32(1)}
+    masks = {"kernel": jnp.ones((9, 7), bool), "bias": None, "step": None}
+    init = jax.jit(lambda key, scale: jaxsparse.sparse_init(key, params, masks, scale=scale))
+    doubled, single = init(0, 4.0), init(0, 1.0)
+    assert np.allclose(doubled["kernel"], 2 * single["kernel"])
+    assert doubled["bias"].tolist() == [1] * 7 and doubled["step"] == 1

@@ -1,0 +1,208 @@
+"""Eight host devices: sharded parameters keep sharded masks, and no array is gathered to make them.
+
+The kernel has more elements than a histogram has bins, so that the two can be told apart by size.
+"""
+
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxsparse
+
+SHAPES = {"fc1": (384, 512), "fc2": (512, 64)}
+SPECS = {"fc1": PartitionSpec("rows", "columns"), "fc2": PartitionSpec(None, "rows")}
+BIAS = PartitionSpec("columns")
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+METHODS = {
+    "rigl": lambda inner: jaxsparse.rigl(inner, 0.9, key=0, every=2),
+    "sparse_momentum": lambda inner: jaxsparse.sparse_momentum(
+        inner, 0.9, key=0, every=2, growth="random"
+    ),
+    "gradual": lambda inner: jaxsparse.gradual(
+        inner, 0.9, start=0, stop=4, every=1, scope="global"
+    ),
+}
+
+
+def devices(shape, names):
+    if len(jax.devices()) < 8:
+        pytest.skip("needs eight devices")
+    return jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return devices((4, 2), ("rows", "columns"))
+
+
+@pytest.fixture(scope="module")
+def params():
+    draw = np.random.default_rng(0)
+    return {
+        name: {
+            "kernel": jnp.asarray(draw.normal(size=shape), jnp.float32),
+            "bias": jnp.asarray(draw.normal(size=shape[1]), jnp.float32),
+        }
+        for name, shape in SHAPES.items()
+    }
+
+
+def shardings(mesh):
+    return {
+        name: {"kernel": NamedSharding(mesh, spec), "bias": NamedSharding(mesh, BIAS)}
+        for name, spec in SPECS.items()
+    }
+
+
+def train(tx, params, steps=4):
+    """The weights and the state after some steps, and the compiled text of a step."""
+    params, state = jaxsparse.init(tx, params)
+
+    @jit
+    def step(params, state):
+        grads = jax.tree.map(lambda p: jnp.cos(3 * p) + p, params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    # Compiled for the shardings that `init` gave: a step that changed them would not run again.
+    step = step.lower(params, state).compile()
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state, step.as_text()
+
+
+def collectives(text):
+    """`(operation, elements)` of everything that crosses devices in a compiled program."""
+    found = []
+    for line in text.splitlines():
+        named = re.search(
+            r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+            r"(-start)?\(",
+            line,
+        )
+        if named:
+            sizes = re.findall(r"\w+\[([\d,]*)\]", named[1])
+            elements = max(math.prod(int(n) for n in s.split(",") if n) for s in sizes)
+            found.append((named[2], elements))
+    return found
+
+
+def check(text):
+    """Counts may be summed over devices; nothing of an array's size may cross them."""
+    moved = collectives(text)
+    assert moved, "nothing crossed devices: was anything sharded?"
+    assert all(elements <= 2**16 + 1 for _, elements in moved), moved
+    smallest = math.prod(SHAPES["fc2"])
+    assert all(name == "all-reduce" or elements < smallest for name, elements in moved), moved
+
+
+def same_place(leaf, sharding):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), (leaf.shape, leaf.sharding)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sharded_parameters(mesh, params, method):
+    tx, placed = METHODS[method](optax.sgd(0.1, 0.9)), shardings(mesh)
+    alone, alone_state, _ = train(tx, params)
+    sharded = jax.device_put(params, placed)
+    jax.tree.map(same_place, jaxsparse.init(tx, sharded)[1].masks, placed)
+    weights, state, text = train(tx, sharded)
+
+    jax.tree.map(same_place, weights, placed)
+    jax.tree.map(same_place, state.masks, placed)
+    jax.tree.map(same_place, state.inner_state[0].trace, placed)
+    for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(alone_state), strict=True):
+        if mine.dtype == bool:
+            np.testing.assert_array_equal(mine, theirs)
+    for mine, theirs in zip(jax.tree.leaves(weights), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    check(text)
+
+
+def test_a_gather_would_be_seen(mesh, params):
+    kernel = jax.device_put(params["fc1"]["kernel"], shardings(mesh)["fc1"]["kernel"])
+    text = jit(lambda x: jnp.sort(x.ravel())).lower(kernel).compile().as_text()
+    assert max(n for _, n in collectives(text)) >= kernel.size
+
+
+def test_init_under_jit(mesh, params):
+    placed = shardings(mesh)
+    tx = METHODS["rigl"](optax.sgd(0.1))
+    start = jit(partial(jaxsparse.init, tx)).lower(jax.device_put(params, placed)).compile()
+    weights, state = start(jax.device_put(params, placed))
+    _, alone = jaxsparse.init(tx, params)
+    jax.tree.map(np.testing.assert_array_equal, state.masks, alone.masks)
+    jax.tree.map(same_place, weights, placed)
+    kernels = [{name: leaf["kernel"] for name, leaf in t.items()} for t in (state.masks, placed)]
+    jax.tree.map(same_place, *kernels)
+    check(start.as_text())
+
+
+def test_explicit_axes(params):
+    """Meshes whose axes are part of the types, which is what `jax.make_mesh` gives by default."""
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=explicit)
+    scores = params["fc2"]["kernel"]
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(scores, NamedSharding(mesh, PartitionSpec("rows", "columns")))
+        mask = jit(jaxsparse.selection.top_k_mask)(placed, 1000)
+    np.testing.assert_array_equal(mask, jaxsparse.selection.top_k_mask(scores, 1000))
+
+
+def test_data_parallel(params):
+    """With averaged gradients every device comes to the masks of a single one, by itself."""
+    mesh, batch, whole = devices((8,), ("batch",)), PartitionSpec("batch"), PartitionSpec()
+    params = {"kernel": params["fc1"]["kernel"][:16, :8], "bias": params["fc1"]["bias"][:8]}
+    x = np.random.default_rng(1).normal(size=(64, 16)).astype(np.float32)
+    tx = jaxsparse.rigl(optax.sgd(0.1, 0.9), 0.75, key=0, every=2)
+
+    def nothing(tree):
+        return tree
+
+    def average(tree):
+        return jax.lax.pmean(tree, "batch")
+
+    def step(params, state, x, of_loss=nothing, of_grads=nothing):
+        def loss(params):
+            return of_loss(jnp.mean(jnp.tanh(x @ params["kernel"] + params["bias"]) ** 2))
+
+        updates, state = tx.update(of_grads(jax.grad(loss)(params)), state, params)
+        return optax.apply_updates(params, updates), state
+
+    def own_step(params, state, x):
+        new = step(*jax.tree.map(lambda a: a[0], (params, state)), x, of_grads=average)
+        return jax.tree.map(lambda a: a[None], new)
+
+    def spread(step, ours, check=True):
+        specs = {"in_specs": (ours, ours, batch), "out_specs": ours}
+        return jit(jax.shard_map(step, mesh=mesh, check_vma=check, **specs))
+
+    start = jaxsparse.init(tx, params)
+    # As under pmap, the copies are parameters of their own: nothing says that they are equal.
+    copies = jax.tree.map(lambda a: jnp.stack([a] * 8), start)
+    runs = [
+        (jit(step), start),
+        (spread(partial(step, of_loss=average), whole), start),
+        (spread(own_step, batch, check=False), copies),
+    ]
+    for _ in range(5):
+        runs = [(run, run(*at, x)) for run, at in runs]
+    (single, state), *others = (at for _, at in runs)
+    assert not np.array_equal(state.masks["kernel"], start[1].masks["kernel"])
+    for many, their_state in others:
+        kernels, masks = many["kernel"], their_state.masks["kernel"]
+        assert len(kernels.addressable_shards) == 8
+        for kernel, mask in zip(kernels.addressable_shards, masks.addressable_shards, strict=True):
+            np.testing.assert_array_equal(np.squeeze(mask.data), state.masks["kernel"])
+            np.testing.assert_array_equal(kernel.data, kernels.addressable_shards[0].data)
+            np.testing.assert_allclose(
+                np.squeeze(kernel.data), single["kernel"], rtol=1e-5, atol=1e-6
+            )
