@@ -1,0 +1,1 @@
+"""What all experiments share: data, models, training, reports."""

@@ -1,0 +1,174 @@
+"""One training job, put together from a configuration: data, network and methods."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jaxsparse
+from experiments.common import data, evaluation, methods, models, training
+from experiments.common.config import Config
+from experiments.common.execution import execution
+
+
+class Job(NamedTuple):
+    """Everything that training needs.
+
+    Attributes:
+      config: the resolved configuration.
+      dataset: the examples, on the host.
+      trainers: by method, the dense twin first.
+      sets: what they are evaluated on, by name, on the device.
+      steps: of each method.
+      apply: `(params, inputs) -> logits`.
+      prunable: `(path, leaf) -> bool`.
+      updates: when masks change.
+    """
+
+    config: Config
+    dataset: data.Dataset
+    trainers: dict[str, training.Trainer]
+    sets: dict[str, evaluation.EvaluationSet]
+    steps: int
+    apply: Callable[[Any, jax.Array], jax.Array]
+    prunable: Callable[[str, Any], bool]
+    updates: methods.MaskUpdates
+
+
+def build(config: Config) -> Job:
+    """Loads the data and puts a job together; whatever can be wrong is found here.
+
+    Args:
+      config: what `config.resolve` returned.
+
+    Raises:
+      DataNotFound: the data set is not there.
+      ValueError: values that do not go together, such as a pattern that does not fit the network.
+    """
+    dataset = data.load(config.dataset, config.data_dir, config.download)
+    if config.validation:
+        dataset = data.split_validation(dataset, config.validation, config.seed)
+    n = len(dataset.train_labels)
+    if config.batch_size > n:
+        raise ValueError(
+            f"--batch-size must be in [1, {n}], the training examples, got {config.batch_size}."
+        )
+    steps = config.epochs * (n // config.batch_size)
+    updates = mask_updates(config, steps)
+    apply, init_params = _network(config, dataset)
+
+    def prunable(path: str, leaf: Any) -> bool:
+        kept_dense = config.dense_layers and re.search(config.dense_layers, path)
+        return not kept_dense and jaxsparse.default_prunable(path, leaf)
+
+    if not any(
+        prunable(weight_name(path), leaf)
+        for path, leaf in jax.tree.leaves_with_path(jax.eval_shape(init_params, jax.random.key(0)))
+    ):
+        raise ValueError(f"--dense-layers {config.dense_layers!r} leaves no weight to be sparse.")
+    examples = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
+    pattern = methods.pattern(config.pattern)
+
+    def trainer(method: str) -> training.Trainer:
+        inner = methods.optimizer(
+            config.optimizer,
+            config.learning_rate,
+            schedule=config.schedule,
+            weight_decay=config.weight_decay,
+            steps=steps,
+        )
+
+        def make_tx(key: Any) -> Any:
+            return methods.sparse_method(
+                method,
+                inner,
+                key=key,
+                sparsity=config.sparsity,
+                distribution=config.distribution,
+                pattern=pattern,
+                prunable=prunable,
+                updates=updates,
+            )
+
+        made = training.make_trainer(
+            apply,
+            init_params,
+            make_tx,
+            *examples,
+            batch_size=config.batch_size,
+            execution=execution(config.model, jax.default_backend()),
+            start=training.start_dense if method == "dense" else jaxsparse.init,
+        )
+        try:
+            jax.eval_shape(made.init, keys(config))
+        except ValueError as error:  # a pattern or a sparsity that does not fit the network
+            raise ValueError(str(error).replace("prunable=", "--dense-layers")) from error
+        return made
+
+    names = dict.fromkeys(["dense"] * config.dense_twin + [config.algorithm])
+    sets = {"test": (dataset.test_inputs, dataset.test_labels)}
+    if dataset.validation_inputs is not None:
+        sets["validation"] = (dataset.validation_inputs, dataset.validation_labels)
+    return Job(
+        config,
+        dataset,
+        {name: trainer(name) for name in names},
+        {name: evaluation.evaluation_set(*map(jnp.asarray, pair)) for name, pair in sets.items()},
+        steps,
+        apply,
+        prunable,
+        updates,
+    )
+
+
+def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
+    """When masks change in a run of so many steps.
+
+    Raises:
+      ValueError: no update would ever come.
+    """
+    every = max(10, steps // 100) if config.every is None else config.every
+    start = every if config.start is None else config.start
+    stop = steps * 3 // 4 if config.stop is None else config.stop
+    if config.algorithm not in ("dense", "fixed") and not start < min(stop, steps):
+        raise ValueError(
+            f"--start must be below --stop and the {steps} steps of the run, or no mask update "
+            f"comes; got --every {every}, --start {start}, --stop {stop}."
+        )
+    return methods.MaskUpdates(every, start, stop, config.drop_fraction)
+
+
+def keys(config: Config) -> jax.Array:
+    """One key for each replicate."""
+    return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds))
+
+
+def weight_name(path: tuple[Any, ...]) -> str:
+    """A key path as text, such as `fc1/kernel`; the `value` of a Flax variable is left out."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
+def _network(config: Config, dataset: data.Dataset) -> tuple[Callable, Callable]:
+    pixels = dataset.train_inputs
+    mean, std = 0.0, 1.0
+    if pixels.dtype == np.uint8:
+        mean, std = float(pixels.mean() / 255), float(pixels.std() / 255)
+
+    def model(key: Any) -> nnx.Module:
+        return models.build(
+            config.model,
+            key_or_seed=key,
+            input_shape=pixels.shape[1:],
+            num_classes=dataset.num_classes,
+        )
+
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: model(0)))
+
+    def apply(params: Any, inputs: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params)(data.normalize(inputs, mean, std))
+
+    return apply, lambda key: nnx.state(model(key), nnx.Param)

@@ -1,0 +1,186 @@
+"""The networks of the papers in Flax NNX, by name, at any image size that fits.
+
+    model = build("lenet_300_100", key_or_seed=0, input_shape=(8, 8, 1), num_classes=10)
+    graphdef, params = nnx.split(model, nnx.Param)
+    logits = nnx.merge(graphdef, params)(images)
+
+Images come in as floats (`data.normalize`), tokens as integers. The output layer is `head`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+from flax import nnx
+
+from experiments.common.execution import execution
+from experiments.common.layers import Convolution, Form, Padding, max_pool
+from experiments.common.transformer import CharacterTransformer
+
+Array = jax.Array
+
+
+class Classifier(nnx.Module):
+    """Stages of convolutions with ReLU, each ended by 2x2 max pooling; then dense layers.
+
+    Its layers are `conv1`, `conv2`, ..., `fc1`, `fc2`, ... and `head`; without stages it is a
+    multilayer perceptron.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        stages: Sequence[Sequence[int]],
+        dense: Sequence[int],
+        size: int,
+        padding: Padding,
+        form: Form,
+        kernel_init: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
+        height, width, features = input_shape
+        self.stages = tuple(len(stage) for stage in stages)
+        self.dense = len(dense)
+        shrink = size - 1 if padding == "VALID" else 0
+        index = 0
+        for stage in stages:
+            for features_out in stage:
+                index += 1
+                layer = Convolution(
+                    features,
+                    features_out,
+                    size,
+                    padding=padding,
+                    form=form,
+                    kernel_init=kernel_init,
+                    rngs=rngs,
+                )
+                setattr(self, f"conv{index}", layer)
+                features = features_out
+                height, width = height - shrink, width - shrink
+            height, width = height // 2, width // 2
+        features *= height * width
+        for index, features_out in enumerate(dense, start=1):
+            layer = nnx.Linear(features, features_out, kernel_init=kernel_init, rngs=rngs)
+            setattr(self, f"fc{index}", layer)
+            features = features_out
+        self.head = nnx.Linear(features, num_classes, kernel_init=kernel_init, rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        """Logits `(batch, num_classes)` of images `(batch, height, width, channels)`."""
+        index = 0
+        for convolutions in self.stages:
+            for _ in range(convolutions):
+                index += 1
+                images = nnx.relu(getattr(self, f"conv{index}")(images))
+            images = max_pool(images)
+        features = images.reshape(len(images), -1)
+        for index in range(1, self.dense + 1):
+            features = nnx.relu(getattr(self, f"fc{index}")(features))
+        return self.head(features)
+
+
+def _classifier(
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    stages: Sequence[Sequence[int]] = (),
+    dense: Sequence[int],
+    size: int = 1,
+    padding: Padding = "SAME",
+    **common: Any,
+) -> Classifier:
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"input_shape is {tuple(input_shape)}; {name} takes images, (height, width, channels)"
+        )
+    shrink = size - 1 if padding == "VALID" else 0
+    smallest = 1
+    for stage in reversed(stages):
+        smallest = 2 * smallest + shrink * len(stage)
+    if min(input_shape[:2]) < smallest:
+        raise ValueError(
+            f"input_shape is {tuple(input_shape)}; {name} needs images of at least "
+            f"{smallest}x{smallest} pixels: choose another model or data set"
+        )
+    return Classifier(
+        input_shape,
+        num_classes,
+        stages=stages,
+        dense=dense,
+        size=size,
+        padding=padding,
+        **common,
+    )
+
+
+def _transformer(
+    name: str, input_shape: Sequence[int], num_classes: int, *, form: Form, **common: Any
+) -> CharacterTransformer:
+    if len(input_shape) != 1:
+        raise ValueError(f"input_shape is {tuple(input_shape)}; {name} takes tokens, (context,)")
+    return CharacterTransformer(*input_shape, num_classes, **common)
+
+
+_lenet_5 = partial(_classifier, size=5, padding="VALID")
+_conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "lenet_300_100": partial(_classifier, dense=(300, 100)),
+    "lenet_5": partial(_lenet_5, stages=((6,), (16,)), dense=(120, 84)),
+    "lenet_5_caffe": partial(_lenet_5, stages=((20,), (50,)), dense=(500,)),
+    "conv_2": partial(_conv, stages=((64, 64),)),
+    "conv_4": partial(_conv, stages=((64, 64), (128, 128))),
+    "conv_6": partial(_conv, stages=((64, 64), (128, 128), (256, 256))),
+    "character_transformer": _transformer,
+}
+
+
+def build(
+    name: str,
+    *,
+    key_or_seed: Array | int,
+    input_shape: Sequence[int],
+    num_classes: int,
+    kernel_init: nnx.Initializer | None = None,
+    convolution: Form | Literal["auto"] = "auto",
+) -> nnx.Module:
+    """A network with fresh parameters; works under `jit` and `vmap` over keys.
+
+    Args:
+      name: a key of `MODELS`.
+      key_or_seed: random key, typed or raw, or an int.
+      input_shape: of one example: (height, width, channels), or (context,) for characters.
+      num_classes: outputs, at least 1; for characters the size of the vocabulary.
+      kernel_init: initializer of all kernels; default Gaussian Glorot. Biases start at zero.
+      convolution: how convolutions are computed; "auto" is what `execution` says for the backend.
+        The parameters do not depend on it.
+
+    Raises:
+      ValueError: an unknown name, a shape of the wrong kind or too small for the network, or
+        another argument out of range.
+    """
+    if name not in MODELS:
+        raise ValueError(f"name is {name!r}; it must be one of {', '.join(MODELS)}")
+    if num_classes < 1 or math.prod(input_shape) < 1:
+        raise ValueError(
+            f"input_shape is {tuple(input_shape)} and num_classes is {num_classes}; all of them "
+            "must be at least 1"
+        )
+    if convolution not in ("auto", "patches", "conv"):
+        raise ValueError(f"convolution is {convolution!r}; it must be 'auto', 'patches' or 'conv'")
+    if convolution == "auto":
+        convolution = execution(name, jax.default_backend()).convolution
+    return MODELS[name](
+        name,
+        input_shape,
+        num_classes,
+        form=convolution,
+        kernel_init=kernel_init or nnx.initializers.glorot_normal(),
+        rngs=nnx.Rngs(key_or_seed),
+    )

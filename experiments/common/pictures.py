@@ -1,0 +1,207 @@
+"""Pictures of a run and of a study: accuracy, density, churn and masks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # Files only: a run must not need a display.
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import PercentFormatter  # noqa: E402
+
+# Okabe and Ito's colours, told apart by all eyes; line styles and markers say it once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+_STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
+_MARKERS = "osD^v"
+_DENSE = "#222222"
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: str) -> None:
+    """Test accuracy of every method over the epochs; the band reaches from worst to best seed."""
+    figure, axes = _figure(6.4, 4.0)
+    late, high = [], 0.0
+    for i, method in enumerate(methods):
+        epochs, values = _series(lines, method, "test_accuracy")
+        colour, style = (_DENSE, "--") if method == "dense" else (_COLOURS[i % 7], "-")
+        axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+        axes.plot(epochs, values.mean(0), style, color=colour, lw=1.8, label=method)
+        late.append(values[:, values.shape[1] // 4 :].min())
+        high = max(high, values.max())
+    low = min(late)
+    room = max(high - low, 0.01)
+    axes.set_ylim(max(0, low - 0.1 * room), min(1.0, high + 0.1 * room))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.legend(frameon=False, loc="lower right")
+    _title(axes, title, f"mean of {_replicates(lines)}; band: worst to best")
+    _save(figure, file)
+
+
+def density_over_time(file: Path, lines: Lines, method: str, title: str) -> None:
+    """Share of living weights in every layer, and how many of them each mask update replaced."""
+    lines = [line for line in lines if line["method"] == method]
+    layers = list(lines[0]["layer_density"])
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(6.4, 5.2), sharex=True, height_ratios=(3, 2), layout="constrained"
+    )
+    for i, layer in enumerate(layers):
+        epochs, values = _series(lines, method, "layer_density", layer)
+        top.plot(
+            epochs, values.mean(0), linestyle=_STYLES[i % 5], color=_COLOURS[i % 7], label=layer
+        )
+    epochs, values = _series(lines, method, "density")
+    top.plot(epochs, values.mean(0), color=_DENSE, lw=2.2, alpha=0.6, label="all prunable weights")
+    top.set_ylim(bottom=0)
+    top.set_ylabel("density (living / all weights)")
+    top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    top.legend(frameon=False, fontsize=8, ncols=1 + len(layers) // 6)
+    _title(top, title, f"mean of {_replicates(lines)}")
+    epochs, values = _series(lines, method, "churn")
+    bottom.step(epochs, values.mean(0), where="post", color=_COLOURS[0])
+    bottom.set_ylim(bottom=0)
+    bottom.set_ylabel("weights replaced\nby the last mask update")
+    bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    bottom.set_xlabel("epoch")
+    for axes in (top, bottom):
+        _plain(axes)
+    _save(figure, file)
+
+
+def masks(
+    file: Path, masks: Mapping[str, np.ndarray], title: str, image: Sequence[int] | None = None
+) -> None:
+    """The masks of one network, a panel each, inputs from top to bottom.
+
+    Args:
+      file: where to write it.
+      masks: boolean arrays by path, outputs on the last axis.
+      title: of the whole picture.
+      image: shape of the network's input; where the first mask has as many inputs, one more panel
+        shows how many living weights read every pixel.
+    """
+    first = next(iter(masks.values()))
+    pixels = image is not None and len(image) >= 2 and first.shape[0] == math.prod(image)
+    panels = len(masks) + pixels
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(max(3.1 * columns, 5.0), 3.2 * rows + 0.5),
+        squeeze=False,
+        layout="constrained",
+    )
+    slots = list(grid.flat)
+    if pixels:
+        axes = slots.pop(0)
+        readers = first.sum(1).reshape(image)
+        readers = readers.sum(-1) if len(image) == 3 else readers
+        shown = axes.imshow(readers, cmap="cividis", vmin=0)
+        figure.colorbar(shown, ax=axes, shrink=0.7, label="living weights")
+        axes.set_title("weights that read each pixel", fontsize=9)
+        axes.set_xlabel("column")
+        axes.set_ylabel("row")
+    for (path, mask), axes in zip(masks.items(), slots, strict=False):
+        flat = mask.reshape(-1, mask.shape[-1])
+        axes.imshow(flat, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="antialiased")
+        axes.set_title(f"{path}: {100 * mask.mean():.3g}% alive", fontsize=9)
+        axes.set_xlabel(f"{flat.shape[1]} outputs")
+        axes.set_ylabel(f"{flat.shape[0]} inputs" if mask.ndim == 2 else f"{flat.shape[0]} taps")
+    for axes in slots[len(masks) :]:
+        axes.set_axis_off()
+    figure.suptitle(title + " (blue: alive)", x=0.01, ha="left", fontsize=11)
+    _save(figure, file)
+
+
+def accuracy_against_sparsity(
+    file: Path, results: Mapping[str, Mapping[float, Mapping[str, float]]], title: str, note: str
+) -> None:
+    """Test accuracy of every method at every sparsity; bands are one standard error.
+
+    Args:
+      file: where to write it.
+      results: `{method: {sparsity: statistics}}`; `dense` has its one value at sparsity 0.
+      title: what was trained on what.
+      note: how many replicates, and what is missing.
+    """
+    figure, axes = _figure(6.8, 4.4)
+    levels = sorted({s for method, found in results.items() if method != "dense" for s in found})
+    places = {sparsity: i for i, sparsity in enumerate(levels)}
+    others = [method for method in results if method != "dense" and results[method]]
+    for i, method in enumerate(others):
+        found = results[method]
+        at = [places[sparsity] for sparsity in sorted(found)]
+        mean = np.array([found[sparsity]["mean"] for sparsity in sorted(found)])
+        error = np.array([found[sparsity]["standard_error"] for sparsity in sorted(found)])
+        axes.fill_between(at, mean - error, mean + error, color=_COLOURS[i], alpha=0.2, lw=0)
+        axes.plot(
+            at,
+            mean,
+            linestyle=_STYLES[i % 5],
+            marker=_MARKERS[i % 5],
+            color=_COLOURS[i],
+            label=method,
+        )
+    if results.get("dense"):
+        (dense,) = results["dense"].values()
+        mean, error = dense["mean"], dense["standard_error"]
+        axes.axhspan(mean - error, mean + error, color=_DENSE, alpha=0.12, lw=0)
+        axes.axhline(mean, color=_DENSE, ls=":", label="dense")
+    axes.set_xticks(range(len(levels)), [f"{100 * level:g}%" for level in levels])
+    axes.set_xlabel("sparsity")
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.legend(frameon=False, loc="lower left")
+    _title(axes, title, note)
+    _save(figure, file)
+
+
+def _series(lines: Lines, method: str, *keys: str) -> tuple[np.ndarray, np.ndarray]:
+    # Epochs, and one row of values for every replicate.
+    rows: dict[int, dict[float, float]] = {}
+    for line in lines:
+        if line["method"] == method:
+            value = line
+            for key in keys:
+                value = value[key]
+            rows.setdefault(line["replicate"], {})[line["epoch"]] = value
+    epochs = sorted(rows[0])
+    return np.array(epochs), np.array([[row[epoch] for epoch in epochs] for row in rows.values()])
+
+
+def _replicates(lines: Lines) -> str:
+    n = len({line["replicate"] for line in lines})
+    return f"{n} replicate{'s' if n > 1 else ''}"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#DDDDDD", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _title(axes: Axes, title: str, note: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, pad=20)
+    axes.annotate(
+        note, (0, 1), (0, 5), "axes fraction", "offset points", fontsize=8, color="#555555"
+    )
+
+
+def _save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, dpi=150)
+    plt.close(figure)

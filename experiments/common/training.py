@@ -1,0 +1,282 @@
+"""The compiled training loop: replicates of one method side by side, over data on the device.
+
+A few functions in a `Trainer`, made once a run; all that changes is a `TrainState`. How steps and
+replicates are compiled is no decision of this file: `execution` says it.
+
+    trainer = make_trainer(apply, init_params, make_tx, inputs, labels, batch_size=60, ...)
+    state = trainer.init(jax.random.split(jax.random.key(0), 3))
+    state, history = train(trainer, state, stop=1000, every=100, sets={"test": test})
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.common.batches import batch_indices
+from experiments.common.evaluation import (
+    EvaluationSet,
+    cross_entropy,
+    evaluate,
+    over_replicates,
+    unstack,
+)
+from experiments.common.execution import Execution
+
+Array = jax.Array
+Metrics = dict[str, Any]
+Carry = EpochPlan = Examples = tuple[Any, ...]
+
+
+class TrainState(NamedTuple):
+    """Everything that a run changes; each array has the replicates as its first axis.
+
+    Attributes:
+      params: the parameters.
+      opt_state: the optimizer's state, masks included.
+      data_key: raw key data; it and the epoch give the order of the examples and their changes.
+      order: int32 `(steps of an epoch, batch size)`, the rows of this epoch's batches.
+      loss_sum: training losses added up since the last evaluation.
+    """
+
+    params: Any
+    opt_state: Any
+    data_key: Array
+    order: Array
+    loss_sum: Array
+
+
+class Trainer(NamedTuple):
+    """Functions over stacked replicates; each is compiled once.
+
+    Attributes:
+      init: `(keys) -> TrainState`, one replicate for each key.
+      advance: `(state, first, last) -> TrainState`, the steps `first, ..., last - 1`. The state
+        given is donated. How a run is cut into calls does not change its numbers.
+      evaluate: `(params, EvaluationSet) -> {"loss", "accuracy"}`, one number a replicate each.
+      steps_per_epoch: batches in one pass over the examples; what does not fill one is left out.
+    """
+
+    init: Callable[[Array], TrainState]
+    advance: Callable[[TrainState, int, int], TrainState]
+    evaluate: Callable[[Any, EvaluationSet], Metrics]
+    steps_per_epoch: int
+
+
+class Chunk(NamedTuple):
+    """What one call of the compiled loop has done.
+
+    Attributes:
+      state: the state after it.
+      step: the number of steps done since the start of the run.
+      metrics: at an evaluation, by name, one number a replicate each; else None.
+      seconds_per_step: of all replicates together, without compilation; None before it is known.
+    """
+
+    state: TrainState
+    step: int
+    metrics: Metrics | None
+    seconds_per_step: float | None
+
+
+def start_dense(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
+    """`(params, opt_state)` of a plain optimizer; a sparse one starts with `jaxsparse.init`."""
+    return params, tx.init(params)
+
+
+def make_trainer(
+    apply: Callable[[Any, Array], Array],
+    init_params: Callable[[Array], Any],
+    make_tx: Callable[[Array | int], optax.GradientTransformationExtraArgs],
+    inputs: Array,
+    labels: Array,
+    *,
+    batch_size: int,
+    execution: Execution,
+    start: Callable[[Any, Any], tuple[Any, Any]] = start_dense,
+    loss: Callable[[Array, Array], Array] = cross_entropy,
+    augment: Callable[[Array, Array], Array] | None = None,
+) -> Trainer:
+    """The training functions of one method.
+
+    Two trainers with the same `init_params`, or the same `apply`, share what is compiled of them.
+
+    Args:
+      apply: `(params, inputs) -> logits` of one replicate.
+      init_params: `(key) -> params`.
+      make_tx: `(key) -> optimizer`; the key is traced. Learning-rate schedule and weight decay
+        are part of it.
+      inputs: the training examples, on the device.
+      labels: int32, their classes (or next tokens).
+      batch_size: examples a step, at most all.
+      execution: how steps and replicates are compiled here.
+      start: `(tx, params) -> (params, opt_state)`; `jaxsparse.init` for a sparse method.
+      loss: `(logits, labels) -> loss of every example`.
+      augment: `(key, inputs) -> inputs`, with another key at every step; None leaves them alone.
+
+    Raises:
+      ValueError: a batch size below 1 or above the number of examples.
+    """
+    n = len(labels)
+    if not 1 <= batch_size <= n:
+        raise ValueError(
+            f"batch_size must be in [1, {n}], the training examples, got {batch_size}."
+        )
+    steps_per_epoch = n // batch_size
+    update = make_tx(0).update
+
+    @jax.jit
+    @jax.vmap
+    def begin(key: Array, params: Any, data_key: Array) -> TrainState:
+        params, opt_state = start(make_tx(key), params)
+        order = jnp.zeros((steps_per_epoch, batch_size), jnp.int32)
+        loss_sum = jnp.zeros((), jnp.float32)
+        return TrainState(params, opt_state, jax.random.key_data(data_key), order, loss_sum)
+
+    def init(keys: Array) -> TrainState:
+        init_keys, method_keys, data_keys = _fold(keys)
+        return begin(method_keys, _init_params(init_params, init_keys), data_keys)
+
+    def step(carry: Carry, plan: EpochPlan, row: Array, examples: Examples) -> Carry:
+        params, opt_state, loss_sum = carry
+        data_key, epoch, order = plan
+        inputs, labels = (part[order[row]] for part in examples)
+        if augment is not None:
+            inputs = augment(jax.random.fold_in(_epoch_key(data_key, epoch), row), inputs)
+
+        def mean_loss(params: Any) -> Array:
+            return loss(apply(params, inputs), labels).mean()
+
+        value, grads = jax.value_and_grad(mean_loss)(params)
+        updates, opt_state = update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss_sum + value
+
+    run = (_in_a_loop if execution.loop == "scan" else _one_by_one)(step, execution)
+
+    def advance(state: TrainState, first: int, last: int) -> TrainState:
+        while first < last:
+            epoch, row = divmod(first, steps_per_epoch)
+            if row == 0:
+                order = _shuffle(state.data_key, epoch, n, batch_size)
+                state = state._replace(order=order)
+            end = min(last, (epoch + 1) * steps_per_epoch)
+            carry = state.params, state.opt_state, state.loss_sum
+            plan = state.data_key, jnp.full(len(state.order), epoch), state.order
+            params, opt_state, loss_sum = run(carry, plan, row, row + end - first, (inputs, labels))
+            state = state._replace(params=params, opt_state=opt_state, loss_sum=loss_sum)
+            first = end
+        return state
+
+    return Trainer(
+        init, advance, functools.partial(evaluate, apply, loss, execution), steps_per_epoch
+    )
+
+
+def run(
+    trainer: Trainer,
+    state: TrainState,
+    *,
+    start: int = 0,
+    stop: int,
+    every: int,
+    sets: Mapping[str, EvaluationSet],
+    observe: Callable[[TrainState], Metrics] = lambda state: {},
+    seconds: float = 2.0,
+) -> Iterator[Chunk]:
+    """Trains from step `start` to `stop` and hands over the state about every `seconds`.
+
+    Args:
+      trainer: the method.
+      state: the state after `start` steps; it is donated.
+      start: steps done before.
+      stop: steps of the whole run.
+      every: steps from one evaluation to the next; the last step is evaluated in any case.
+      sets: what to evaluate on, by name; metrics are called `name_loss` and `name_accuracy`, and
+        `loss` is the mean training loss since the evaluation before.
+      observe: more metrics of a state, one number a replicate each.
+      seconds: aimed length of a chunk.
+    """
+    size, per_step = 1, None
+    since = start - start % every
+    while start < stop:
+        due = min(stop, since + every)
+        end = min(due, start + size)
+        begun = time.perf_counter()
+        state = jax.block_until_ready(trainer.advance(state, start, end))
+        if size == 1:  # that step was compiled; the next few tell the speed
+            size = 10
+        else:
+            per_step = (time.perf_counter() - begun) / (end - start)
+            size = max(10, int(seconds / per_step))
+        start, metrics = end, None
+        if start == due:
+            metrics = {"loss": state.loss_sum / (start - since)}
+            for name, examples in sets.items():
+                found = trainer.evaluate(state.params, examples)
+                metrics |= {f"{name}_{key}": value for key, value in found.items()}
+            metrics |= observe(state)
+            state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
+            since = start
+        yield Chunk(state, start, metrics, per_step)
+
+
+def train(
+    trainer: Trainer, state: TrainState, *, stop: int, every: int, **options: Any
+) -> tuple[TrainState, list[Metrics]]:
+    """All of `run` at once: the last state, and the metrics of every evaluation with its `step`."""
+    history = []
+    for chunk in run(trainer, state, stop=stop, every=every, **options):
+        state = chunk.state
+        if chunk.metrics is not None:
+            history.append({"step": chunk.step, **chunk.metrics})
+    return state, history
+
+
+def _in_a_loop(step: Callable, execution: Execution) -> Callable:
+    def replicate(carry, plan, first, last, examples):
+        # The bounds are traced, so chunks of any length are one compiled program.
+        return jax.lax.fori_loop(
+            first, last, lambda row, carry: step(carry, plan, row, examples), carry
+        )
+
+    run = over_replicates(replicate, execution.replicates)
+    return jax.jit(lambda carry, plan, *shared: run((carry, plan), *shared), donate_argnums=0)
+
+
+def _one_by_one(step: Callable, execution: Execution) -> Callable:
+    step = jax.jit(step, donate_argnums=0)
+
+    def run(carry, plan, first, last, examples):
+        done = []
+        for one, its_plan in zip(unstack(carry), unstack(plan), strict=True):
+            for row in range(first, last):
+                one = step(one, its_plan, row, examples)
+            done.append(one)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *done)
+
+    return run
+
+
+@jax.jit
+def _fold(keys: Array) -> list[Array]:
+    return [jax.vmap(lambda key: jax.random.fold_in(key, use))(keys) for use in range(3)]  # noqa: B023
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_params(init_params: Callable, keys: Array) -> Any:
+    return jax.vmap(init_params)(keys)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _shuffle(data_keys: Array, epoch: Array, n: int, batch_size: int) -> Array:
+    return jax.lax.map(
+        lambda data_key: batch_indices(_epoch_key(data_key, epoch), n, batch_size), data_keys
+    )
+
+
+def _epoch_key(data_key: Array, epoch: Array) -> Array:
+    return jax.random.fold_in(jax.random.wrap_key_data(data_key), epoch)

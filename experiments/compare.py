@@ -1,0 +1,214 @@
+"""Compares all sparse training methods, and dense training, at several sparsities.
+
+    python -m experiments.compare --dataset mnist --out docs/results/mnist
+
+Takes about 20 minutes on 2 cores: 16 cells (five methods at three sparsities, and dense training)
+of 3 replicates and 20 epochs of LeNet-300-100. Expect about 98.5% from dense training, and from
+RigL and sparse momentum at most half a point less at 95% sparsity; random fixed masks lose most.
+
+Every finished cell goes to `results.json` at once, and the table and the picture are drawn anew.
+The same command goes on where it was stopped, also in the middle of a cell.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.common import cli, jobs, pictures, reports, running, runs
+from experiments.common.cli import option
+from experiments.common.config import Config, resolve
+from experiments.common.data import DataNotFound
+from experiments.common.methods import ALGORITHMS, DISTRIBUTIONS, OPTIMIZERS
+
+PROG = "python -m experiments.compare"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Compares all sparse training methods, and dense training, at several sparsities."""
+
+    dataset: str = option("digits", "data set, as for experiments.train")
+    model: str = option("lenet_300_100", "network, as for experiments.train")
+    algorithms: str = option(",".join(ALGORITHMS[1:]), "sparse methods, with commas between them")
+    sparsities: str = option("0.9,0.95,0.98", "fractions of zeros, with commas between them")
+    distribution: str = option(
+        "erk", "how the sparsity is spread over the layers", choices=DISTRIBUTIONS
+    )
+    optimizer: str = option(
+        "momentum", "inner optimizer, as for experiments.train", choices=OPTIMIZERS
+    )
+    learning_rate: float | None = option(None, "at the first step (default: the optimizer's)")
+    weight_decay: float = option(5e-4, "added to the gradient; by adamw to the update")
+    epochs: int | None = option(None, "passes over the training set (default: the data set's)")
+    batch_size: int | None = option(None, "examples a step (default: the data set's)")
+    seeds: int = option(3, "replicates of every cell")
+    minutes: float = option(
+        float("inf"), "start no further cell after that many minutes", identity=False
+    )
+    data_dir: str | None = option(
+        None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
+    )
+    out: str | None = option(None, "output folder (default: runs/compare-DATASET)", identity=False)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+      args: its arguments; by default those of the process.
+    """
+    study = cli.parse(Study, PROG, args)
+    path = Path(study.out or f"runs/compare-{study.dataset.replace('/', '_')}")
+    try:
+        wanted = cells(study)
+        folder = runs.find_run(path, cli.identity(study), resume=True)
+    except ValueError as error:
+        cli.stop(str(error))
+    except runs.FolderError as error:
+        cli.stop(str(error), code=1)
+    try:
+        run(study, wanted, folder, Console())
+    except KeyboardInterrupt:
+        cli.stop("stopped; the same command goes on from here", code=130)
+
+
+def cells(study: Study) -> list[Config]:
+    """The configuration of every cell, dense training first.
+
+    Raises:
+      ValueError: a value that cannot be.
+    """
+    try:
+        sparsities = [float(text) for text in study.sparsities.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--sparsities must be numbers with commas between them, got {study.sparsities!r}."
+        ) from None
+    names = {field.name for field in dataclasses.fields(Study)} - {"out", "distribution"}
+    given = {
+        field.name: getattr(study, field.name)
+        for field in dataclasses.fields(Config)
+        if field.name in names
+    }
+    sparse = [
+        {"algorithm": algorithm, "sparsity": sparsity, "distribution": study.distribution}
+        for sparsity in sparsities
+        for algorithm in study.algorithms.split(",")
+    ]
+    return [
+        resolve(Config(**given, **cell, dense_twin=False))
+        for cell in ({"algorithm": "dense"}, *sparse)
+    ]
+
+
+def run(study: Study, wanted: Sequence[Config], folder: runs.RunFolder, console: Console) -> None:
+    """Trains the cells that are not in the results yet, and reports after each.
+
+    Args:
+      study: the study.
+      wanted: its cells.
+      folder: its folder.
+      console: where progress is shown.
+    """
+    begun, path = time.perf_counter(), folder.path
+    results = runs.read_json(path / "results.json") or {}
+    missing = [config for config in wanted if _name(config) not in results]
+    for config in missing:
+        if time.perf_counter() - begun > 60 * study.minutes:
+            break
+        name = _name(config)
+        try:
+            job = jobs.build(config)
+        except (ValueError, TypeError, DataNotFound) as error:
+            cli.stop(f"{name}: {error}")
+        folder.begin()
+        console.print(f"Cell {len(results) + 1} of {len(wanted)}: {name}")
+        cell = runs.find_run(path / "unfinished" / name, cli.identity(config), resume=True)
+        cell.begin()
+        results[name] = cell.summary or running.execute(job, cell, console)
+        runs.write_json(path / "results.json", results)
+        report(study, wanted, results, path)
+        shutil.rmtree(path / "unfinished", ignore_errors=True)
+        if config is missing[0]:
+            left = (len(missing) - 1) * (time.perf_counter() - begun)
+            console.print(f"The other cells will take about {reports.duration(left)}.")
+    if results:
+        report(study, wanted, results, path)
+        text = (path / "table.md").read_text()
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path: Path) -> None:
+    """Writes `table.md` and `accuracy.png` from the finished cells.
+
+    Args:
+      study: the study.
+      wanted: all its cells.
+      results: summaries of the finished ones, by name.
+      path: its folder.
+    """
+    missing = len(wanted) - sum(_name(config) in results for config in wanted)
+    partial = f"PARTIAL: {missing} of {len(wanted)} cells are missing. " if missing else ""
+    any_result = next(iter(results.values()))
+    n = any_result["test_accuracy"]["n"]
+    note = f"{partial}Mean ± standard error of {n} replicates, {any_result['epochs']} epochs."
+    found: dict[str, dict[float, Any]] = {}
+    for config in wanted:
+        if _name(config) in results:
+            found.setdefault(config.algorithm, {})[config.sparsity] = results[_name(config)]
+    levels = sorted({config.sparsity for config in wanted} - {0.0})
+    header = ["", *(f"{100 * level:g}% sparse" for level in levels)]
+
+    def table(show: Callable[[dict[str, Any]], str]) -> str:
+        rows = [
+            [method, *(show(at[s]) if s in at else "missing" for s in _levels(method, levels))]
+            for method, at in found.items()
+        ]
+        return reports.markdown(header, rows)
+
+    title = f"{study.model} on {study.dataset}"
+    text = [
+        f"# {title}: sparse training methods",
+        f"{note} Data: {any_result['dataset_description']}. Made by `{PROG}"
+        f"{_options(study)}`; std, min and max are in `results.json`.",
+        "Test accuracy:",
+        table(lambda summary: reports.percent(summary["test_accuracy"])),
+        "FLOPs per example of a forward pass, living weights only:",
+        table(lambda summary: reports.count(summary["flops"])),
+        "FLOPs per example of a training step, living weights only:",
+        table(lambda summary: reports.count(summary["training_flops"])),
+    ]
+    (path / "table.md").write_text("\n\n".join(text) + "\n")
+    pictures.accuracy_against_sparsity(
+        path / "accuracy.png",
+        {
+            method: {s: summary["test_accuracy"] for s, summary in at.items()}
+            for method, at in found.items()
+        },
+        title,
+        note.replace("Mean ± standard error", "Mean and standard error"),
+    )
+
+
+def _levels(method: str, levels: Sequence[float]) -> Sequence[float]:
+    return [0.0] * len(levels) if method == "dense" else levels
+
+
+def _name(config: Config) -> str:
+    dense = config.algorithm == "dense"
+    return config.algorithm if dense else f"{config.algorithm}-{config.sparsity:g}"
+
+
+def _options(study: Study) -> str:
+    fields = [field for field in dataclasses.fields(study) if field.metadata["identity"]]
+    given = [field.name for field in fields if getattr(study, field.name) != field.default]
+    return "".join(f" {cli.flag(name)} {getattr(study, name)}" for name in given)
+
+
+if __name__ == "__main__":
+    main()
