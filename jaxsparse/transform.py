@@ -135,16 +135,17 @@ def sparsify(
                 fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
                 inner_state = _reset_dead(inner_state, fresh, params, masks, sparse, fired, some)
 
-        living = _living(grads, masks, sparse), _living(params, masks, sparse)
-        updates, inner_state = inner.update(living[0], inner_state, living[1], **extra)
+        living = _living(grads, masks, sparse)
+        updates, inner_state = inner.update(
+            living, inner_state, _living(params, masks, sparse), **extra
+        )
 
         def emit(u: Array, p: Array, mask: Array, before: Array, used: bool, first: Any) -> Array:
             if not trees.is_array(u) or not jnp.issubdtype(u.dtype, jnp.inexact):
                 return u
             u = u.astype(p.dtype)
-            zero = jnp.zeros((), p.dtype)
             if skip_update and not static:
-                u = jnp.where(fired, zero, u)
+                u = jnp.where(fired, jnp.zeros((), p.dtype), u)
             if not used:
                 return u
             if first is not None:
@@ -153,12 +154,12 @@ def sparsify(
                 u = jnp.where(fired, jnp.where(before, u, -p), u)
             return jnp.where(mask, u, -p)
 
-        leaves, treedef = jax.tree.flatten(params)
-        first = [None] * len(leaves)
+        treedef = jax.tree.structure(params)
+        first = [None] * len(sparse)
         if first_value is not None:
             first = treedef.flatten_up_to(first_value(jax.random.fold_in(random, 1), params))
-        trees_ = [treedef.flatten_up_to(tree) for tree in (updates, params, masks, old)]
-        updates = treedef.unflatten(map(emit, *trees_, sparse, first))
+        flat = [treedef.flatten_up_to(tree) for tree in (updates, params, masks, old)]
+        updates = treedef.unflatten(map(emit, *flat, sparse, first))
         return updates, SparseState(
             version=state.version,
             count=optax.safe_increment(state.count),
