@@ -53,6 +53,8 @@ def leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes:
         if not callable(spec):
             raise TypeError(f"axes must be a preset, Axes, a mapping or a function, got {spec!r}.")
         spec = spec(path, leaf)
+    if not all(isinstance(named, tuple | list) for named in spec):
+        raise TypeError(f"axes: inputs, outputs and stacked must be tuples of ints, got {spec}.")
     spec = Axes(*(tuple(axis % ndim if -ndim <= axis < ndim else axis for axis in a) for a in spec))
     named = spec.inputs + spec.outputs + spec.stacked
     if any(not 0 <= axis < ndim for axis in named) or len(set(named)) < len(named):

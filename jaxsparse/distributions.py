@@ -137,6 +137,8 @@ def by_path(
       >>> by_path(params, {"fc": 0.9, ".*": 0.5})
       {'fc1': {'kernel': 0.9}, 'head': {'kernel': 0.5}}
     """
+    if not sparsity:
+        raise ValueError("sparsity: an empty mapping prunes nothing; give {path regex: sparsity}.")
     for value in sparsity.values():
         check_sparsity(value)
     chosen = trees.sparse_leaves(params, prunable)

@@ -234,7 +234,8 @@ def group_mask(pattern: Pattern, axes: Axes | None, mask: Array) -> Array:
     """The mask of the groups that are alive as a whole."""
     if pattern is unstructured:
         return mask
-    return pattern.gather(mask.astype(jnp.float32), axes) == 1
+    # A mean of zeros is exactly zero; a mean of ones need not be exactly one.
+    return pattern.gather((~mask).astype(jnp.float32), axes) == 0
 
 
 def _check_sizes(**sizes: int) -> None:

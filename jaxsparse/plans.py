@@ -133,6 +133,11 @@ class Spec(NamedTuple):
             )
         if self.scope == "global" and isinstance(self.sparsity, Mapping):
             raise ValueError('scope="global" needs one sparsity, not one per path.')
+        if self.scope == "global" and self.distribution is not distributions.uniform:
+            raise ValueError(
+                'distribution: with scope="global" the scores decide how the sparsity is spread; '
+                "leave it out."
+            )
         return self
 
     def plan(self, params: Params) -> Plan:

@@ -89,6 +89,7 @@ def select_globally(
     """Masks of the `total` best groups of all sparse leaves; each keeps its own `least` first."""
     leaves = jax.tree.leaves(scores)
     sparse = [i for i, entry in enumerate(plan) if entry]
+    check_total(plan, total)
     gathered = {i: plan[i].pattern.gather(leaves[i], plan[i].axes) for i in sparse}
     safe, where = [], []
     for i in sparse:
@@ -108,6 +109,16 @@ def select_globally(
     return jax.tree.structure(scores).unflatten(
         masks[i] if i in masks else full_mask(leaf) for i, leaf in enumerate(leaves)
     )
+
+
+def check_total(plan: Plan, total: int | Array) -> None:
+    """Raises where a total is too small for every leaf to keep what it keeps at least."""
+    least = sum(entry.least for entry in plan if entry)
+    if isinstance(total, int) and total < least:
+        raise ValueError(
+            f"sparsity leaves {total} groups of weights in all, but min_alive keeps {least}, some "
+            "in every leaf; lower one of them."
+        )
 
 
 def random_masks(
@@ -198,7 +209,10 @@ def prune_iteratively(
     plan = spec.plan(params)
     steps = [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds)] + [sparsity]
     size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-    totals = jnp.array([living(size, s) for s in steps], jnp.int32)
+    totals = [living(size, s) for s in steps]
+    if scope == "global":
+        check_total(plan, totals[-1])
+    totals = jnp.array(totals, jnp.int32)
     kept = [p and jnp.array([p.kept(s) for s in steps], jnp.int32) for p in plan]
 
     arrays, treedef = jax.tree.flatten(jax.tree.map(full_mask, params))

@@ -131,6 +131,8 @@ def _check_floating(scores: Array) -> None:
 def _check_k(k: int | Array, size: int, least: int = 0) -> None:
     if size > _LARGEST:
         raise ValueError(f"{size} scores are more than one selection can count (2^31 - 1).")
+    if not isinstance(k, int | np.integer) and not jnp.issubdtype(jnp.result_type(k), jnp.integer):
+        raise TypeError(f"k must be an integer, got {k!r}.")
     if isinstance(k, int | np.integer) and not least <= k <= size:
         raise ValueError(f"k must be in [{least}, {size}], got {k}.")
 
@@ -143,23 +145,21 @@ def _kth(keys: Array, k: int | Array, dtype: np.dtype) -> Array:
 
 @jax.custom_batching.sequential_vmap
 def _kth_key(keys: Array, k: Array) -> Array:
-    return _cut([keys], k, ties=False).key
+    return _cut([keys], None, k, jnp.full((), keys.size, jnp.int32), whole=True).bound
 
 
 class _Cut(NamedTuple):
-    """A lower bound on (key, order) of which the leading digits are settled, the others zero.
+    """A lower bound of which the leading digits are settled, the others zero.
 
     Attributes:
-      digits: how many digits are settled, first those of the key, then those of the order.
-      key: uint of the keys' type.
-      order: uint32.
+      digits: how many digits are settled.
+      bound: of the type of what is cut.
       above: elements above the settled digits.
       at: elements that have exactly the settled digits.
     """
 
     digits: Array
-    key: Array
-    order: Array
+    bound: Array
     above: Array
     at: Array
 
@@ -175,15 +175,27 @@ def _masks(keys: list[Array], k: int | Array) -> list[Array]:
 @jax.custom_batching.sequential_vmap
 def _select(k: Array, *keys: Array) -> tuple[Array, ...]:
     """A batch is mapped, one selection at a time: batched histograms are slow."""
-    cut = _cut(keys, k)
-    return tuple(_above(x, order, cut) for x, order in zip(keys, _orders(keys), strict=True))
+    return _above_cut(keys, k, None)
 
 
 @partial(jax.jit, static_argnames="axis")
 def _rows_mask(keys: Array, k: int | Array, axis: int) -> Array:
     shape = keys.shape[:axis] + keys.shape[axis + 1 :]
     k = jnp.expand_dims(jnp.broadcast_to(jnp.asarray(k, jnp.int32), shape), axis)
-    return _above(keys, *_orders([keys]), _cut([keys], k, axis))
+    return _above_cut([keys], k, axis)[0]
+
+
+def _above_cut(keys: Sequence[Array], k: Array, axis: int | None) -> tuple[Array, ...]:
+    """The masks of the `k` largest (key, order); key 0 is never marked."""
+    size = sum(x.size for x in keys) if axis is None else keys[0].shape[axis]
+    cut = _cut(keys, None, k, jnp.full(k.shape, size, jnp.int32), axis)
+    orders, ties = _orders(keys), [x == cut.bound for x in keys]
+    # Scores hardly ever tie at the cut; then this loop has no turn and every order is enough.
+    among = _cut(orders, ties, k - cut.above, cut.at, axis)
+    return tuple(
+        ((x > cut.bound) | (tied & (order >= among.bound))) & (x > 0)
+        for x, tied, order in zip(keys, ties, orders, strict=True)
+    )
 
 
 def _orders(keys: Sequence[Array]) -> list[Array]:
@@ -204,62 +216,44 @@ def _width(axis: int | None) -> int:
     return 16 if axis is None and jax.default_backend() == "cpu" else 1
 
 
-def _leading(x: Array, bits: Array) -> Array:
-    """`x` with all but its leading bits set to zero."""
-    rest = (x.dtype.itemsize * 8 - bits).astype(x.dtype)
-    return jnp.where(bits > 0, x >> rest << rest, x.dtype.type(0))
+def _cut(
+    values: Sequence[Array],
+    among: Sequence[Array] | None,
+    k: Array,
+    at: Array,
+    axis: int | None = None,
+    whole: bool = False,
+) -> _Cut:
+    """Settles digits of the k-th largest value until exactly k elements are at or above them.
 
-
-def _above(x: Array, order: Array, cut: _Cut) -> Array:
-    """The mask of the elements at or above the cut; key 0 is never marked."""
-    tied = (x == cut.key) & (order >= cut.order)
-    return ((x > cut.key) | tied) & (x > 0)
-
-
-def _cut(keys: Sequence[Array], k: Array, axis: int | None = None, ties: bool = True) -> _Cut:
-    """Settles digits of the k-th largest (key, order) until exactly k elements are at or above.
-
-    With an axis there is one cut for every row along it. Without `ties` all digits of the key are
-    settled, and none of the order.
+    Args:
+      values: unsigned integers.
+      among: masks of the elements that count; None means all.
+      k: how many to keep, one number, or one per row along `axis` (which has size 1 then).
+      at: how many elements count, in the shape of `k`.
+      axis: None for one cut through all values, else a cut for every row along that axis.
+      whole: settle all digits whatever the counts.
     """
-    unsigned, orders, width = keys[0].dtype, _orders(keys), _width(axis)
-    key_bits, order_bits = unsigned.itemsize * 8, 32
-    key_digits = key_bits // width
+    unsigned, width = values[0].dtype, _width(axis)
+    bits = unsigned.itemsize * 8
 
     def unfinished(cut: _Cut) -> Array:
-        if not ties:
-            return cut.digits < key_digits
-        more = cut.digits < key_digits + order_bits // width
-        return more & jnp.any(cut.above + cut.at > k)
+        more = cut.digits < bits // width
+        return more if whole else more & jnp.any(cut.above + cut.at > k)
 
     def settle(cut: _Cut) -> _Cut:
-        in_key = cut.digits < key_digits
-        settled = jnp.minimum(cut.digits, key_digits) * width
-        beyond = jnp.maximum(cut.digits - key_digits, 0) * width
-        key_shift = jnp.maximum(key_bits - settled - width, 0).astype(unsigned)
-        order_shift = (order_bits - beyond - width).astype(jnp.uint32)
+        shift = (bits - (cut.digits + 1) * width).astype(unsigned)
+        found = []
+        for i, x in enumerate(values):
+            # Shifted twice, since all the bits at once is more than a shift may take.
+            ahead = x >> shift >> unsigned.type(width - 1) >> unsigned.type(1)
+            active = ahead == cut.bound >> shift >> unsigned.type(width - 1) >> unsigned.type(1)
+            digit = ((x >> shift) & unsigned.type(2**width - 1)).astype(jnp.int32)
+            found.append((active if among is None else active & among[i], digit))
+        digit, above, at = (_by_count if width == 1 else _by_histogram)(found, cut, k, axis)
+        return _Cut(cut.digits + 1, cut.bound | (digit.astype(unsigned) << shift), above, at)
 
-        def digit(x: Array, order: Array) -> tuple[Array, Array]:
-            active = (_leading(x, settled) == cut.key) & (_leading(order, beyond) == cut.order)
-            of_key = (x >> key_shift) & unsigned.type(2**width - 1)
-            of_order = (order >> order_shift) & jnp.uint32(2**width - 1)
-            return active, jnp.where(in_key, of_key.astype(jnp.int32), of_order.astype(jnp.int32))
-
-        found = [digit(x, order) for x, order in zip(keys, orders, strict=True)]
-        chosen, above, at = (_by_count if width == 1 else _by_histogram)(found, cut, k, axis)
-        key = cut.key | (chosen.astype(unsigned) << key_shift)
-        order = cut.order | (chosen.astype(jnp.uint32) << order_shift)
-        return _Cut(
-            digits=cut.digits + 1,
-            key=jnp.where(in_key, key, cut.key),
-            order=jnp.where(in_key, cut.order, order),
-            above=above,
-            at=at,
-        )
-
-    zero = jnp.zeros(k.shape, jnp.int32)
-    size = sum(x.size for x in keys) if axis is None else keys[0].shape[axis]
-    start = _Cut(jnp.int32(0), zero.astype(unsigned), zero.astype(jnp.uint32), zero, zero + size)
+    start = _Cut(jnp.int32(0), jnp.zeros(k.shape, unsigned), jnp.zeros_like(k), at)
     return lax.while_loop(unfinished, settle, start)
 
 

@@ -268,7 +268,7 @@ def as_key(key: Key) -> Array:
         )
     if isinstance(key, int | np.integer):
         return jax.random.key(int(key))
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
         return key
     if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
         return jax.random.key(key)

@@ -26,20 +26,24 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def problem():
-    """A random net, and fifty batches that another random net has labelled."""
+def make_problem(shapes, steps):
+    """A random net, and batches that another random net has labelled."""
     draw = np.random.default_rng(0)
     net = {
         layer: {
             "kernel": (draw.normal(size=shape) / math.sqrt(shape[0])).astype(np.float32),
             "bias": (0.1 * draw.normal(size=shape[1])).astype(np.float32),
         }
-        for layer, shape in SHAPES.items()
+        for layer, shape in shapes.items()
     }
-    x = draw.normal(size=(STEPS, 32, 8)).astype(np.float32)
+    x = draw.normal(size=(steps, 32, 8)).astype(np.float32)
     labels = (np.tanh(x @ draw.normal(size=(8, 12))) @ draw.normal(size=(12, 5))).argmax(-1)
     return net, list(zip(x, labels, strict=True))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_problem(SHAPES, STEPS)
 
 
 def loss(params, x, labels):
@@ -166,37 +170,41 @@ def test_sparse_evolution(problem):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_sparse_momentum(problem, growth, redistribution, sparsity):
-    net, batches = problem
-    tx = jaxsparse.sparse_momentum(
-        optax.sgd(0.1, 0.9),
-        sparsity=sparsity,
-        key=KEY,
-        every=EVERY,
-        stop=STOP,
-        growth=growth,
-        redistribution=redistribution,
-    )
-    run = library_run(tx, net, batches)
-
-    def expected(start):
-        rate = reference.cosine(start, STOP, 0.005)
-        rule = reference.SparseMomentum(
-            net, rate, growth, redistribution, random=lambda t: drawn(net, t)
-        )
-        masks, optimizer = initial_masks(net, sparsity), reference.Momentum(0.1)
-        steps = reference.train(
-            net, masks, optimizer, batches, fires, rule.move, False, rule.observe
-        )
-        return rule, list(steps)
-
-    rule, truth = expected(0.2)
+    options = {"growth": growth, "redistribution": redistribution}
+    run = library_run(momentum_method(sparsity, **options), *problem)
+    rule, truth = momentum_reference(problem, 0.2, sparsity, **options)
     assert difference(run, truth) is None
     assert changes(run) == UPDATES
     assert (rule.log["moved"] > 0) == (redistribution != "none")
     if sparsity is NEARLY_FULL:
         assert rule.log["limited"] > 0
         assert rule.log["full"] > 0 or redistribution == "nonzero"
-    assert "masks" in difference(run, expected(0.25)[1])
+    assert "masks" in difference(run, momentum_reference(problem, 0.25, sparsity, **options)[1])
+
+
+def momentum_method(sparsity, **options):
+    inner, when = optax.sgd(0.1, 0.9), {"every": EVERY, "stop": STOP}
+    return jaxsparse.sparse_momentum(inner, sparsity=sparsity, key=KEY, **when, **options)
+
+
+def momentum_reference(problem, start, sparsity, growth="momentum", redistribution="momentum"):
+    net, batches = problem
+    rate = reference.cosine(start, STOP, 0.005)
+    rule = reference.SparseMomentum(net, rate, growth, redistribution, lambda t: drawn(net, t))
+    masks, optimizer = initial_masks(net, sparsity), reference.Momentum(0.1)
+    run = reference.train(net, masks, optimizer, batches, fires, rule.move, False, rule.observe)
+    return rule, list(run)
+
+
+def test_sparse_momentum_leaves_a_hundredth_of_a_full_layer():
+    """A small layer rounds that cap away; of 356 free places here three are left."""
+    shapes = {"fc1": (8, 64), "fc2": (64, 256), "fc3": (256, 5)}
+    sparsity, problem = {"fc1": 0.7, "fc2": 0.8, "fc3": 0.15}, make_problem(shapes, EVERY + 1)
+    run = library_run(momentum_method(sparsity), *problem)
+    rule, truth = momentum_reference(problem, 0.2, sparsity)
+    assert difference(run, truth) is None
+    assert rule.log["full"] > 0 and rule.log["limited"] == 1
+    assert (~run[-1][1]["fc3"]["kernel"]).sum() == 3
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, sparse_tree
 from jaxsparse.plans import Plan, Spec, full_masks, living
-from jaxsparse.pruning import select_by_layer, select_globally
+from jaxsparse.pruning import check_total, select_by_layer, select_globally
 from jaxsparse.schedules import check_count, cubic, periodic
 from jaxsparse.scores import magnitude
 from jaxsparse.types import Array, Masks, Params, Rule
@@ -75,7 +75,9 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
         """Groups that live when the ramp is at `progress`, per row of each leaf or in total."""
         if scope == "global":
             size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-            return living(size, spec.sparsity * progress)
+            total = living(size, spec.sparsity * progress)
+            check_total(plan, total)
+            return total
         return [p and p.kept(p.sparsity * progress) for p in plan]
 
     def table(plan: Plan) -> Any:
