@@ -92,21 +92,22 @@ class Spec(NamedTuple):
 
     Attributes:
       sparsity: in [0, 1), or `{path regex: sparsity}`.
-      distribution: how it is spread over the leaves: a function or a tree of floats.
+      distribution: how it is spread over the leaves: a function or a tree of floats; None means
+        `jaxsparse.uniform`.
       scope: "layer", or "global" where leaves compete and only the total is fixed.
       prunable: `(path, leaf) -> bool`; None means `jaxsparse.default_prunable`.
       pattern: which weights live or die together.
       axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
-      min_alive: weights that every sparse leaf keeps at least.
+      min_alive: weights that every sparse leaf keeps at least; None means 1.
     """
 
     sparsity: Any
-    distribution: Distribution | Any = distributions.uniform
+    distribution: Distribution | Any = None
     scope: str = "layer"
     prunable: Prunable | None = None
     pattern: Pattern = unstructured
     axes: AxesSpec = None
-    min_alive: int = 1
+    min_alive: int | None = None
 
     def checked(self) -> "Spec":
         """Raises for whatever can be told to be wrong without parameters."""
@@ -122,10 +123,11 @@ class Spec(NamedTuple):
             )
         if self.prunable is not None and not callable(self.prunable):
             raise TypeError(f"prunable must be a function (path, leaf), got {self.prunable!r}.")
-        if isinstance(self.min_alive, bool) or not isinstance(self.min_alive, int):
-            raise TypeError(f"min_alive must be an int, got {self.min_alive!r}.")
-        if self.min_alive < 0:
-            raise ValueError(f"min_alive must be at least 0, got {self.min_alive}.")
+        least = 1 if self.min_alive is None else self.min_alive
+        if isinstance(least, bool) or not isinstance(least, int):
+            raise TypeError(f"min_alive must be an int, got {least!r}.")
+        if least < 0:
+            raise ValueError(f"min_alive must be at least 0, got {least}.")
         if self.scope == "global" and self.pattern.by_rows:
             raise ValueError(
                 f'scope="global" does not go with pattern {self.pattern.name}: every row keeps '
@@ -133,7 +135,7 @@ class Spec(NamedTuple):
             )
         if self.scope == "global" and isinstance(self.sparsity, Mapping):
             raise ValueError('scope="global" needs one sparsity, not one per path.')
-        if self.scope == "global" and self.distribution is not distributions.uniform:
+        if self.scope == "global" and self.distribution not in (None, distributions.uniform):
             raise ValueError(
                 'distribution: with scope="global" the scores decide how the sparsity is spread; '
                 "leave it out."
@@ -161,6 +163,8 @@ class Spec(NamedTuple):
             return [None if use else "dense" for use in chosen]
         if isinstance(self.sparsity, Mapping):
             tree = distributions.by_path(params, self.sparsity, prunable=self.prunable)
+        elif self.distribution is None:
+            tree = distributions.uniform(params, self.sparsity, prunable=self.prunable)
         elif callable(self.distribution):
             given = {"prunable": self.prunable, "axes": self.axes}
             taken = inspect.signature(self.distribution).parameters
@@ -184,7 +188,8 @@ class Spec(NamedTuple):
         uses = self.pattern.uses_axes
         axes = leaf_axes(self.axes, path, leaf) if uses else None
         groups = self.pattern.groups(path, leaf.shape, axes)
-        least = min(-(-self.min_alive // max(groups.rows * groups.size, 1)), groups.columns)
+        wanted = 1 if self.min_alive is None else self.min_alive
+        least = min(-(-wanted // max(groups.rows * groups.size, 1)), groups.columns)
         return LeafPlan(path, leaf.shape, target, self.pattern, axes, groups, least)
 
 
@@ -205,6 +210,8 @@ def map_plan(
 
 def full_mask(leaf: Any) -> Any:
     """The mask of a dense leaf: all True; what is not an array stays what it is."""
+    if isinstance(leaf, jax.Array):
+        return jnp.ones_like(leaf, dtype=bool)  # sharded as the leaf is
     return jnp.ones(leaf.shape, bool) if trees.is_array(leaf) else leaf
 
 

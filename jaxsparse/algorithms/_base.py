@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsparse import trees
 from jaxsparse.plans import Plan, Spec
 from jaxsparse.pruning import select_by_layer
 from jaxsparse.schedules import as_schedule, cosine
@@ -136,6 +137,19 @@ def dynamic_rule(
 def sparse_tree(plan: Plan, params: Params) -> Any:
     """The bools of `Rule.sparse`."""
     return jax.tree.structure(params).unflatten(entry is not None for entry in plan)
+
+
+def zeros(plan: Plan, params: Params) -> Params:
+    """A state of zeros for every weight, in float32 at least; that of dense leaves is never used,
+    but keeps the structure that tools for mapping and sharding states look for."""
+    return jax.tree.map(
+        lambda p: jnp.zeros_like(p, dtype=trees.wide(p) if trees.is_float(p) else None), params
+    )
+
+
+def finite(grads: Array) -> Array:
+    """Gradients with what is not finite left out, so that one bad step cannot spoil an average."""
+    return jnp.where(jnp.isfinite(grads), grads, jnp.zeros((), grads.dtype))
 
 
 def annealed(

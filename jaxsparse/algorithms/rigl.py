@@ -2,13 +2,13 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
-from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule
-from jaxsparse.plans import Plan, Spec, map_plan
+from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
+from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
 from jaxsparse.regrowth import drop, drop_counts, grow, refill_counts
-from jaxsparse.schedules import check_count, periodic
+from jaxsparse.schedules import periodic
 from jaxsparse.scores import gradient, magnitude
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
 
@@ -21,7 +21,7 @@ def rigl(
     start: int | None = None,
     stop: int | None = None,
     drop_fraction: float | Schedule | None = None,
-    accumulate: int = 1,
+    accumulate: int | None = None,
 ) -> Rule:
     """Drops the smallest weights of every layer and grows where the dense gradient is largest.
 
@@ -38,7 +38,7 @@ def rigl(
       drop_fraction: f, in [0, 1] or a schedule of the count; by default 0.3, annealed to 0 at
         `stop` by a cosine.
       accumulate: grow by the gradients averaged over that many steps up to the update, in
-        [1, every].
+        [1, every]; None means 1.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       skip_update, regrown_state: as for `jaxsparse.sparsify`.
 
@@ -66,23 +66,25 @@ def rigl(
     """
     fires = periodic(every, start, stop)
     fraction = annealed(drop_fraction, 0.3, stop)
-    check_count("accumulate", accumulate, least=1)
-    if isinstance(every, int) and accumulate > every:
-        raise ValueError(f"accumulate must be in [1, every = {every}], got {accumulate}.")
+    window = 1 if accumulate is None else accumulate
+    if isinstance(window, bool) or not isinstance(window, int):
+        raise TypeError(
+            f"accumulate must be an int, got {window!r}; under optax.inject_hyperparams name it in "
+            "static_args."
+        )
+    if window < 1 or (isinstance(every, int) and window > every):
+        raise ValueError(f"accumulate must be in [1, every = {every}], got {window}.")
     first = every if start is None else start
-
-    def state(plan: Plan, params: Params) -> Any:
-        return map_plan(plan, lambda _, p: jnp.zeros_like(p), lambda p: None, params)
 
     def observe(plan: Plan, total: Any, grads: Params, count: Array) -> Any:
         ahead = (first - count) % every
-        inside, opens = ahead < accumulate, ahead == accumulate - 1
+        inside, opens = ahead < window, ahead == window - 1
 
-        def add(_: Any, g: Array, so_far: Array) -> Array:
-            before = jnp.where(opens, jnp.zeros((), g.dtype), so_far)
-            return jnp.where(inside, before + g, so_far)
+        def add(_: LeafPlan, so_far: Array, g: Array) -> Array:
+            before = jnp.where(opens, jnp.zeros((), so_far.dtype), so_far)
+            return jnp.where(inside, before + finite(g).astype(before.dtype), so_far)
 
-        return map_plan(plan, add, lambda g: None, grads, _like(grads, total))
+        return map_plan(plan, add, lambda so_far: so_far, total, jax.tree.leaves(grads))
 
     def update(
         plan: Plan,
@@ -93,16 +95,10 @@ def rigl(
         grads: Params,
         total: Any,
     ) -> tuple[Masks, Any]:
-        dense = grads
-        if accumulate > 1:
-            dense = map_plan(plan, lambda _, g, t: t, lambda g: g, grads, _like(grads, total))
         kept = drop(plan, masks, magnitude(params), drop_counts(plan, masks, fraction(count)))
-        return grow(plan, kept, gradient(dense), refill_counts(plan, masks, kept)), total
+        dense = gradient(grads if window == 1 else total)
+        return grow(plan, kept, dense, refill_counts(plan, masks, kept)), total
 
-    if accumulate == 1:
+    if window == 1:
         return dynamic_rule(spec, fires, update)
-    return dynamic_rule(spec, fires, update, state=state, observe=observe)
-
-
-def _like(grads: Params, total: Any) -> list[Any]:
-    return trees.check_same(grads, total, "the accumulated gradients")
+    return dynamic_rule(spec, fires, update, state=zeros, observe=observe)

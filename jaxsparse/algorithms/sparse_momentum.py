@@ -5,8 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
-from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule
+from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
 from jaxsparse.axes import leaf_axes
 from jaxsparse.patterns import fan_in, unstructured
 from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
@@ -99,27 +98,16 @@ def sparse_momentum(
     if spec.pattern is not unstructured and growth == "momentum_neuron":
         raise ValueError('growth="momentum_neuron" needs the unstructured pattern.')
 
-    def state(plan: Plan, params: Params) -> Any:
-        return map_plan(
-            plan, lambda _, p: jnp.zeros(p.shape, trees.wide(p)), lambda p: None, params
-        )
-
     def observe(plan: Plan, kept: Any, grads: Params, count: Array) -> Any:
-        def step(_: LeafPlan, g: Array, m: Array) -> Array:
-            return jnp.asarray(momentum, m.dtype) * m + g.astype(m.dtype)
+        def step(_: LeafPlan, m: Array, g: Array) -> Array:
+            return jnp.asarray(momentum, m.dtype) * m + finite(g).astype(m.dtype)
 
-        return map_plan(plan, step, lambda g: None, grads, trees.check_same(grads, kept, "state"))
+        return map_plan(plan, step, lambda m: m, kept, jax.tree.leaves(grads))
 
     def update(
         plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, kept: Any
     ) -> tuple[Masks, Any]:
-        size = map_plan(
-            plan,
-            lambda _, g, m: jnp.abs(m),
-            lambda g: g,
-            grads,
-            trees.check_same(grads, kept, "state"),
-        )
+        size = magnitude(kept)
         shares = _shares(plan, masks, params, size, redistribution)
         dropped = _removals(plan, masks, shares, rate(count))
         alive = drop(plan, masks, magnitude(params), dropped)
@@ -141,7 +129,7 @@ def sparse_momentum(
         return grow(rows, alive, size, quotas), kept
 
     conserves = "layer" if redistribution == "none" else "total"
-    return dynamic_rule(spec, fires, update, state=state, observe=observe, conserves=conserves)
+    return dynamic_rule(spec, fires, update, state=zeros, observe=observe, conserves=conserves)
 
 
 def _pairs(plan: Plan, tree: Any) -> Any:
