@@ -7,14 +7,15 @@ at the cut-off go to the lowest flat index, which the same search finds in the k
 Nothing is reshaped, so on a sharded array only counts cross devices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 
 from jaxsparse.keys import rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
@@ -168,7 +169,8 @@ class _Cut(NamedTuple):
 def _masks(keys: list[Array], k: int | Array) -> list[Array]:
     """Masks of the `k` largest keys over all arrays together."""
     arrays = [x for x in keys if x.size]
-    found = iter(_select(jnp.asarray(k, jnp.int32), *arrays) if arrays else ())
+    select = _automatic(_select, arrays)
+    found = iter(select(jnp.asarray(k, jnp.int32), *arrays) if arrays else ())
     return [next(found) if x.size else jnp.zeros(x.shape, bool) for x in keys]
 
 
@@ -182,7 +184,15 @@ def _select(k: Array, *keys: Array) -> tuple[Array, ...]:
 def _rows_mask(keys: Array, k: int | Array, axis: int) -> Array:
     shape = keys.shape[:axis] + keys.shape[axis + 1 :]
     k = jnp.expand_dims(jnp.broadcast_to(jnp.asarray(k, jnp.int32), shape), axis)
-    return _above_cut([keys], k, axis)[0]
+    return _automatic(lambda k, x: _above_cut([x], k, axis), [keys])(k, keys)[0]
+
+
+def _automatic(function: Callable[..., Any], outputs: Sequence[Array]) -> Callable[..., Any]:
+    """Lets the compiler shard what is between explicitly sharded keys and masks: mere counts."""
+    shardings = tuple(jax.typeof(x).sharding for x in outputs)
+    if any(AxisType.Explicit in sharding.mesh.axis_types for sharding in shardings):
+        return jax.sharding.auto_axes(function, out_sharding=shardings)
+    return function
 
 
 def _above_cut(keys: Sequence[Array], k: Array, axis: int | None) -> tuple[Array, ...]:
