@@ -2,9 +2,10 @@
 
     python -m experiments.compare --dataset mnist --out docs/results/mnist
 
-Takes about 20 minutes on 2 cores: 16 cells (five methods at three sparsities, and dense training)
-of 3 replicates and 20 epochs of LeNet-300-100. Expect about 98.5% from dense training, and from
-RigL and sparse momentum at most half a point less at 95% sparsity; random fixed masks lose most.
+Takes about 15 minutes on 2 cores: dense training and five methods at three sparsities, 3 replicates
+of LeNet-300-100, 20 epochs. Expect 98.6% from dense training; at 90% sparsity 98.4% from gradual
+pruning, RigL and sparse momentum; at 98% sparsity 98.3% from gradual pruning, 97.9% from RigL and
+95.6% from fixed random masks.
 
 Every finished cell goes to `results.json` at once, and the table and the picture are drawn anew.
 The same command goes on where it was stopped, also in the middle of a cell.
@@ -156,7 +157,13 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
     partial = f"PARTIAL: {missing} of {len(wanted)} cells are missing. " if missing else ""
     any_result = next(iter(results.values()))
     n = any_result["test_accuracy"]["n"]
-    note = f"{partial}Mean ± standard error of {n} replicates, {any_result['epochs']} epochs."
+    note = f"{partial}Mean ± standard error of {n} replicates."
+    first = wanted[0]
+    how = (
+        f"{first.epochs} epochs in batches of {first.batch_size}, optimizer {first.optimizer} with "
+        f"learning rate {first.learning_rate:g} ({first.schedule}) and weight decay "
+        f"{first.weight_decay:g}, sparsity spread by {study.distribution}."
+    )
     found: dict[str, dict[float, Any]] = {}
     for config in wanted:
         if _name(config) in results:
@@ -174,7 +181,7 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
     title = f"{study.model} on {study.dataset}"
     text = [
         f"# {title}: sparse training methods",
-        f"{note} Data: {any_result['dataset_description']}. Made by `{PROG}"
+        f"{note} {how} Data: {any_result['dataset_description']}. Made by `{PROG}"
         f"{_options(study)}`; std, min and max are in `results.json`.",
         "Test accuracy:",
         table(lambda summary: reports.percent(summary["test_accuracy"])),
@@ -191,7 +198,7 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
             for method, at in found.items()
         },
         title,
-        note.replace("Mean ± standard error", "Mean and standard error"),
+        f"{partial}Mean and standard error of {n} replicates.",
     )
 
 

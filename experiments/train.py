@@ -1,10 +1,11 @@
 """Trains a sparse network beside its dense twin, and shows what that gains and costs.
 
     python -m experiments.train                                    # digits; under a minute
-    python -m experiments.train --dataset mnist --sparsity 0.95    # MNIST; some minutes
+    python -m experiments.train --dataset mnist --sparsity 0.95    # MNIST; about two minutes
 
 With no arguments: LeNet-300-100 with 90% of its weights zero, trained by RigL on the digits inside
-scikit-learn, 3 replicates. Expect about 97.5% test accuracy from either network.
+scikit-learn, 3 replicates. Expect about 98% test accuracy, from its dense twin too; on MNIST at 95%
+sparsity 98.2%, and 98.6% from the dense twin.
 
 The output folder receives the configuration, metrics, checkpoints, a summary and three pictures.
 Without `--out` its name says the configuration, and the same command once more goes on where it was

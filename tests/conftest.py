@@ -26,6 +26,13 @@ def _strict_dtype_promotion(request):
             yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Compiled programs of one file are of no use to the next, and together fill the memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def count_traces():
     """`count_traces(fn)` wraps `fn`; `.traces` of the result is how often its body has run.

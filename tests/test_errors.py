@@ -130,7 +130,7 @@ TABLE = [
     ("evolve stop", evolve(start=9, stop=5), ValueError, "stop.*larger than start = 9, got 5"),
     ("gradual stop", gradual(start=9), ValueError, "stop.*larger than start = 9, got 9"),
     ("gradual start", gradual(start=-3), ValueError, "start.*at least 0.*got -3"),
-    ("accumulate 0", rigl(accumulate=0), ValueError, "accumulate.*at least 1.*got 0"),
+    ("accumulate 0", rigl(accumulate=0), ValueError, r"accumulate.*\[1, every = 100\].*got 0"),
     (
         "accumulate 5",
         rigl(every=4, accumulate=5),

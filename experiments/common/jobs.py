@@ -129,7 +129,7 @@ def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
     """When masks change in a run of so many steps.
 
     Raises:
-      ValueError: no update would ever come.
+      ValueError: no update would ever come, or the last one too late.
     """
     every = max(10, steps // 100) if config.every is None else config.every
     start = every if config.start is None else config.start
@@ -138,6 +138,11 @@ def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
         raise ValueError(
             f"--start must be below --stop and the {steps} steps of the run, or no mask update "
             f"comes; got --every {every}, --start {start}, --stop {stop}."
+        )
+    if config.algorithm == "gradual" and stop >= steps:
+        raise ValueError(
+            f"--stop must be below the {steps} steps of the run, or gradual pruning does not reach "
+            f"its sparsity, got {stop}."
         )
     return methods.MaskUpdates(every, start, stop, config.drop_fraction)
 

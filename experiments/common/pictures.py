@@ -13,13 +13,15 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import PercentFormatter  # noqa: E402
+from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all eyes; line styles and markers say it once more.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 _STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
 _MARKERS = "osD^v"
 _DENSE = "#222222"
+_FEW = 8  # layers that a legend can still name
+_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -38,15 +40,15 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
     low = min(late)
     room = max(high - low, 0.01)
     axes.set_ylim(max(0, low - 0.1 * room), min(1.0, high + 0.1 * room))
-    axes.set_xlabel("epoch")
+    _epochs(axes)
     axes.set_ylabel("test accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    axes.legend(frameon=False, loc="lower right")
+    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.legend(frameon=False)
     _title(axes, title, f"mean of {_replicates(lines)}; band: worst to best")
     _save(figure, file)
 
 
-def density_over_time(file: Path, lines: Lines, method: str, title: str) -> None:
+def density_over_time(file: Path, lines: Lines, method: str, title: str, where: str) -> None:
     """Share of living weights in every layer, and how many of them each mask update replaced."""
     lines = [line for line in lines if line["method"] == method]
     layers = list(lines[0]["layer_density"])
@@ -55,22 +57,25 @@ def density_over_time(file: Path, lines: Lines, method: str, title: str) -> None
     )
     for i, layer in enumerate(layers):
         epochs, values = _series(lines, method, "layer_density", layer)
-        top.plot(
-            epochs, values.mean(0), linestyle=_STYLES[i % 5], color=_COLOURS[i % 7], label=layer
-        )
+        how = {"color": _COLOURS[i % 7], "linestyle": _STYLES[i % 5]}
+        if len(layers) > _FEW:
+            how = {"color": plt.get_cmap("cividis")(i / (len(layers) - 1)), "lw": 1.0}
+        named = len(layers) <= _FEW or i in (0, len(layers) - 1)
+        top.plot(epochs, values.mean(0), label=layer if named else None, **how)
     epochs, values = _series(lines, method, "density")
-    top.plot(epochs, values.mean(0), color=_DENSE, lw=2.2, alpha=0.6, label="all prunable weights")
+    top.plot(epochs, values.mean(0), color=_DENSE, lw=2.4, alpha=0.6, label="all of them")
     top.set_ylim(bottom=0)
-    top.set_ylabel("density (living / all weights)")
-    top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    top.legend(frameon=False, fontsize=8, ncols=1 + len(layers) // 6)
-    _title(top, title, f"mean of {_replicates(lines)}")
+    top.set_ylabel("density\n(living / all weights)")
+    top.yaxis.set_major_formatter(_PERCENT)
+    top.legend(frameon=False, fontsize=8)
+    note = "" if len(layers) <= _FEW else "; the layers from input (dark) to output (bright)"
+    _title(top, title, f"{where}, mean of {_replicates(lines)}{note}")
     epochs, values = _series(lines, method, "churn")
-    bottom.step(epochs, values.mean(0), where="post", color=_COLOURS[0])
+    bottom.plot(epochs, values.mean(0), color=_COLOURS[0])
     bottom.set_ylim(bottom=0)
-    bottom.set_ylabel("weights replaced\nby the last mask update")
-    bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    bottom.set_xlabel("epoch")
+    bottom.set_ylabel("share of weights new\nin the last mask update")
+    bottom.yaxis.set_major_formatter(_PERCENT)
+    _epochs(bottom)
     for axes in (top, bottom):
         _plain(axes)
     _save(figure, file)
@@ -91,8 +96,8 @@ def masks(
     first = next(iter(masks.values()))
     pixels = image is not None and len(image) >= 2 and first.shape[0] == math.prod(image)
     panels = len(masks) + pixels
-    columns = min(panels, 4)
-    rows = -(-panels // columns)
+    rows = -(-panels // 4)
+    columns = -(-panels // rows)
     figure, grid = plt.subplots(
         rows,
         columns,
@@ -155,11 +160,11 @@ def accuracy_against_sparsity(
         (dense,) = results["dense"].values()
         mean, error = dense["mean"], dense["standard_error"]
         axes.axhspan(mean - error, mean + error, color=_DENSE, alpha=0.12, lw=0)
-        axes.axhline(mean, color=_DENSE, ls=":", label="dense")
+        axes.axhline(mean, color=_DENSE, ls="--", label="dense")
     axes.set_xticks(range(len(levels)), [f"{100 * level:g}%" for level in levels])
     axes.set_xlabel("sparsity")
     axes.set_ylabel("test accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.yaxis.set_major_formatter(_PERCENT)
     axes.legend(frameon=False, loc="lower left")
     _title(axes, title, note)
     _save(figure, file)
@@ -187,6 +192,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     _plain(axes)
     return figure, axes
+
+
+def _epochs(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _plain(axes: Axes) -> None:

@@ -41,15 +41,16 @@ def _draw(
     states: dict[str, training.TrainState],
 ) -> None:
     method = job.config.algorithm
-    title = f"{job.config.model} on {job.config.dataset}"
-    pictures.accuracy_over_time(path / "accuracy.png", lines, list(states), title)
+    where = f"{job.config.model} on {job.config.dataset}"
+    pictures.accuracy_over_time(path / "accuracy.png", lines, list(states), where)
     if method == "dense":
         return
-    title = f"{method} at {100 * job.config.sparsity:.4g}% sparsity, {title}"
-    pictures.density_over_time(path / "density.png", lines, method, title)
+    title = f"{method} at {100 * job.config.sparsity:.4g}% sparsity"
+    pictures.density_over_time(path / "density.png", lines, method, title, where)
     masks = measures.masks_by_name(job, method, states[method])
     first = {name: jax.device_get(mask[0]) for name, mask in masks.items()}
-    pictures.masks(path / "masks.png", first, title, job.dataset.train_inputs.shape[1:])
+    shape = job.dataset.train_inputs.shape[1:]
+    pictures.masks(path / "masks.png", first, f"{title}, {where}", shape)
 
 
 def _train(

@@ -87,6 +87,7 @@ def test_help_explains_every_option_with_its_default(capsys):
         ("--drop-fraction 2", r"--drop-fraction must be in \[0, 1\]"),
         ("--seeds 0", "--seeds must be at least 1"),
         ("--every 5000", "no mask update"),
+        ("--algorithm gradual --stop 9000", "--stop must be below the 2400 steps"),
         ("--validation 99999", "99999"),
         ("--dense-layers (", "--dense-layers must be a regular expression"),
         ("--dense-layers .", "--dense-layers '.' leaves no weight"),
