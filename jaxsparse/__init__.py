@@ -4,7 +4,7 @@ Masks are a pytree beside the parameters; everything that makes or changes them 
 one Optax wrapper puts them to work, so the whole train step stays one jitted function.
 """
 
-from jaxsparse import analysis, selection
+from jaxsparse import analysis, lottery, selection
 from jaxsparse.algorithms import fixed, gradual, rigl, sparse_evolution, sparse_momentum
 from jaxsparse.analysis import summary
 from jaxsparse.distributions import by_path, erdos_renyi, erk, uniform
@@ -57,6 +57,7 @@ __all__ = [
     "init",
     "linear",
     "living",
+    "lottery",
     "magnitude",
     "metrics",
     "n_m",

@@ -29,7 +29,7 @@ LEVELS = {
 }
 OPTAX_FROM = 4
 FRAMEWORKS = {"flax", "equinox", "chex", "haiku", "orbax"}
-PUBLIC_MODULES = {"jaxsparse", "jaxsparse.analysis", "jaxsparse.selection"}
+PUBLIC_MODULES = {"jaxsparse", "jaxsparse.analysis", "jaxsparse.lottery", "jaxsparse.selection"}
 LINES = 300
 
 LIBRARY = sorted((ROOT / "jaxsparse").rglob("*.py"))

@@ -1,6 +1,15 @@
 """How a model runs on a backend: the one place where that is decided, by measurement."""
 
-from typing import Literal, NamedTuple
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+REPLICATES = "replicates"
 
 
 class Execution(NamedTuple):
@@ -8,48 +17,46 @@ class Execution(NamedTuple):
 
     Attributes:
       convolution: "patches" (slices and one matrix product) or "conv" (XLA's own convolution).
-      loop: "scan" (many steps in one compiled loop) or "step" (one compiled, donated step for each
-        call, replicates one after the other from Python).
-      replicates: "vmap" (all at once) or "map" (one after the other in the compiled program).
+      replicates: "vmap" (all of a device at once) or "map" (one after the other).
     """
 
     convolution: Literal["patches", "conv"]
-    loop: Literal["scan", "step"]
     replicates: Literal["vmap", "map"]
 
 
-_ON_CPU = {
-    "lenet_300_100": Execution("patches", "scan", "vmap"),
-    "lenet_5": Execution("patches", "scan", "map"),
-    "lenet_5_caffe": Execution("patches", "scan", "map"),
-    "conv_2": Execution("patches", "scan", "map"),
-    "conv_4": Execution("patches", "scan", "map"),
-    "conv_6": Execution("patches", "scan", "map"),
-    "character_transformer": Execution("patches", "scan", "map"),
-}
+MODELS = (
+    "lenet_300_100",
+    "lenet_5",
+    "lenet_5_caffe",
+    "conv_2",
+    "conv_4",
+    "conv_6",
+    "character_transformer",
+)
 
 
 def execution(model_name: str, backend: str) -> Execution:
     """The fastest form of a model on a backend.
 
-    Milliseconds per training step and replicate (SGD with momentum, float32, 2 shared CPU cores,
-    fastest of several interleaved runs, so that only numbers of one row compare):
+    Milliseconds per training step and replicate (float32, 2 shared CPU cores, fastest of several
+    interleaved runs, so that only numbers of one row compare):
 
-    | model, batch, replicates     | patches, vmap | patches, map | patches, step | conv, step |
-    |------------------------------|---------------|--------------|---------------|------------|
-    | lenet_300_100, 60, 3         | 0.56          | 0.66         | 0.95          | -          |
-    | lenet_5, 128, 3              | 31            | 13           | 15            | 18         |
-    | lenet_5_caffe, 100, 3        | 55            | 33           | 53            | 43         |
-    | conv_2, 60, 1                | -             | 159          | 204           | 258        |
-    | conv_4, 60, 2                | -             | 271          | 359           | 371        |
-    | conv_6, 60, 1                | -             | 365          | -             | 518        |
-    | character_transformer, 16, 2 | 144           | 134          | 177           | -          |
+    | model, batch, replicates        | patches, vmap | patches, map | conv, step by step |
+    |---------------------------------|---------------|--------------|--------------------|
+    | lenet_300_100, 60, 10           | 0.72          | 0.68         | -                  |
+    | lenet_5, 128, 3                 | 31            | 13           | 18                 |
+    | lenet_5_caffe, 100, 3           | 55            | 33           | 43                 |
+    | conv_2, 60, 1                   | -             | 159          | 258                |
+    | conv_4, 60, 2                   | -             | 271          | 371                |
+    | conv_6, 60, 1                   | -             | 365          | 518                |
+    | character_transformer, 16, 2    | 144           | 134          | -                  |
+
+    Replicates are spread over the devices where they divide evenly. With every core a device of its
+    own (`use_every_core`) lenet_300_100 takes 0.47 ms instead of 0.68.
 
     A convolution inside a loop is no choice at all: there XLA:CPU falls back to a naive one (68 ms
-    for lenet_5, 94 under `vmap`). On another machine of two cores conv_2 took 131 ms as "conv,
-    step" and 163 to 205 ms as patches in a loop: measure again before relying on its row.
-    Accelerators have no such fallback, so they get the plain convolution in a loop; that choice is
-    reasoned, not measured.
+    for lenet_5, 94 under `vmap`). Accelerators have no such fallback, so they get the plain
+    convolution and `vmap`; that choice is reasoned, not measured.
 
     Args:
       model_name: a key of `models.MODELS`.
@@ -59,10 +66,70 @@ def execution(model_name: str, backend: str) -> Execution:
       ValueError: nothing is known about the model.
 
     >>> execution("lenet_5", "cpu")
-    Execution(convolution='patches', loop='scan', replicates='map')
+    Execution(convolution='patches', replicates='map')
     """
-    if model_name not in _ON_CPU:
-        raise ValueError(f"model_name is {model_name!r}; it must be one of {', '.join(_ON_CPU)}")
-    if backend == "cpu":
-        return _ON_CPU[model_name]
-    return Execution("conv", "scan", "vmap")
+    if model_name not in MODELS:
+        raise ValueError(f"model_name is {model_name!r}; it must be one of {', '.join(MODELS)}")
+    return Execution("patches", "map") if backend == "cpu" else Execution("conv", "vmap")
+
+
+def use_every_core() -> None:
+    """Makes every CPU core a device of its own, for replicates to run side by side.
+
+    To be called before JAX is first used; later, or where the user has set the number of devices,
+    it does nothing.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", _cores())
+
+
+def over_replicates(function: Callable, form: str) -> Callable:
+    """`(stacked, *shared) -> stacked`: the function of every replicate, over all devices.
+
+    Args:
+      function: its first arguments, as many as the tuple `stacked` holds, have a replicate axis.
+      form: "vmap" or "map", of the replicates of one device.
+    """
+
+    def local(stacked: Any, *shared: Any) -> Any:
+        if form == "vmap":
+            return jax.vmap(lambda one: function(*one, *shared))(stacked)
+        return jax.lax.map(lambda one: function(*one, *shared), stacked)
+
+    def everywhere(stacked: Any, *shared: Any) -> Any:
+        mesh = _mesh(len(jax.tree.leaves(stacked)[0]))
+        if mesh is None:
+            return local(stacked, *shared)
+        stacked_spec, shared_spec = PartitionSpec(REPLICATES), PartitionSpec()
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(stacked_spec, *[shared_spec] * len(shared)),
+            out_specs=stacked_spec,
+            check_vma=False,
+        )(stacked, *shared)
+
+    return everywhere
+
+
+def place(stacked: Any, *shared: Any) -> tuple[Any, ...]:
+    """Arrays where `over_replicates` wants them: the stacked ones spread, the others everywhere."""
+    mesh = _mesh(len(jax.tree.leaves(stacked)[0]))
+    if mesh is None:
+        return stacked, *shared
+    spread, everywhere = (NamedSharding(mesh, PartitionSpec(*a)) for a in ((REPLICATES,), ()))
+    return jax.device_put(stacked, spread), *jax.device_put(shared, everywhere)
+
+
+def _cores() -> int:
+    # Those that this process may use; not every system can tell.
+    here = getattr(os, "sched_getaffinity", None)
+    return len(here(0)) if here else os.cpu_count() or 1
+
+
+def _mesh(replicates: int) -> Mesh | None:
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if replicates % n == 0)
+    return None if count == 1 else Mesh(np.array(devices[:count]), (REPLICATES,))

@@ -59,7 +59,8 @@ def build(config: Config) -> Job:
         )
     steps = config.epochs * (n // config.batch_size)
     updates = mask_updates(config, steps)
-    apply, init_params = _network(config, dataset)
+    pixels = _pixel_statistics(dataset.train_inputs)
+    apply, init_params = network(config.model, dataset, *pixels)
 
     def prunable(path: str, leaf: Any) -> bool:
         kept_dense = config.dense_layers and re.search(config.dense_layers, path)
@@ -157,17 +158,26 @@ def weight_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
-def _network(config: Config, dataset: data.Dataset) -> tuple[Callable, Callable]:
-    pixels = dataset.train_inputs
-    mean, std = 0.0, 1.0
-    if pixels.dtype == np.uint8:
-        mean, std = float(pixels.mean() / 255), float(pixels.std() / 255)
+def network(
+    name: str, dataset: data.Dataset, mean: float = 0.0, std: float = 1.0
+) -> tuple[Callable, Callable]:
+    """A network for a data set, as functions of its parameters.
+
+    Args:
+      name: a key of `models.MODELS`.
+      dataset: the examples; only their shape and classes are looked at.
+      mean: of the pixels in [0, 1]; uint8 images are normalised with it.
+      std: their standard deviation.
+
+    Returns:
+      `apply`, `(params, inputs) -> logits`, and `init_params`, `(key) -> params`.
+    """
 
     def model(key: Any) -> nnx.Module:
         return models.build(
-            config.model,
+            name,
             key_or_seed=key,
-            input_shape=pixels.shape[1:],
+            input_shape=dataset.train_inputs.shape[1:],
             num_classes=dataset.num_classes,
         )
 
@@ -177,3 +187,9 @@ def _network(config: Config, dataset: data.Dataset) -> tuple[Callable, Callable]
         return nnx.merge(graphdef, params)(data.normalize(inputs, mean, std))
 
     return apply, lambda key: nnx.state(model(key), nnx.Param)
+
+
+def _pixel_statistics(pixels: np.ndarray) -> tuple[float, float]:
+    if pixels.dtype != np.uint8:
+        return 0.0, 1.0
+    return float(pixels.mean() / 255), float(pixels.std() / 255)

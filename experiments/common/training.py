@@ -18,18 +18,11 @@ import jax.numpy as jnp
 import optax
 
 from experiments.common.batches import batch_indices
-from experiments.common.evaluation import (
-    EvaluationSet,
-    cross_entropy,
-    evaluate,
-    over_replicates,
-    unstack,
-)
-from experiments.common.execution import Execution
+from experiments.common.evaluation import EvaluationSet, cross_entropy, evaluate
+from experiments.common.execution import Execution, over_replicates, place
 
 Array = jax.Array
 Metrics = dict[str, Any]
-Carry = EpochPlan = Examples = tuple[Any, ...]
 
 
 class TrainState(NamedTuple):
@@ -41,6 +34,7 @@ class TrainState(NamedTuple):
       data_key: raw key data; it and the epoch give the order of the examples and their changes.
       order: int32 `(steps of an epoch, batch size)`, the rows of this epoch's batches.
       loss_sum: training losses added up since the last evaluation.
+      tracked: what a `Track` keeps; () without one.
     """
 
     params: Any
@@ -48,6 +42,24 @@ class TrainState(NamedTuple):
     data_key: Array
     order: Array
     loss_sum: Array
+    tracked: Any = ()
+
+
+class Track(NamedTuple):
+    """What is measured of one replicate inside the compiled loop.
+
+    Attributes:
+      every: steps from one measurement to the next.
+      init: `(params) -> tracked`.
+      update: `(tracked, params, step, loss, data) -> tracked` after steps every, 2 * every, ...;
+        `loss` is the mean training loss since the measurement before.
+      data: arrays that `update` reads, the same for all replicates.
+    """
+
+    every: int
+    init: Callable[[Any], Any]
+    update: Callable[..., Any]
+    data: Any
 
 
 class Trainer(NamedTuple):
@@ -100,6 +112,7 @@ def make_trainer(
     start: Callable[[Any, Any], tuple[Any, Any]] = start_dense,
     loss: Callable[[Array, Array], Array] = cross_entropy,
     augment: Callable[[Array, Array], Array] | None = None,
+    track: Track | None = None,
 ) -> Trainer:
     """The training functions of one method.
 
@@ -113,10 +126,11 @@ def make_trainer(
       inputs: the training examples, on the device.
       labels: int32, their classes (or next tokens).
       batch_size: examples a step, at most all.
-      execution: how steps and replicates are compiled here.
+      execution: how replicates are compiled here.
       start: `(tx, params) -> (params, opt_state)`; `jaxsparse.init` for a sparse method.
       loss: `(logits, labels) -> loss of every example`.
       augment: `(key, inputs) -> inputs`, with another key at every step; None leaves them alone.
+      track: what to measure inside the loop, where a call for each measurement is too slow.
 
     Raises:
       ValueError: a batch size below 1 or above the number of examples.
@@ -135,41 +149,71 @@ def make_trainer(
         params, opt_state = start(make_tx(key), params)
         order = jnp.zeros((steps_per_epoch, batch_size), jnp.int32)
         loss_sum = jnp.zeros((), jnp.float32)
-        return TrainState(params, opt_state, jax.random.key_data(data_key), order, loss_sum)
+        tracked = () if track is None else track.init(params)
+        return TrainState(
+            params, opt_state, jax.random.key_data(data_key), order, loss_sum, tracked
+        )
 
     def init(keys: Array) -> TrainState:
         init_keys, method_keys, data_keys = _fold(keys)
         return begin(method_keys, _init_params(init_params, init_keys), data_keys)
 
-    def step(carry: Carry, plan: EpochPlan, row: Array, examples: Examples) -> Carry:
-        params, opt_state, loss_sum = carry
-        data_key, epoch, order = plan
-        inputs, labels = (part[order[row]] for part in examples)
+    def step(row: Array, state: TrainState, epoch_key: Array, examples: Any) -> TrainState:
+        inputs, labels = (part[state.order[row]] for part in examples)
         if augment is not None:
-            inputs = augment(jax.random.fold_in(_epoch_key(data_key, epoch), row), inputs)
+            inputs = augment(jax.random.fold_in(epoch_key, row), inputs)
 
         def mean_loss(params: Any) -> Array:
             return loss(apply(params, inputs), labels).mean()
 
-        value, grads = jax.value_and_grad(mean_loss)(params)
-        updates, opt_state = update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss_sum + value
+        value, grads = jax.value_and_grad(mean_loss)(state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params)
+        return state._replace(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            loss_sum=state.loss_sum + value,
+        )
 
-    run = (_in_a_loop if execution.loop == "scan" else _one_by_one)(step, execution)
+    def measure(state: TrainState, count: Array, data: Any) -> TrainState:
+        def update(tracked: Any, params: Any, loss: Array) -> Any:
+            return track.update(tracked, params, count, loss, data)
+
+        due, mean = count % track.every == 0, state.loss_sum / track.every
+        tracked = jax.lax.cond(
+            due, update, lambda tracked, *_: tracked, state.tracked, state.params, mean
+        )
+        return state._replace(tracked=tracked, loss_sum=jnp.where(due, 0, state.loss_sum))
+
+    def replicate(state: TrainState, first: Array, last: Array, examples: Any, data: Any) -> Any:
+        def stretch(carry: tuple[Array, TrainState]) -> tuple[Array, TrainState]:
+            # To the end of the epoch, the next measurement or the last step, whichever comes first.
+            count, state = carry
+            epoch, row = count // steps_per_epoch, count % steps_per_epoch
+            key = jax.random.fold_in(jax.random.wrap_key_data(state.data_key), epoch)
+            new = functools.partial(batch_indices, n=n, batch_size=batch_size)
+            order = jax.lax.cond(row == 0, new, lambda key: state.order, key)
+            size = jnp.minimum(last - count, steps_per_epoch - row)
+            if track is not None:
+                size = jnp.minimum(size, track.every - count % track.every)
+            body = functools.partial(step, epoch_key=key, examples=examples)
+            state = jax.lax.fori_loop(row, row + size, body, state._replace(order=order))
+            count += size
+            return count, state if track is None else measure(state, count, data)
+
+        return jax.lax.while_loop(lambda carry: carry[0] < last, stretch, (first, state))[1]
+
+    every_replicate = over_replicates(replicate, execution.replicates)
+    steps = jax.jit(lambda state, *shared: every_replicate((state,), *shared), donate_argnums=0)
+    placed: dict[int, Any] = {}
 
     def advance(state: TrainState, first: int, last: int) -> TrainState:
-        while first < last:
-            epoch, row = divmod(first, steps_per_epoch)
-            if row == 0:
-                order = _shuffle(state.data_key, epoch, n, batch_size)
-                state = state._replace(order=order)
-            end = min(last, (epoch + 1) * steps_per_epoch)
-            carry = state.params, state.opt_state, state.loss_sum
-            plan = state.data_key, jnp.full(len(state.order), epoch), state.order
-            params, opt_state, loss_sum = run(carry, plan, row, row + end - first, (inputs, labels))
-            state = state._replace(params=params, opt_state=opt_state, loss_sum=loss_sum)
-            first = end
-        return state
+        count = len(state.data_key)
+        if count not in placed:
+            placed[count] = place(
+                state.data_key, (inputs, labels), () if track is None else track.data
+            )[1:]
+        (state,) = place(state)
+        return steps(state, first, last, *placed[count])
 
     return Trainer(
         init, advance, functools.partial(evaluate, apply, loss, execution), steps_per_epoch
@@ -236,31 +280,6 @@ def train(
     return state, history
 
 
-def _in_a_loop(step: Callable, execution: Execution) -> Callable:
-    def replicate(carry, plan, first, last, examples):
-        # The bounds are traced, so chunks of any length are one compiled program.
-        return jax.lax.fori_loop(
-            first, last, lambda row, carry: step(carry, plan, row, examples), carry
-        )
-
-    run = over_replicates(replicate, execution.replicates)
-    return jax.jit(lambda carry, plan, *shared: run((carry, plan), *shared), donate_argnums=0)
-
-
-def _one_by_one(step: Callable, execution: Execution) -> Callable:
-    step = jax.jit(step, donate_argnums=0)
-
-    def run(carry, plan, first, last, examples):
-        done = []
-        for one, its_plan in zip(unstack(carry), unstack(plan), strict=True):
-            for row in range(first, last):
-                one = step(one, its_plan, row, examples)
-            done.append(one)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *done)
-
-    return run
-
-
 @jax.jit
 def _fold(keys: Array) -> list[Array]:
     return [jax.vmap(lambda key: jax.random.fold_in(key, use))(keys) for use in range(3)]  # noqa: B023
@@ -269,14 +288,3 @@ def _fold(keys: Array) -> list[Array]:
 @functools.partial(jax.jit, static_argnums=0)
 def _init_params(init_params: Callable, keys: Array) -> Any:
     return jax.vmap(init_params)(keys)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _shuffle(data_keys: Array, epoch: Array, n: int, batch_size: int) -> Array:
-    return jax.lax.map(
-        lambda data_key: batch_indices(_epoch_key(data_key, epoch), n, batch_size), data_keys
-    )
-
-
-def _epoch_key(data_key: Array, epoch: Array) -> Array:
-    return jax.random.fold_in(jax.random.wrap_key_data(data_key), epoch)

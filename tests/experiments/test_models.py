@@ -220,7 +220,7 @@ def test_auto_is_what_execution_says(monkeypatch):
 
 def test_execution_knows_every_model_and_never_loops_over_convolutions_on_a_cpu():
     for name in MODELS:
-        assert execution(name, "gpu") == Execution("conv", "scan", "vmap")
+        assert execution(name, "gpu") == Execution("conv", "vmap")
     for name in CONVOLUTIONAL:
         assert (
             execution(name, "cpu").convolution == "patches" or execution(name, "cpu").loop == "step"

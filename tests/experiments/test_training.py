@@ -11,9 +11,8 @@ from experiments.common import evaluation, reports, training
 from experiments.common.execution import Execution
 
 FORMS = {
-    "loop, vmap": Execution("conv", "scan", "vmap"),
-    "loop, map": Execution("conv", "scan", "map"),
-    "steps": Execution("conv", "step", "map"),
+    "vmap": Execution("conv", "vmap"),
+    "map": Execution("conv", "map"),
 }
 N, SIZE = 50, 7  # seven batches, and one example left over
 
@@ -38,7 +37,7 @@ def sparse_tx(key):
     return jaxsparse.rigl(optax.adam(0.02), sparsity=0.5, key=key, every=3, stop=20)
 
 
-def trainer(examples, form="loop, vmap", *, make_tx=sparse_tx, apply=apply, **options):
+def trainer(examples, form="vmap", *, make_tx=sparse_tx, apply=apply, **options):
     start = jaxsparse.init if make_tx is sparse_tx else training.start_dense
     return training.make_trainer(
         apply,
@@ -117,7 +116,7 @@ def test_a_step_is_an_ordinary_optax_step(examples):
 
 
 def test_replicates_are_independent_and_a_twin_starts_alike(sparse, still):
-    made, _ = sparse["loop, vmap"]
+    made, _ = sparse["vmap"]
     one, other = (made.advance(made.init(keys()), 0, 1) for made in (made, still))
     assert np.array_equal(one.order, other.order)
     assert not np.array_equal(one.order[0], one.order[1])
@@ -161,7 +160,7 @@ def test_evaluation_counts_every_example_once(examples, sparse, form):
 
 
 def test_run_evaluates_on_time_and_learns(examples, sparse):
-    made, _ = sparse["loop, vmap"]
+    made, _ = sparse["vmap"]
     sets = {"test": evaluation.evaluation_set(*examples)}
     observe = jax.jit(lambda state: jax.vmap(jaxsparse.metrics)(state.opt_state))
     state, history = training.train(
@@ -193,7 +192,7 @@ def test_an_impossible_batch_size(examples, batch_size):
             sparse_tx,
             *examples,
             batch_size=batch_size,
-            execution=FORMS["steps"],
+            execution=FORMS["map"],
         )
 
 

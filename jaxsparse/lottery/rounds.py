@@ -1,0 +1,166 @@
+"""The rounds of the lottery ticket: train, prune, rewind; in one shot or iteratively."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxsparse import trees
+from jaxsparse.lottery._ladder import densities, ladder, prune_to
+from jaxsparse.patterns import Pattern, unstructured
+from jaxsparse.plans import full_masks
+from jaxsparse.scores import magnitude
+from jaxsparse.trees import apply
+from jaxsparse.types import AxesSpec, Key, Masks, Params, Prunable, Scores
+
+REWINDS = ("init", "continue", "learning_rate")
+
+
+class Round(NamedTuple):
+    """One round: a ticket and what its training gave.
+
+    Attributes:
+      density: living weights over all weights of the prunable leaves, a float in (0, 1].
+      masks: which weights live in this round; all of them in round 0.
+      params: what the training began with, zero off the masks.
+      result: what `train` returned.
+    """
+
+    density: float
+    masks: Masks
+    params: Params
+    result: Any
+
+
+def final_magnitude(key: Key, initial: Params, trained: Params) -> Scores:
+    """The paper's criterion: the size of a weight after training."""
+    return magnitude(trained)
+
+
+def find_tickets(
+    train: Callable[..., Any],
+    params: Params,
+    key: Key,
+    *,
+    rounds: int,
+    rates: float | Mapping[str, float] = 0.2,
+    rewind: str | int = "init",
+    steps: int | None = None,
+    criterion: Callable[[Any, Params, Params], Scores] = final_magnitude,
+    scope: str = "layer",
+    prunable: Prunable | None = None,
+    pattern: Pattern = unstructured,
+    axes: AxesSpec = None,
+    min_alive: int = 1,
+) -> tuple[Round, ...]:
+    """Iterative pruning: round r trains the ticket that the rounds before it have left.
+
+    Round 0 trains the dense network, round `rounds` the last ticket; between two rounds the lowest
+    scores are removed and the survivors rewound. `rounds=1` is one-shot pruning at the given rate.
+    Works under `vmap` over replicates. Where `train` is jitted it compiles once.
+
+    Args:
+      train: `(key, params, masks) -> result`, a pure function (or one that logs and checkpoints).
+        The result is the trained parameters, or a tuple (also a NamedTuple) whose first field they
+        are.
+      params: the initialization.
+      key: an int, a typed key or raw key data; `train` gets another one in each round.
+      rounds: times that is pruned, at least 1.
+      rates: the fraction of the living weights that each removes; see `ladder`.
+      rewind: where the survivors go on from: "init", their initial values; "continue", what they
+        are, and only the last ticket starts from its initial values (Frankle & Carbin, appendix B);
+        "learning_rate", what they are, also at the end, while `train` begins its learning-rate
+        schedule anew (Renda et al.); or a step k in [1, steps), their values after k steps of
+        training. Then `train` is called as `train(key, params, masks, start=0, stop=k)` once, on
+        the dense network, and as `train(key, params, masks, start=k, stop=steps)` in each round.
+      steps: length of a training, only for a step k.
+      criterion: `(key, initial, trained) -> scores`, from the parameters that the round began with
+        and those it ended with.
+      scope, prunable, pattern, axes, min_alive: as for `ladder`.
+
+    Returns:
+      The `rounds + 1` rounds, the dense one first.
+
+    Raises:
+      ValueError: an argument out of range; a rewind step at or beyond the end of training.
+      TypeError: `train` returned neither the parameters nor a tuple that begins with them.
+
+    References:
+      Frankle & Carbin (2018), section 1 and appendix B; Frankle et al., "Linear Mode Connectivity
+      and the Lottery Ticket Hypothesis" (2020) for steps; Renda et al., "Comparing Rewinding and
+      Fine-tuning" (2020).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> def train(key, params, masks):  # towards a known optimum, on the living weights
+      ...     target = jnp.array([[1.0, -3.0], [2.0, 0.5]])
+      ...     return {"kernel": jnp.where(masks["kernel"], target, 0.0)}
+      >>> tickets = find_tickets(train, {"kernel": jnp.ones((2, 2))}, 0, rounds=2, rates=0.5)
+      >>> [ticket.density for ticket in tickets]
+      [1.0, 0.5, 0.25]
+      >>> tickets[1].params["kernel"].tolist()
+      [[0.0, 1.0], [1.0, 0.0]]
+    """
+    target = {
+        "scope": scope,
+        "prunable": prunable,
+        "pattern": pattern,
+        "axes": axes,
+        "min_alive": min_alive,
+    }
+    _check_rewind(rewind, steps)
+    counts = ladder(params, rounds, rates, **target)
+    shares = densities(params, rounds, rates, **target)
+    key = trees.as_key(key)
+    masks, options = full_masks(params), {}
+    origin = params
+    if not isinstance(rewind, str):
+        first = jax.random.fold_in(key, rounds + 1)
+        early = train(first, params, masks, start=0, stop=rewind)
+        origin, options = trained(early, params), {"start": rewind, "stop": steps}
+    found, start = [], origin
+    for number in range(rounds + 1):
+        round_key = jax.random.fold_in(key, number)
+        start = apply(start, masks)
+        result = train(round_key, start, masks, **options)
+        found.append(Round(shares[number], masks, start, result))
+        if number == rounds:
+            break
+        end = trained(result, params)
+        scores = criterion(jax.random.fold_in(round_key, 1), start, end)
+        masks = prune_to(scores, counts[number + 1], within=masks, **target)
+        keeps = rewind == "learning_rate" or (rewind == "continue" and number + 1 < rounds)
+        start = end if keeps else origin
+    return tuple(found)
+
+
+def trained(result: Any, params: Params) -> Params:
+    """The trained parameters in what `train` returned.
+
+    Raises:
+      TypeError: they are not there.
+    """
+    structure = jax.tree.structure(params)
+    if jax.tree.structure(result) == structure:
+        return result
+    if isinstance(result, tuple) and result and jax.tree.structure(result[0]) == structure:
+        return result[0]
+    raise TypeError(
+        "train must return the trained parameters, or a tuple whose first field they are, in the "
+        f"structure of the parameters it was given; got {type(result).__name__}."
+    )
+
+
+def _check_rewind(rewind: Any, steps: Any) -> None:
+    if isinstance(rewind, str):
+        if rewind not in REWINDS:
+            raise ValueError(
+                f"rewind must be one of {', '.join(REWINDS)} or a step, got {rewind!r}."
+            )
+        return
+    if isinstance(rewind, bool) or not isinstance(rewind, int):
+        raise TypeError(f"rewind must be a name or an int, got {rewind!r}.")
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"rewind to a step needs steps=, the length of a training, got {steps!r}.")
+    if not 1 <= rewind < steps:
+        raise ValueError(f"rewind must be a step in [1, {steps}), before the end, got {rewind}.")
