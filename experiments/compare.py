@@ -182,7 +182,7 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
     text = [
         f"# {title}: sparse training methods",
         f"{note} {how} Data: {any_result['dataset_description']}. Made by `{PROG}"
-        f"{_options(study)}`; std, min and max are in `results.json`.",
+        f"{cli.options(study)}`; std, min and max are in `results.json`.",
         "Test accuracy:",
         table(lambda summary: reports.percent(summary["test_accuracy"])),
         "FLOPs per example of a forward pass, living weights only:",
@@ -209,12 +209,6 @@ def _levels(method: str, levels: Sequence[float]) -> Sequence[float]:
 def _name(config: Config) -> str:
     dense = config.algorithm == "dense"
     return config.algorithm if dense else f"{config.algorithm}-{config.sparsity:g}"
-
-
-def _options(study: Study) -> str:
-    fields = [field for field in dataclasses.fields(study) if field.metadata["identity"]]
-    given = [field.name for field in fields if getattr(study, field.name) != field.default]
-    return "".join(f" {cli.flag(name)} {getattr(study, name)}" for name in given)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ goes on where it was stopped, also in the middle of a cell.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from experiments.common import cli, execution, runs, ticket_settings, ticket_study, tickets
+from experiments.common import cli, execution, runs
 from experiments.common.cli import option
 from experiments.common.data import DataNotFound
-from experiments.common.ticket_settings import PRESETS, Settings
+from experiments.common.tickets import cells, report
+from experiments.common.tickets import study as studies
+from experiments.common.tickets.settings import PRESETS, Settings, scaled
 
 PROG = "python -m experiments.lottery_ticket"
 
@@ -42,7 +45,7 @@ class Study:
         "rounds after which the controls are trained, with commas between them (default: the "
         "preset's)",
     )
-    controls: str = option(",".join(tickets.CONTROLS), "controls, with commas between them")
+    controls: str = option(",".join(cells.CONTROLS), "controls, with commas between them")
     replicates: int = option(5, "runs of every cell, each with weights and batches of its own")
     seed: int = option(0, "seed of the first replicate; the others count on from it")
     minutes: float = option(
@@ -69,18 +72,28 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         settings, controls = resolve(study)
         folder = runs.find_run(path, identity(study, settings, controls), resume=True)
-        keys = jax.vmap(jax.random.key)(study.seed + jnp.arange(study.replicates))
-        lab = tickets.build(settings, keys, study.data_dir)
+        wanted = studies.cells(settings.rounds, controls, settings.levels)
+        lab = None
+        if studies.missing(wanted, path):
+            keys = jax.vmap(jax.random.key)(study.seed + jnp.arange(study.replicates))
+            lab = cells.build(settings, keys, study.data_dir)
     except (ValueError, TypeError, DataNotFound) as error:
         cli.stop(str(error))
     except runs.FolderError as error:
         cli.stop(str(error), code=1)
     folder.begin()
-    wanted = ticket_study.cells(settings.rounds, controls, settings.levels)
-    try:
-        ticket_study.run(lab, wanted, folder, console, study.minutes, lambda results: None)
-    except KeyboardInterrupt:
-        cli.stop("stopped; the same command goes on from here", code=130)
+    names = [cell.name for cell in wanted]
+    command = f"{PROG}{cli.options(study)}"
+    if lab is not None:
+        draw = functools.partial(report.report, path, names, lab.dataset.description, command)
+        try:
+            studies.run(lab, wanted, folder, console, study.minutes, draw)
+        except KeyboardInterrupt:
+            cli.stop("stopped; the same command goes on from here", code=130)
+    description = runs.read_json(path / "summary.json")["dataset_description"]
+    text = report.report(path, names, description, command)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"The report with pictures is {path}/report.html.")
 
 
 def resolve(study: Study) -> tuple[Settings, tuple[str, ...]]:
@@ -92,7 +105,7 @@ def resolve(study: Study) -> tuple[Settings, tuple[str, ...]]:
     settings = PRESETS[study.preset]
     if study.dataset is not None:
         settings = dataclasses.replace(settings, dataset=study.dataset)
-    settings = ticket_settings.scaled(settings, study.scale)
+    settings = scaled(settings, study.scale)
     if study.replicates < 1:
         raise ValueError(f"--replicates must be at least 1, got {study.replicates}.")
     rounds = settings.rounds if study.rounds is None else study.rounds
@@ -104,10 +117,8 @@ def resolve(study: Study) -> tuple[Settings, tuple[str, ...]]:
     curves = tuple(level for level in settings.curves if level <= rounds)
     controls = tuple(name for name in study.controls.split(",") if name)
     for name in controls:
-        if name not in tickets.CONTROLS:
-            raise ValueError(
-                f"--controls must be among {', '.join(tickets.CONTROLS)}, got {name!r}."
-            )
+        if name not in cells.CONTROLS:
+            raise ValueError(f"--controls must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
     settings = dataclasses.replace(settings, rounds=rounds, levels=levels, curves=curves)
     return settings, controls
 

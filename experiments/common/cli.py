@@ -80,6 +80,13 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     ]
 
 
+def options(config: Any) -> str:
+    """The part of the command line that makes this run: every option that is not its default."""
+    fields = [field for field in dataclasses.fields(config) if field.metadata["identity"]]
+    given = [field.name for field in fields if getattr(config, field.name) != field.default]
+    return "".join(f" {flag(name)} {getattr(config, name)}" for name in given)
+
+
 def flag(name: str) -> str:
     """The option of a field: `batch_size` is `--batch-size`."""
     return "--" + name.replace("_", "-")

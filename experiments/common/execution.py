@@ -31,6 +31,8 @@ MODELS = (
     "conv_2",
     "conv_4",
     "conv_6",
+    "resnet_18",
+    "vgg_19",
     "character_transformer",
 )
 

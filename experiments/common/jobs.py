@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import jaxsparse
-from experiments.common import data, evaluation, methods, models, training
+from experiments.common import data, evaluation, methods, networks, training
 from experiments.common.config import Config
 from experiments.common.execution import execution
 
@@ -60,7 +59,7 @@ def build(config: Config) -> Job:
     steps = config.epochs * (n // config.batch_size)
     updates = mask_updates(config, steps)
     pixels = _pixel_statistics(dataset.train_inputs)
-    apply, init_params = network(config.model, dataset, *pixels)
+    network = networks.network(config.model, dataset, *pixels)
 
     def prunable(path: str, leaf: Any) -> bool:
         kept_dense = config.dense_layers and re.search(config.dense_layers, path)
@@ -68,7 +67,9 @@ def build(config: Config) -> Job:
 
     if not any(
         prunable(weight_name(path), leaf)
-        for path, leaf in jax.tree.leaves_with_path(jax.eval_shape(init_params, jax.random.key(0)))
+        for path, leaf in jax.tree.leaves_with_path(
+            jax.eval_shape(network.init_params, jax.random.key(0))
+        )
     ):
         raise ValueError(f"--dense-layers {config.dense_layers!r} leaves no weight to be sparse.")
     examples = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
@@ -96,13 +97,14 @@ def build(config: Config) -> Job:
             )
 
         made = training.make_trainer(
-            apply,
-            init_params,
+            network.apply,
+            network.init_params,
             make_tx,
             *examples,
             batch_size=config.batch_size,
             execution=execution(config.model, jax.default_backend()),
             start=training.start_dense if method == "dense" else jaxsparse.init,
+            forward=network.forward,
         )
         try:
             jax.eval_shape(made.init, keys(config))
@@ -120,7 +122,7 @@ def build(config: Config) -> Job:
         {name: trainer(name) for name in names},
         {name: evaluation.evaluation_set(*map(jnp.asarray, pair)) for name, pair in sets.items()},
         steps,
-        apply,
+        network.apply,
         prunable,
         updates,
     )
@@ -156,37 +158,6 @@ def keys(config: Config) -> jax.Array:
 def weight_name(path: tuple[Any, ...]) -> str:
     """A key path as text, such as `fc1/kernel`; the `value` of a Flax variable is left out."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-
-
-def network(
-    name: str, dataset: data.Dataset, mean: float = 0.0, std: float = 1.0
-) -> tuple[Callable, Callable]:
-    """A network for a data set, as functions of its parameters.
-
-    Args:
-      name: a key of `models.MODELS`.
-      dataset: the examples; only their shape and classes are looked at.
-      mean: of the pixels in [0, 1]; uint8 images are normalised with it.
-      std: their standard deviation.
-
-    Returns:
-      `apply`, `(params, inputs) -> logits`, and `init_params`, `(key) -> params`.
-    """
-
-    def model(key: Any) -> nnx.Module:
-        return models.build(
-            name,
-            key_or_seed=key,
-            input_shape=dataset.train_inputs.shape[1:],
-            num_classes=dataset.num_classes,
-        )
-
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: model(0)))
-
-    def apply(params: Any, inputs: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params)(data.normalize(inputs, mean, std))
-
-    return apply, lambda key: nnx.state(model(key), nnx.Param)
 
 
 def _pixel_statistics(pixels: np.ndarray) -> tuple[float, float]:

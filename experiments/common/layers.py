@@ -14,11 +14,11 @@ PATCH_BYTES = 2**28
 
 
 class Convolution(nnx.Module):
-    """A convolution with stride 1 whose parameters do not depend on how it is computed.
+    """A convolution whose parameters do not depend on how it is computed.
 
     Attributes:
       kernel: `(height, width, in, out)`, as Flax keeps it.
-      bias: `(out,)`.
+      bias: `(out,)`, or None where a normalization follows.
     """
 
     def __init__(
@@ -31,26 +31,30 @@ class Convolution(nnx.Module):
         form: Form,
         kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
+        stride: int = 1,
+        use_bias: bool = True,
     ):
         shape = (size, size, features_in, features_out)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features_out, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features_out, jnp.float32)) if use_bias else None
         self.padding = padding
         self.form = form
+        self.stride = stride
 
     def __call__(self, images: Array) -> Array:
         convolve = convolve_patches if self.form == "patches" else convolve_lax
-        return convolve(images, self.kernel[...], self.padding) + self.bias[...]
+        features = convolve(images, self.kernel[...], self.padding, self.stride)
+        return features if self.bias is None else features + self.bias[...]
 
 
-def convolve_lax(images: Array, kernel: Array, padding: Padding) -> Array:
+def convolve_lax(images: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:
     """XLA's own convolution of `(batch, height, width, in)` with `(height, width, in, out)`."""
     return jax.lax.conv_general_dilated(
-        images, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def convolve_patches(images: Array, kernel: Array, padding: Padding) -> Array:
+def convolve_patches(images: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:
     """The same convolution as static slices, laid side by side, and one matrix product.
 
     This is what XLA:CPU runs fast inside a loop, where a convolution falls back to a naive one. It
@@ -59,13 +63,21 @@ def convolve_patches(images: Array, kernel: Array, padding: Padding) -> Array:
     """
     height, width, _, features_out = kernel.shape
     if padding == "SAME":
-        around = [((size - 1) // 2, size // 2) for size in (height, width)]
-        images = jnp.pad(images, ((0, 0), *around, (0, 0)))
-    rows, columns = images.shape[1] - height + 1, images.shape[2] - width + 1
+        images = jnp.pad(
+            images,
+            (
+                (0, 0),
+                _same(images.shape[1], height, stride),
+                _same(images.shape[2], width, stride),
+                (0, 0),
+            ),
+        )
+    rows = (images.shape[1] - height) // stride + 1
+    columns = (images.shape[2] - width) // stride + 1
 
     def product(images: Array) -> Array:
         slices = [
-            images[..., i : i + rows, j : j + columns, :]
+            images[..., i : i + stride * rows : stride, j : j + stride * columns : stride, :]
             for i in range(height)
             for j in range(width)
         ]
@@ -76,6 +88,12 @@ def convolve_patches(images: Array, kernel: Array, padding: Padding) -> Array:
     if len(images) <= at_once:
         return product(images)
     return jax.lax.map(jax.checkpoint(product), images, batch_size=at_once)
+
+
+def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    # What "SAME" means to XLA: the odd one goes to the end.
+    missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return missing // 2, missing - missing // 2
 
 
 def max_pool(images: Array) -> Array:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
+from experiments.common.deep import VGG, ResNet
 from experiments.common.execution import execution
 from experiments.common.layers import Convolution, Form, Padding, max_pool
 from experiments.common.transformer import CharacterTransformer
@@ -41,6 +42,7 @@ class Classifier(nnx.Module):
         form: Form,
         kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
+        dropout: float = 0.0,
     ):
         height, width, features = input_shape
         self.stages = tuple(len(stage) for stage in stages)
@@ -69,8 +71,11 @@ class Classifier(nnx.Module):
             setattr(self, f"fc{index}", layer)
             features = features_out
         self.head = nnx.Linear(features, num_classes, kernel_init=kernel_init, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(
+        self, images: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Array:
         """Logits `(batch, num_classes)` of images `(batch, height, width, channels)`."""
         index = 0
         for convolutions in self.stages:
@@ -80,7 +85,9 @@ class Classifier(nnx.Module):
             images = max_pool(images)
         features = images.reshape(len(images), -1)
         for index in range(1, self.dense + 1):
+            features = self.dropout(features, deterministic=not train, rngs=rngs)
             features = nnx.relu(getattr(self, f"fc{index}")(features))
+        features = self.dropout(features, deterministic=not train, rngs=rngs)
         return self.head(features)
 
 
@@ -119,15 +126,46 @@ def _classifier(
     )
 
 
+def _deep(
+    network: Callable[..., nnx.Module],
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    dropout: float = 0.0,
+    **common: Any,
+) -> nnx.Module:
+    if len(input_shape) != 3 or min(input_shape[:2]) < 16:
+        raise ValueError(
+            f"input_shape is {tuple(input_shape)}; {name} takes images of at least 16x16 pixels, "
+            "(height, width, channels)"
+        )
+    _no_dropout(name, dropout)
+    return network(input_shape[-1], num_classes, **common)
+
+
+def _no_dropout(name: str, dropout: float) -> None:
+    if dropout:
+        raise ValueError(f"dropout is {dropout}; {name} has no layers for it")
+
+
 def _transformer(
-    name: str, input_shape: Sequence[int], num_classes: int, *, form: Form, **common: Any
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    form: Form,
+    dropout: float = 0.0,
+    **common: Any,
 ) -> CharacterTransformer:
+    _no_dropout(name, dropout)
     if len(input_shape) != 1:
         raise ValueError(f"input_shape is {tuple(input_shape)}; {name} takes tokens, (context,)")
     return CharacterTransformer(*input_shape, num_classes, **common)
 
 
 _lenet_5 = partial(_classifier, size=5, padding="VALID")
+_VGG_19 = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
 _conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -137,6 +175,8 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "conv_2": partial(_conv, stages=((64, 64),)),
     "conv_4": partial(_conv, stages=((64, 64), (128, 128))),
     "conv_6": partial(_conv, stages=((64, 64), (128, 128), (256, 256))),
+    "resnet_18": partial(_deep, ResNet, blocks=(3, 3, 3), features=(16, 32, 64)),
+    "vgg_19": partial(_deep, VGG, stages=_VGG_19),
     "character_transformer": _transformer,
 }
 
@@ -149,6 +189,7 @@ def build(
     num_classes: int,
     kernel_init: nnx.Initializer | None = None,
     convolution: Form | Literal["auto"] = "auto",
+    dropout: float = 0.0,
 ) -> nnx.Module:
     """A network with fresh parameters; works under `jit` and `vmap` over keys.
 
@@ -160,6 +201,8 @@ def build(
       kernel_init: initializer of all kernels; default Gaussian Glorot. Biases start at zero.
       convolution: how convolutions are computed; "auto" is what `execution` says for the backend.
         The parameters do not depend on it.
+      dropout: fraction of the features dropped before each dense layer while training, in [0, 1);
+        for networks with hidden dense layers.
 
     Raises:
       ValueError: an unknown name, a shape of the wrong kind or too small for the network, or
@@ -174,6 +217,8 @@ def build(
         )
     if convolution not in ("auto", "patches", "conv"):
         raise ValueError(f"convolution is {convolution!r}; it must be 'auto', 'patches' or 'conv'")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
     if convolution == "auto":
         convolution = execution(name, jax.default_backend()).convolution
     return MODELS[name](
@@ -183,4 +228,5 @@ def build(
         form=convolution,
         kernel_init=kernel_init or nnx.initializers.glorot_normal(),
         rngs=nnx.Rngs(key_or_seed),
+        dropout=dropout,
     )

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all eyes; line styles and markers say it once more.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 _STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
-_MARKERS = "osD^v"
+MARKERS = "osD^v"
 _DENSE = "#222222"
 _FEW = 8  # layers that a legend can still name
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -32,7 +32,7 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
     late, high = [], 0.0
     for i, method in enumerate(methods):
         epochs, values = _series(lines, method, "test_accuracy")
-        colour, style = (_DENSE, "--") if method == "dense" else (_COLOURS[i % 7], "-")
+        colour, style = (_DENSE, "--") if method == "dense" else (COLOURS[i % 7], "-")
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
         axes.plot(epochs, values.mean(0), style, color=colour, lw=1.8, label=method)
         late.append(values[:, values.shape[1] // 4 :].min())
@@ -42,10 +42,10 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
     axes.set_ylim(max(0, low - 0.1 * room), min(1.0, high + 0.1 * room))
     _epochs(axes)
     axes.set_ylabel("test accuracy")
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.legend(frameon=False)
-    _title(axes, title, f"mean of {_replicates(lines)}; band: worst to best")
-    _save(figure, file)
+    note_above(axes, title, f"mean of {_replicates(lines)}; band: worst to best")
+    save(figure, file)
 
 
 def density_over_time(file: Path, lines: Lines, method: str, title: str, where: str) -> None:
@@ -57,7 +57,7 @@ def density_over_time(file: Path, lines: Lines, method: str, title: str, where: 
     )
     for i, layer in enumerate(layers):
         epochs, values = _series(lines, method, "layer_density", layer)
-        how = {"color": _COLOURS[i % 7], "linestyle": _STYLES[i % 5]}
+        how = {"color": COLOURS[i % 7], "linestyle": _STYLES[i % 5]}
         if len(layers) > _FEW:
             how = {"color": plt.get_cmap("cividis")(i / (len(layers) - 1)), "lw": 1.0}
         named = len(layers) <= _FEW or i in (0, len(layers) - 1)
@@ -66,19 +66,19 @@ def density_over_time(file: Path, lines: Lines, method: str, title: str, where: 
     top.plot(epochs, values.mean(0), color=_DENSE, lw=2.4, alpha=0.6, label="all of them")
     top.set_ylim(bottom=0)
     top.set_ylabel("density\n(living / all weights)")
-    top.yaxis.set_major_formatter(_PERCENT)
+    top.yaxis.set_major_formatter(PERCENT)
     top.legend(frameon=False, fontsize=8)
     note = "" if len(layers) <= _FEW else "; the layers from input (dark) to output (bright)"
-    _title(top, title, f"{where}, mean of {_replicates(lines)}{note}")
+    note_above(top, title, f"{where}, mean of {_replicates(lines)}{note}")
     epochs, values = _series(lines, method, "churn")
-    bottom.plot(epochs, values.mean(0), color=_COLOURS[0])
+    bottom.plot(epochs, values.mean(0), color=COLOURS[0])
     bottom.set_ylim(bottom=0)
     bottom.set_ylabel("share of weights new\nin the last mask update")
-    bottom.yaxis.set_major_formatter(_PERCENT)
+    bottom.yaxis.set_major_formatter(PERCENT)
     _epochs(bottom)
     for axes in (top, bottom):
-        _plain(axes)
-    _save(figure, file)
+        plain(axes)
+    save(figure, file)
 
 
 def masks(
@@ -124,7 +124,7 @@ def masks(
     for axes in slots[len(masks) :]:
         axes.set_axis_off()
     figure.suptitle(title + " (blue: alive)", x=0.01, ha="left", fontsize=11)
-    _save(figure, file)
+    save(figure, file)
 
 
 def accuracy_against_sparsity(
@@ -147,13 +147,13 @@ def accuracy_against_sparsity(
         at = [places[sparsity] for sparsity in sorted(found)]
         mean = np.array([found[sparsity]["mean"] for sparsity in sorted(found)])
         error = np.array([found[sparsity]["standard_error"] for sparsity in sorted(found)])
-        axes.fill_between(at, mean - error, mean + error, color=_COLOURS[i], alpha=0.2, lw=0)
+        axes.fill_between(at, mean - error, mean + error, color=COLOURS[i], alpha=0.2, lw=0)
         axes.plot(
             at,
             mean,
             linestyle=_STYLES[i % 5],
-            marker=_MARKERS[i % 5],
-            color=_COLOURS[i],
+            marker=MARKERS[i % 5],
+            color=COLOURS[i],
             label=method,
         )
     if results.get("dense"):
@@ -164,10 +164,10 @@ def accuracy_against_sparsity(
     axes.set_xticks(range(len(levels)), [f"{100 * level:g}%" for level in levels])
     axes.set_xlabel("sparsity")
     axes.set_ylabel("test accuracy")
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.legend(frameon=False, loc="lower left")
-    _title(axes, title, note)
-    _save(figure, file)
+    note_above(axes, title, note)
+    save(figure, file)
 
 
 def _series(lines: Lines, method: str, *keys: str) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +190,7 @@ def _replicates(lines: Lines) -> str:
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    _plain(axes)
+    plain(axes)
     return figure, axes
 
 
@@ -199,19 +199,22 @@ def _epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """No frame; a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)
 
 
-def _title(axes: Axes, title: str, note: str) -> None:
+def note_above(axes: Axes, title: str, note: str) -> None:
+    """A title, and a line in small print below it."""
     axes.set_title(title, loc="left", fontsize=11, pad=20)
     axes.annotate(
         note, (0, 1), (0, 5), "axes fraction", "offset points", fontsize=8, color="#555555"
     )
 
 
-def _save(figure: Figure, file: Path) -> None:
+def save(figure: Figure, file: Path) -> None:
+    """Writes the file and lets go of the figure."""
     figure.savefig(file, dpi=150)
     plt.close(figure)

@@ -112,6 +112,7 @@ def make_trainer(
     start: Callable[[Any, Any], tuple[Any, Any]] = start_dense,
     loss: Callable[[Array, Array], Array] = cross_entropy,
     augment: Callable[[Array, Array], Array] | None = None,
+    forward: Callable[[Any, Array, Array], tuple[Array, Any]] | None = None,
     track: Track | None = None,
 ) -> Trainer:
     """The training functions of one method.
@@ -130,6 +131,8 @@ def make_trainer(
       start: `(tx, params) -> (params, opt_state)`; `jaxsparse.init` for a sparse method.
       loss: `(logits, labels) -> loss of every example`.
       augment: `(key, inputs) -> inputs`, with another key at every step; None leaves them alone.
+      forward: `(params, key, inputs) -> (logits, moved)`, what a training step computes instead of
+        `apply` where that differs; see `networks.Network`.
       track: what to measure inside the loop, where a call for each measurement is too slow.
 
     Raises:
@@ -160,19 +163,22 @@ def make_trainer(
 
     def step(row: Array, state: TrainState, epoch_key: Array, examples: Any) -> TrainState:
         inputs, labels = (part[state.order[row]] for part in examples)
+        key = jax.random.fold_in(epoch_key, row)
         if augment is not None:
-            inputs = augment(jax.random.fold_in(epoch_key, row), inputs)
+            inputs = augment(key, inputs)
 
-        def mean_loss(params: Any) -> Array:
-            return loss(apply(params, inputs), labels).mean()
+        def mean_loss(params: Any) -> tuple[Array, Any]:
+            if forward is None:
+                return loss(apply(params, inputs), labels).mean(), None
+            logits, moved = forward(params, jax.random.fold_in(key, 1), inputs)
+            return loss(logits, labels).mean(), moved
 
-        value, grads = jax.value_and_grad(mean_loss)(state.params)
+        (value, moved), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = update(grads, state.opt_state, state.params)
-        return state._replace(
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-            loss_sum=state.loss_sum + value,
-        )
+        params = optax.apply_updates(state.params, updates)
+        if forward is not None:
+            params = jax.tree.map(lambda p, new: p if new is None else new, params, moved)
+        return state._replace(params=params, opt_state=opt_state, loss_sum=state.loss_sum + value)
 
     def measure(state: TrainState, count: Array, data: Any) -> TrainState:
         def update(tracked: Any, params: Any, loss: Array) -> Any:

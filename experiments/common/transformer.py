@@ -58,7 +58,9 @@ class CharacterTransformer(nnx.Module):
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
         self.head = nnx.Linear(WIDTH, vocabulary, kernel_init=kernel_init, rngs=rngs)
 
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(
+        self, tokens: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Array:
         """Logits of the next character, `(batch, length, vocabulary)`, length up to the context."""
         stream = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[-1]))
         for index in range(LAYERS):

@@ -1,24 +1,42 @@
-"""What a ticket is compared with: its masks or its initialization, changed in one respect."""
+"""What a ticket is compared with: its masks or its initialization, changed in one respect.
 
+masks' = shuffle_masks(key, masks)           the same initialization, other places
+params' = apply(init(key), masks)            the same masks, new weights
+params' = apply(keep_signs(params, init(key)), masks)
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.types import Array, Key, Masks, Prunable
+from jaxsparse.lottery._ladder import prune_to
+from jaxsparse.scores import random_scores
+from jaxsparse.types import Array, Key, Masks, Params, Prunable
 
 
-def shuffle_masks(key: Key, masks: Masks, *, prunable: Prunable | None = None) -> Masks:
-    """The same number of living weights in every leaf, at random places.
+def shuffle_masks(
+    key: Key, masks: Masks, *, scope: str = "layer", prunable: Prunable | None = None
+) -> Masks:
+    """As many living weights, at random places.
 
     Args:
       key: an int, a typed key or raw key data; every leaf has its own stream, folded by its path.
       masks: of a ticket.
+      scope: "layer" keeps the number of every leaf, "global" that of all prunable leaves together,
+        which spreads them evenly.
       prunable: `(path, leaf) -> bool`; the other leaves stay as they are.
 
     Returns:
       Masks of the same structure.
+
+    Raises:
+      ValueError: another scope.
+
+    References:
+      Frankle & Carbin (2018), figure 1: random sparse networks.
 
     Example:
       >>> import jax.numpy as jnp
@@ -27,22 +45,130 @@ def shuffle_masks(key: Key, masks: Masks, *, prunable: Prunable | None = None) -
       >>> int(shuffled.sum()), bool((shuffled == masks["kernel"]).all())
       (10, False)
     """
+    if scope not in ("layer", "global"):
+        raise ValueError(f'scope must be "layer" or "global", got {scope!r}.')
     key = trees.as_key(key)
+    if scope == "global":
+        like = jax.tree.map(lambda m: m.astype(jnp.float32) if trees.is_array(m) else m, masks)
+        chosen = trees.sparse_leaves(like, prunable)
+        leaves, treedef = jax.tree.flatten(masks)
+        total = sum(
+            jnp.sum(mask, dtype=jnp.int32) for mask, use in zip(leaves, chosen, strict=True) if use
+        )
+        scores = random_scores(key, like)
+        shuffled = prune_to(scores, total, scope="global", prunable=prunable, min_alive=0)
+        pairs = zip(leaves, jax.tree.leaves(shuffled), chosen, strict=True)
+        return treedef.unflatten(new if use else old for old, new, use in pairs)
 
     def shuffle(path: str, mask: Array) -> Array:
-        return jax.random.permutation(trees.leaf_key(key, path), mask.reshape(-1)).reshape(
-            mask.shape
-        )
+        flat = jax.random.permutation(trees.leaf_key(key, path), mask.reshape(-1))
+        return flat.reshape(mask.shape)
 
     return _where_prunable(shuffle, masks, prunable)
 
 
-def _where_prunable(function: Any, tree: Any, prunable: Prunable | None) -> Any:
-    # Masks are boolean, so the filter is asked about floats of their shapes.
+def invert_masks(masks: Masks, *, prunable: Prunable | None = None) -> Masks:
+    """The weights that the ticket has lost live, and those that it kept are dead.
+
+    Args:
+      masks: of a ticket.
+      prunable: `(path, leaf) -> bool`; the other leaves stay as they are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> invert_masks({"kernel": jnp.eye(2, dtype=bool)})["kernel"].tolist()
+      [[False, True], [True, False]]
+    """
+    return _where_prunable(lambda _, mask: ~mask, masks, prunable)
+
+
+def add_noise(
+    key: Key, params: Params, sigma: float | Array, *, prunable: Prunable | None = None
+) -> Params:
+    """The initialization with Gaussian noise on it.
+
+    Args:
+      key: an int, a typed key or raw key data.
+      params: the whole initialization, before masks are applied.
+      sigma: standard deviation of the noise as a multiple of the leaf's own, at least 0.
+      prunable: `(path, leaf) -> bool`; the other leaves stay as they are.
+
+    Returns:
+      Parameters of the same structure; apply the ticket's masks to them.
+
+    Raises:
+      ValueError: a negative `sigma`.
+
+    References:
+      Frankle & Carbin (2018), appendix F: 0.5, 1, 2 and 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, -1.0], [2.0, -2.0]])}
+      >>> bool((add_noise(0, params, 0.0)["kernel"] == params["kernel"]).all())
+      True
+    """
+    if isinstance(sigma, int | float) and not sigma >= 0:
+        raise ValueError(f"sigma must be at least 0, got {sigma}.")
+    key = trees.as_key(key)
+
+    def noisy(path: str, leaf: Array) -> Array:
+        wide = leaf.astype(trees.wide(leaf))
+        noise = jax.random.normal(trees.leaf_key(key, path), leaf.shape, wide.dtype)
+        return (wide + sigma * jnp.std(wide) * noise).astype(leaf.dtype)
+
+    return _where_prunable(noisy, params, prunable)
+
+
+def keep_signs(
+    params: Params, magnitudes: Params | None = None, *, prunable: Prunable | None = None
+) -> Params:
+    """The signs of the initialization with other magnitudes.
+
+    Args:
+      params: the whole initialization, before masks are applied; a weight of 0 stays 0.
+      magnitudes: parameters whose sizes are taken, such as another initialization; None gives
+        every weight of a leaf the same size, the leaf's standard deviation.
+      prunable: `(path, leaf) -> bool`; the other leaves stay as they are.
+
+    Returns:
+      Parameters of the same structure; apply the ticket's masks to them.
+
+    Raises:
+      ValueError: trees that differ.
+
+    References:
+      Zhou et al., "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask" (2019).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, -1.0], [2.0, -2.0]])}
+      >>> keep_signs(params, {"kernel": jnp.array([[-5.0, 6.0], [7.0, 8.0]])})["kernel"].tolist()
+      [[5.0, -6.0], [7.0, -8.0]]
+    """
+
+    def constant(_: str, leaf: Array) -> Array:
+        deviation = jnp.std(leaf.astype(trees.wide(leaf))).astype(leaf.dtype)
+        return jnp.sign(leaf) * deviation
+
+    if magnitudes is None:
+        return _where_prunable(constant, params, prunable)
+
+    def sized(_: str, leaf: Array, other: Array) -> Array:
+        return jnp.sign(leaf) * jnp.abs(other).astype(leaf.dtype)
+
+    return _where_prunable(sized, params, prunable, magnitudes)
+
+
+def _where_prunable(
+    function: Callable[..., Any], tree: Any, prunable: Prunable | None, *rest: Any
+) -> Any:
+    # The filter knows floating leaves only, so it is asked about masks as if they were floats.
     prunable = prunable or trees.default_prunable
 
-    def leaf(path: str, value: Array) -> Array:
-        like = jax.ShapeDtypeStruct(value.shape, jnp.float32)
-        return function(path, value) if prunable(path, like) else value
+    def leaf(path: str, value: Array, *others: Any) -> Array:
+        kind = jnp.float32 if value.dtype == jnp.bool_ else value.dtype
+        use = prunable(path, jax.ShapeDtypeStruct(value.shape, kind))
+        return function(path, value, *others) if use else value
 
-    return trees.map_arrays(leaf, tree, what="masks")
+    return trees.map_arrays(leaf, tree, *rest, what="magnitudes")

@@ -32,11 +32,6 @@ class Round(NamedTuple):
     result: Any
 
 
-def final_magnitude(key: Key, initial: Params, trained: Params) -> Scores:
-    """The paper's criterion: the size of a weight after training."""
-    return magnitude(trained)
-
-
 def find_tickets(
     train: Callable[..., Any],
     params: Params,
@@ -46,7 +41,7 @@ def find_tickets(
     rates: float | Mapping[str, float] = 0.2,
     rewind: str | int = "init",
     steps: int | None = None,
-    criterion: Callable[[Any, Params, Params], Scores] = final_magnitude,
+    criterion: Callable[[Any, Params, Params], Scores] | None = None,
     scope: str = "layer",
     prunable: Prunable | None = None,
     pattern: Pattern = unstructured,
@@ -127,7 +122,10 @@ def find_tickets(
         if number == rounds:
             break
         end = trained(result, params)
-        scores = criterion(jax.random.fold_in(round_key, 1), start, end)
+        if criterion is None:
+            scores = magnitude(end)
+        else:
+            scores = criterion(jax.random.fold_in(round_key, 1), start, end)
         masks = prune_to(scores, counts[number + 1], within=masks, **target)
         keeps = rewind == "learning_rate" or (rewind == "continue" and number + 1 < rounds)
         start = end if keeps else origin

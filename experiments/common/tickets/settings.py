@@ -2,12 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 
+import jaxsparse
 from jaxsparse import lottery
+
+Prunable = Callable[[str, Any], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Settings:
       learning_rate: at the first step after the warmup.
       rates: the fraction of the living weights that a round removes, by path regex, or one for all.
       scope: "layer" or "global".
+      dense: path regex of weights that are never pruned; empty for none.
       rounds: times that is pruned.
       levels: the levels, in rounds, at which the controls are trained.
       curves: the levels whose test accuracy is kept during training.
@@ -46,6 +51,7 @@ class Settings:
     levels: tuple[int, ...] = ()
     curves: tuple[int, ...] = ()
     scope: str = "layer"
+    dense: str = ""
     every: int = 100
     validation: int = 5000
     drops: tuple[int, ...] = ()
@@ -75,22 +81,88 @@ _CONV = dataclasses.replace(
     levels=(4, 8, 12, 16, 20),
     curves=(0, 4, 8, 12, 16, 20),
 )
+_CONV_2 = dataclasses.replace(_CONV, model="conv_2", iterations=20_000, learning_rate=2e-4)
+_CONV_4 = dataclasses.replace(_CONV, model="conv_4", iterations=25_000, learning_rate=3e-4)
+_CONV_6 = dataclasses.replace(
+    _CONV,
+    model="conv_6",
+    iterations=30_000,
+    learning_rate=3e-4,
+    rates={"conv": 0.15, "head": 0.1, "": 0.2},
+)
+_DEEP = dataclasses.replace(
+    _CONV,
+    optimizer="momentum",
+    rates=0.2,
+    scope="global",
+    dense="head|shortcut",
+    weight_decay=1e-4,
+    augment=True,
+)
+_RESNET = dataclasses.replace(
+    _DEEP,
+    model="resnet_18",
+    iterations=30_000,
+    batch_size=128,
+    learning_rate=0.1,
+    drops=(20_000, 25_000),
+)
+_VGG = dataclasses.replace(
+    _DEEP,
+    model="vgg_19",
+    iterations=112_480,
+    batch_size=64,
+    learning_rate=0.1,
+    drops=(56_240, 84_360),
+)
+
+
+def _dropout(settings: Settings, learning_rate: float) -> Settings:
+    return dataclasses.replace(
+        settings,
+        iterations=3 * settings.iterations,
+        learning_rate=learning_rate,
+        dropout=0.5,
+    )
+
+
 PRESETS = {
-    "lenet": _LENET,
     "digits": dataclasses.replace(
-        _LENET, dataset="digits", iterations=1500, every=20, validation=200
+        _LENET, dataset="digits", iterations=2000, every=20, validation=200
     ),
-    "conv_2": dataclasses.replace(_CONV, model="conv_2", iterations=20_000, learning_rate=2e-4),
-    "conv_4": dataclasses.replace(_CONV, model="conv_4", iterations=25_000, learning_rate=3e-4),
-    "conv_6": dataclasses.replace(
-        _CONV,
-        model="conv_6",
-        iterations=30_000,
-        learning_rate=3e-4,
-        rates={"conv": 0.15, "head": 0.1, "": 0.2},
+    "lenet": _LENET,
+    "conv_2": _CONV_2,
+    "conv_4": _CONV_4,
+    "conv_6": _CONV_6,
+    "conv_2_dropout": _dropout(_CONV_2, 3e-4),
+    "conv_4_dropout": _dropout(_CONV_4, 2e-4),
+    "conv_6_dropout": _dropout(_CONV_6, 2e-4),
+    "resnet_18": _RESNET,
+    "resnet_18_low": dataclasses.replace(_RESNET, learning_rate=0.01),
+    "resnet_18_warmup": dataclasses.replace(_RESNET, learning_rate=0.03, warmup=20_000),
+    "vgg_19": _VGG,
+    "vgg_19_low": dataclasses.replace(_VGG, learning_rate=0.01),
+    "vgg_19_warmup": dataclasses.replace(_VGG, warmup=10_000),
+    "transformer": Settings(
+        model="character_transformer",
+        dataset="tiny_shakespeare",
+        iterations=2000,
+        batch_size=16,
+        optimizer="adam",
+        learning_rate=1e-3,
+        warmup=100,
+        rates=0.5,
+        rounds=4,
+        levels=(1, 2, 3, 4),
+        curves=(0, 1, 2, 3, 4),
     ),
 }
-"""The settings by name. `digits` is LeNet on the small set inside scikit-learn, for a first try."""
+"""The settings by name.
+
+`digits` is LeNet on the small set inside scikit-learn, for a first try. `low` and `warmup` are the
+learning rates with which the paper finds tickets in deep networks. `transformer` is no setting of
+the paper: it asks whether the hypothesis carries over to a language model.
+"""
 
 
 def scaled(settings: Settings, scale: float) -> Settings:
@@ -122,24 +194,32 @@ def scaled(settings: Settings, scale: float) -> Settings:
 def optimizer(settings: Settings) -> optax.GradientTransformation:
     """The optimizer of the settings, its schedule inside."""
     rate: Any = settings.learning_rate
-    if settings.drops:
-        rate = optax.piecewise_constant_schedule(rate, dict.fromkeys(settings.drops, 0.1))
-    if settings.warmup:
-        ramp = optax.linear_schedule(0.0, settings.learning_rate, settings.warmup)
-        after = rate if callable(rate) else optax.constant_schedule(rate)
-        rate = lambda count: optax.tree.where(  # noqa: E731
-            count < settings.warmup, ramp(count), after(count)
-        )
+    if settings.drops or settings.warmup:
+        drops = dict.fromkeys(settings.drops, 0.1)
+        after = optax.piecewise_constant_schedule(settings.learning_rate, drops)
+        ramp = optax.linear_schedule(0.0, 1.0, max(settings.warmup, 1))
+        start = 0 if settings.warmup else 1  # without a warmup the ramp is over
+        rate = lambda count: after(count) * ramp(count + start)  # noqa: E731
     plain = optax.adam(rate) if settings.optimizer == "adam" else optax.sgd(rate, momentum=0.9)
     if settings.weight_decay:
         return optax.chain(optax.add_decayed_weights(settings.weight_decay), plain)
     return plain
 
 
+def prunable(settings: Settings) -> Prunable:
+    """Which weights may be pruned."""
+
+    def chosen(path: str, leaf: Any) -> bool:
+        kept = settings.dense and re.search(settings.dense, path)
+        return not kept and jaxsparse.default_prunable(path, leaf)
+
+    return chosen
+
+
 def ladder(settings: Settings, params: Any) -> tuple[list[Any], list[float]]:
     """The living weights after every round, and the fraction of all prunable weights they are."""
-    options = {"scope": settings.scope}
+    target = {"scope": settings.scope, "prunable": prunable(settings)}
     return (
-        lottery.ladder(params, settings.rounds, settings.rates, **options),
-        lottery.densities(params, settings.rounds, settings.rates, **options),
+        lottery.ladder(params, settings.rounds, settings.rates, **target),
+        lottery.densities(params, settings.rounds, settings.rates, **target),
     )

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments.common import runs, tickets, training
+from experiments.common import runs, training
 from experiments.common.display import Display
-from experiments.common.tickets import Cell, Lab
+from experiments.common.tickets import cells as cells_
+from experiments.common.tickets.cells import Cell, Lab
 
 SIDE_BY_SIDE = 2
 """Cells trained at once; an even number, so that two cores share the lanes evenly."""
@@ -41,13 +42,30 @@ def ready(cell: Cell, done: Iterable[str]) -> bool:
     return cell == Cell("ticket", 0) or Cell("ticket", before).name in done
 
 
+def schedule(left: Sequence[Cell], done: Iterable[str]) -> list[list[Cell]]:
+    """The cells that are trained side by side, call after call."""
+    calls, names = [], set(done)
+    while left:
+        now = [cell for cell in left if ready(cell, names)][:SIDE_BY_SIDE]
+        left = [cell for cell in left if cell not in now]
+        names |= {cell.name for cell in now}
+        calls.append(now)
+    return calls
+
+
+def missing(wanted: Sequence[Cell], path: Path) -> list[Cell]:
+    """The cells that are not in the results of a folder yet."""
+    results = runs.read_json(path / "results.json") or {}
+    return [cell for cell in wanted if cell.name not in results]
+
+
 def run(
     lab: Lab,
     wanted: Sequence[Cell],
     folder: runs.RunFolder,
     console: Console,
     minutes: float,
-    report: Callable[[dict[str, Any]], None],
+    report: Callable[[], Any],
 ) -> dict[str, Any]:
     """Trains the cells that are not in the results yet.
 
@@ -57,7 +75,7 @@ def run(
       folder: the folder, begun.
       console: where progress is shown.
       minutes: no further cells are begun after so many.
-      report: called with the results whenever there are new ones.
+      report: called whenever there are new results.
 
     Returns:
       The results by the names of the cells.
@@ -65,29 +83,24 @@ def run(
     path, begun = folder.path, time.perf_counter()
     results = runs.read_json(path / "results.json") or {}
     masks = _read_masks(lab, path)
-    missing = [cell for cell in wanted if cell.name not in results]
+    calls = schedule(missing(wanted, path), results)
     settings, count = lab.settings, len(lab.keys)
-    calls = -(-len(missing) // SIDE_BY_SIDE)
     what = (
-        f"{len(missing)} of {len(wanted)} cells, {count} replicates each, "
+        f"{sum(map(len, calls))} of {len(wanted)} cells, {count} replicates each, "
         f"{settings.iterations:,} iterations"
     )
-    if not missing:
-        return results
-    with Display(console, what, calls * settings.iterations) as display:
-        for call in range(calls):
+    with Display(console, what, len(calls) * settings.iterations) as display:
+        for call, now in enumerate(calls):
             if time.perf_counter() - begun > 60 * minutes:
                 break
-            now = [cell for cell in missing if ready(cell, results)][:SIDE_BY_SIDE]
-            missing = [cell for cell in missing if cell not in now]
             began = time.perf_counter()
-            state = _train(lab, masks, now, path, display, call, calls)
-            found = tickets.measure(lab, state)
+            state = _train(lab, masks, now, path, display, call, len(calls))
+            found = cells_.measure(lab, state)
             curves = jax.device_get(state.tracked.curves)
             seconds = time.perf_counter() - began
             for i, cell in enumerate(now):
                 mine = slice(i * count, (i + 1) * count)
-                masks = tickets.prune(lab, masks, cell, tickets.lanes(state, i, count))
+                masks = cells_.prune(lab, masks, cell, cells_.lanes(state, i, count))
                 _write_curves(path, cell, {name: curve[mine] for name, curve in curves.items()})
                 results[cell.name] = {
                     "kind": cell.kind,
@@ -99,13 +112,13 @@ def run(
             _write_masks(lab, masks, path)
             runs.write_json(path / "results.json", results)
             shutil.rmtree(path / "unfinished", ignore_errors=True)
-            report(results)
+            report()
     return results
 
 
 def _train(
     lab: Lab,
-    masks: tickets.Masks,
+    masks: cells_.Masks,
     cells: Sequence[Cell],
     path: Path,
     display: Display,
@@ -113,7 +126,7 @@ def _train(
     calls: int,
 ) -> training.TrainState:
     lanes = (*cells, *[cells[-1]] * (SIDE_BY_SIDE - len(cells)))
-    state = tickets.start(lab, masks, lanes)
+    state = cells_.start(lab, masks, lanes)
     names = [cell.name for cell in cells]
     folder = runs.RunFolder(path / "unfinished", {"cells": names})
     restored, step = None, 0
@@ -147,15 +160,15 @@ def _train(
     return state
 
 
-def _read_masks(lab: Lab, path: Path) -> tickets.Masks:
-    masks = tickets.no_masks(lab)
+def _read_masks(lab: Lab, path: Path) -> cells_.Masks:
+    masks = cells_.no_masks(lab)
     if not (path / "masks.npz").exists():
         return masks
     with np.load(path / "masks.npz") as stored:
         return jax.tree.map_with_path(lambda p, leaf: jnp.asarray(stored[_name(p)]), masks)
 
 
-def _write_masks(lab: Lab, masks: tickets.Masks, path: Path) -> None:
+def _write_masks(lab: Lab, masks: cells_.Masks, path: Path) -> None:
     leaves = jax.tree.leaves_with_path(jax.device_get(masks))
     _write(path / "masks.npz", {_name(p): leaf for p, leaf in leaves})
 

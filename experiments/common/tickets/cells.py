@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse
-from experiments.common import data, evaluation, jobs, training
+from experiments.common import data, evaluation, networks, training
 from experiments.common.execution import execution
-from experiments.common.ticket_settings import Settings, ladder, optimizer
+from experiments.common.tickets.settings import Settings, ladder, optimizer, prunable
+from experiments.common.tickets.tracking import track
 from jaxsparse import lottery
 
 Array = jax.Array
@@ -36,25 +37,6 @@ class Cell(NamedTuple):
         return f"{self.kind}-{self.level:02d}"
 
 
-class Tracked(NamedTuple):
-    """What is measured of one replicate while it trains.
-
-    Attributes:
-      params: those with the lowest validation loss so far.
-      loss: that validation loss.
-      iteration: when it was measured.
-      curves: at every validation, `loss` (training), `validation_loss`, `validation_accuracy` and
-        `test_accuracy`.
-      tests: whether the test accuracy is measured at all.
-    """
-
-    params: Any
-    loss: Array
-    iteration: Array
-    curves: dict[str, Array]
-    tests: Array
-
-
 class Lab(NamedTuple):
     """Everything that trains cells.
 
@@ -67,6 +49,7 @@ class Lab(NamedTuple):
       counts: living weights after every round, as `jaxsparse.lottery.ladder` has them.
       densities: the same as a fraction of all prunable weights.
       origin: the initial parameters of the replicates, stacked.
+      prune: `(scores, counts, within) -> masks`, all stacked but the counts; compiled once.
     """
 
     settings: Settings
@@ -77,6 +60,7 @@ class Lab(NamedTuple):
     counts: list[Any]
     densities: list[float]
     origin: Any
+    prune: Callable[..., Any]
 
 
 def build(settings: Settings, keys: Array, data_dir: str | None = None) -> Lab:
@@ -94,7 +78,7 @@ def build(settings: Settings, keys: Array, data_dir: str | None = None) -> Lab:
     dataset = data.load(settings.dataset, data_dir)
     if dataset.validation_inputs is None:
         dataset = data.split_validation(dataset, settings.validation, seed=0)
-    apply, init_params = jobs.network(settings.model, dataset, mean=0.0, std=1.0)
+    network = networks.network(settings.model, dataset, dropout=settings.dropout)
     parts = {
         name: (_floats(getattr(dataset, f"{name}_inputs")), getattr(dataset, f"{name}_labels"))
         for name in ("train", "validation", "test")
@@ -104,28 +88,31 @@ def build(settings: Settings, keys: Array, data_dir: str | None = None) -> Lab:
     }
     tx = jaxsparse.fixed(
         optimizer(settings),
-        masks=jax.tree.map(lambda _: None, jax.eval_shape(init_params, keys[0])),
+        masks=jax.tree.map(lambda _: None, jax.eval_shape(network.init_params, keys[0])),
     )
-    points = settings.iterations // settings.every
     trainer = training.make_trainer(
-        apply,
-        init_params,
+        network.apply,
+        network.init_params,
         lambda key: tx,
         *map(jnp.asarray, parts["train"]),
         batch_size=settings.batch_size,
         execution=execution(settings.model, jax.default_backend()),
         start=jaxsparse.init,
         augment=functools.partial(data.augment, mode="constant") if settings.augment else None,
-        track=training.Track(
-            settings.every,
-            functools.partial(_start_tracking, points),
-            functools.partial(_track, apply, settings.every),
-            (sets["validation"], sets["test"]),
-        ),
+        forward=network.forward,
+        track=track(network.apply, settings.every, settings.iterations, sets),
     )
     origin = trainer.init(cell_keys(keys, Cell("ticket", 0))).params
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), origin)
-    return Lab(settings, dataset, keys, trainer, sets, *ladder(settings, one), origin)
+    target = {"scope": settings.scope, "prunable": prunable(settings)}
+
+    @jax.jit
+    def prune(scores: Any, counts: Any, within: Any) -> Any:
+        return jax.vmap(
+            lambda scores, within: lottery.prune_to(scores, counts, within=within, **target)
+        )(scores, within)
+
+    return Lab(settings, dataset, keys, trainer, sets, *ladder(settings, one), origin, prune)
 
 
 def cell_keys(keys: Array, cell: Cell) -> Array:
@@ -157,7 +144,10 @@ def masks_of(lab: Lab, masks: Masks, cell: Cell) -> Any:
     survived = masks.one_shot if cell.kind == "one_shot" else masks.ticket
     found = jax.tree.map(lambda rounds: rounds >= cell.level, survived)
     if cell.kind == "random":
-        found = jax.vmap(lottery.shuffle_masks)(cell_keys(lab.keys, cell), found)
+        chosen = prunable(lab.settings)
+        found = jax.vmap(lambda key, one: lottery.shuffle_masks(key, one, prunable=chosen))(
+            cell_keys(lab.keys, cell), found
+        )
     return found
 
 
@@ -171,7 +161,8 @@ def start(lab: Lab, masks: Masks, cells: Sequence[Cell]) -> training.TrainState:
         else lab.origin
         for i, cell in enumerate(cells)
     ]
-    tests = [cell.level in lab.settings.curves and cell.kind != "one_shot" for cell in cells]
+    drawn = ("ticket", "reinit")
+    tests = [cell.kind in drawn and cell.level in lab.settings.curves for cell in cells]
     return _with_tickets(
         state,
         _concatenate(params),
@@ -193,15 +184,15 @@ def prune(lab: Lab, masks: Masks, cell: Cell, state: training.TrainState) -> Mas
         return masks
     scores = jaxsparse.magnitude(state.params)
     if cell.level == 0:
-        survived = no_masks(lab).one_shot
+        survived, everything = no_masks(lab).one_shot, masks_of(lab, masks, cell)
         for counts in lab.counts[1:]:
-            chosen = _prune_to(lab.settings.scope, scores, counts, None)
+            chosen = lab.prune(scores, counts, everything)
             survived = jax.tree.map(lambda rounds, mask: rounds + mask, survived, chosen)
         masks = masks._replace(one_shot=survived)
     if cell.level == lab.settings.rounds:
         return masks
     within = masks_of(lab, masks, cell)
-    chosen = _prune_to(lab.settings.scope, scores, lab.counts[cell.level + 1], within)
+    chosen = lab.prune(scores, lab.counts[cell.level + 1], within)
     return masks._replace(
         ticket=jax.tree.map(
             lambda old, mask: jnp.where(mask, cell.level + 1, jnp.minimum(old, cell.level)).astype(
@@ -250,50 +241,4 @@ def _with_tickets(
         params=params,
         opt_state=jaxsparse.set_masks(state.opt_state, masks),
         tracked=state.tracked._replace(params=params, tests=tests),
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _prune_to(scope: str, scores: Any, counts: Any, within: Any) -> Any:
-    return jax.vmap(
-        lambda scores, within: lottery.prune_to(scores, counts, within=within, scope=scope)
-    )(scores, within)
-
-
-def _start_tracking(points: int, params: Any) -> Tracked:
-    names = ("loss", "validation_loss", "validation_accuracy", "test_accuracy")
-    return Tracked(
-        params,
-        jnp.float32(jnp.inf),
-        jnp.int32(0),
-        {name: jnp.full(points, jnp.nan, jnp.float32) for name in names},
-        jnp.bool_(False),
-    )
-
-
-def _track(
-    apply: Callable, every: int, tracked: Tracked, params: Any, count: Array, loss: Array, sets: Any
-) -> Tracked:
-    validation, test = sets
-
-    def accuracy(params: Any) -> Array:
-        _, correct, counts = evaluation.sums(apply, evaluation.cross_entropy, params, test)
-        return correct / counts
-
-    total, correct, counts = evaluation.sums(apply, evaluation.cross_entropy, params, validation)
-    now = {
-        "loss": loss,
-        "validation_loss": total / counts,
-        "validation_accuracy": correct / counts,
-        "test_accuracy": jax.lax.cond(
-            tracked.tests, accuracy, lambda _: jnp.float32(jnp.nan), params
-        ),
-    }
-    better = now["validation_loss"] < tracked.loss
-    point = count // every - 1
-    return tracked._replace(
-        params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, tracked.params),
-        loss=jnp.where(better, now["validation_loss"], tracked.loss),
-        iteration=jnp.where(better, count, tracked.iteration),
-        curves={name: tracked.curves[name].at[point].set(value) for name, value in now.items()},
     )

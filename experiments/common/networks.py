@@ -1,0 +1,77 @@
+"""A network as pure functions of its parameters, for the training loop."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from experiments.common import data, models
+
+Array = jax.Array
+KEPT = (nnx.Param, nnx.BatchStat)
+
+
+class Network(NamedTuple):
+    """A network without its parameters.
+
+    Attributes:
+      apply: `(params, inputs) -> logits`, as it is evaluated.
+      init_params: `(key) -> params`. The statistics of batch normalization are among them: they
+        have no gradient, and a training step replaces them.
+      forward: `(params, key, inputs) -> (logits, moved)`, as it is trained: with dropout, and with
+        `moved` the new statistics in the structure of the parameters, None everywhere else. None
+        where training is no different.
+    """
+
+    apply: Callable[[Any, Array], Array]
+    init_params: Callable[[Array], Any]
+    forward: Callable[[Any, Array, Array], tuple[Array, Any]] | None
+
+
+def network(
+    name: str, dataset: data.Dataset, mean: float = 0.0, std: float = 1.0, dropout: float = 0.0
+) -> Network:
+    """A network for a data set.
+
+    Args:
+      name: a key of `models.MODELS`.
+      dataset: the examples; only their shape and classes are looked at.
+      mean: of the pixels in [0, 1]; uint8 images are normalised with it.
+      std: their standard deviation.
+      dropout: as for `models.build`.
+
+    Raises:
+      ValueError: a network that does not fit the data set.
+    """
+
+    def model(key: Any) -> nnx.Module:
+        return models.build(
+            name,
+            key_or_seed=key,
+            input_shape=dataset.train_inputs.shape[1:],
+            num_classes=dataset.num_classes,
+            dropout=dropout,
+        )
+
+    abstract = nnx.eval_shape(lambda: model(0))
+    graphdef = nnx.graphdef(abstract)
+    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    statistics = [
+        isinstance(variable, nnx.BatchStat)
+        for variable in jax.tree.leaves(nnx.state(abstract, KEPT), is_leaf=is_variable)
+    ]
+
+    def apply(params: Any, inputs: Array) -> Array:
+        return nnx.merge(graphdef, params)(data.normalize(inputs, mean, std))
+
+    def forward(params: Any, key: Array, inputs: Array) -> tuple[Array, Any]:
+        module = nnx.merge(graphdef, params)
+        inputs = data.normalize(inputs, mean, std)
+        logits = module(inputs, train=True, rngs=nnx.Rngs(dropout=key))
+        leaves, treedef = jax.tree.flatten(nnx.state(module, KEPT))
+        pairs = zip(leaves, statistics, strict=True)
+        return logits, treedef.unflatten(leaf if moves else None for leaf, moves in pairs)
+
+    differs = dropout > 0 or any(statistics)
+    return Network(apply, lambda key: nnx.state(model(key), KEPT), forward if differs else None)

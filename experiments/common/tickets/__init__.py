@@ -1,0 +1,1 @@
+"""The study of lottery tickets: settings, cells, the study in its folder, and its report."""

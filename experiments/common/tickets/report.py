@@ -1,0 +1,181 @@
+"""The report of a lottery ticket study: `summary.json`, tables, figures, one page with them all.
+
+Made from the files of the study alone, so that everything can be drawn anew without training.
+"""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common import reports, runs
+from experiments.common.reports import statistics
+from experiments.common.tickets import pictures
+from experiments.common.tickets.claims import Results, Table, claims, share_of
+
+MEASURES = ("early_stop_iteration", "early_stop_accuracy", "final_accuracy", "final_train_accuracy")
+PICTURES = {
+    "training.png": "Test accuracy while training",
+    "early_stop.png": "Early-stop iteration and accuracy against weights remaining",
+    "one_shot.png": "One-shot against iterative pruning",
+    "final.png": "Accuracies at the end of training",
+}
+
+
+def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
+    """Writes the whole report into the folder of a study.
+
+    Args:
+      path: the folder, with `config.json`, `results.json` and `curves.npz`.
+      wanted: the names of all cells of the study.
+      description: of the data set.
+      command: that makes it.
+
+    Returns:
+      The tables as Markdown.
+    """
+    config = runs.read_json(path / "config.json")
+    results = runs.read_json(path / "results.json") or {}
+    missing = sum(name not in results for name in wanted)
+    note = f"{config['replicates']} replicates: mean, and from worst to best"
+    if missing:
+        note = f"PARTIAL, {missing} of {len(wanted)} cells are missing; {note}"
+    runs.write_json(path / "summary.json", summarize(results, missing, description))
+    _draw(path, config, results, note)
+    what = f"{config['model']} on {config['dataset']}"
+    tables = {
+        "Against the paper": claims(results, _is_the_papers(config)),
+        "Tickets and controls": levels(results, ("ticket", "reinit", "random")),
+        "One-shot pruning": levels(results, ("ticket", "one_shot")),
+    }
+    facts = [
+        f"{note[0].upper()}{note[1:]}. ± is one standard error.",
+        f"Data: {description}. Early stop: the iteration of the lowest validation loss "
+        f"({config['validation']:,} examples, every {config['every']} iterations); accuracies are "
+        "measured on the test set.",
+        f"Made by `{command}`.",
+    ]
+    text = [f"# Lottery tickets: {what}", *facts]
+    for title, table in tables.items():
+        if table[1]:
+            text += [f"## {title}", reports.markdown(*table)]
+    text = "\n\n".join(text) + "\n"
+    (path / "table.md").write_text(text)
+    _write_page(path, what, facts, config, tables)
+    return text
+
+
+def summarize(results: Results, missing: int, description: str) -> dict[str, Any]:
+    """Statistics over the replicates, by level; one-shot tickets apart."""
+    by_level: dict[int, dict[str, Any]] = {}
+    one_shot = []
+    for cell in sorted(results.values(), key=lambda cell: cell["level"]):
+        start = {"level": cell["level"], "weights_remaining": cell["weights_remaining"]}
+        found = {name: statistics(cell[name]) for name in MEASURES}
+        if cell["kind"] == "one_shot":
+            one_shot.append(start | found)
+        else:
+            by_level.setdefault(cell["level"], start)[cell["kind"]] = found
+    return {
+        "dataset_description": description,
+        "missing_cells": missing,
+        "seconds": round(sum(cell["seconds"] for cell in results.values()), 1),
+        "levels": list(by_level.values()),
+        "one_shot": one_shot,
+    }
+
+
+def levels(results: Results, kinds: Sequence[str]) -> Table:
+    """Early stop and accuracies of several kinds of cells, a row for each level that has all."""
+    header = ["weights remaining"]
+    for kind in kinds:
+        label = pictures.LABELS[kind]
+        header += [f"{label}: early stop", f"{label}: accuracy there", f"{label}: at the end"]
+    rows = []
+    for level in sorted({cell["level"] for cell in results.values()}):
+        cells = [results.get(f"{kind}-{level:02d}") for kind in kinds]
+        if cells[0] is None or (kinds[-1] == "one_shot" and cells[-1] is None):
+            continue
+        row = [share_of(cells[0])]
+        for cell in cells:
+            row += ["", "", ""] if cell is None else _measured(cell)
+        rows.append(row)
+    return header, rows
+
+
+def _measured(cell: Mapping[str, Any]) -> list[str]:
+    stop = statistics(cell["early_stop_iteration"])
+    spread = f" ± {stop['standard_error']:,.0f}" if stop["n"] > 1 else ""
+    accuracies = (statistics(cell[name]) for name in ("early_stop_accuracy", "final_accuracy"))
+    return [f"{stop['mean']:,.0f}{spread}", *map(reports.percent, accuracies)]
+
+
+def _is_the_papers(config: Mapping[str, Any]) -> bool:
+    wanted = {"model": "lenet_300_100", "dataset": "mnist", "iterations": 50_000}
+    return all(config[name] == value for name, value in wanted.items())
+
+
+def _draw(path: Path, config: Mapping[str, Any], results: Results, note: str) -> None:
+    if len(results) < 2:
+        return
+    densities = {cell["level"]: cell["weights_remaining"] for cell in results.values()}
+    with np.load(path / "curves.npz") as stored:
+        curves = {
+            name.split("/")[0]: stored[name]
+            for name in stored.files
+            if name.endswith("/test_accuracy") and not np.isnan(stored[name]).all()
+        }
+    shares = [densities.get(level, 0.0) for level in range(max(densities) + 1)]
+    pictures.over_training(path / "training.png", curves, shares, config["every"], note)
+    stop = {
+        "early_stop_iteration": "early-stop iteration",
+        "early_stop_accuracy": "test accuracy at the early stop",
+    }
+    end = {
+        "final_accuracy": f"test accuracy after {config['iterations']:,} iterations",
+        "final_train_accuracy": "training accuracy there",
+    }
+    controls = ("ticket", "reinit", "random")
+    for file, kinds, measures, title in (
+        ("early_stop.png", controls, stop, "Tickets and their controls at the early stop"),
+        ("one_shot.png", ("ticket", "one_shot"), stop, "Iterative and one-shot pruning"),
+        ("final.png", controls, end, "Tickets and their controls at the end"),
+    ):
+        pictures.against_weights(path / file, results, kinds, measures, title, note)
+
+
+def _write_page(
+    path: Path,
+    what: str,
+    facts: Sequence[str],
+    config: Mapping[str, Any],
+    tables: Mapping[str, Table],
+) -> None:
+    settings = [[name, str(value)] for name, value in config.items()]
+    body = [f"<h1>Lottery tickets: {html.escape(what)}</h1>"]
+    body += [f"<p>{html.escape(fact)}</p>" for fact in facts]
+    body += [_html(title, table) for title, table in tables.items() if table[1]]
+    for file, title in PICTURES.items():
+        if (path / file).exists():
+            data = base64.b64encode((path / file).read_bytes()).decode()
+            body.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">')
+    body.append(_html("Settings", (["setting", "value"], settings)))
+    (path / "report.html").write_text(
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>Lottery tickets: {html.escape(what)}</title><style>"
+        "body{font:15px/1.5 sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse;font-size:13px}td,th{padding:.2rem .6rem;text-align:right;"
+        "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}"
+        "img{max-width:100%}</style></head><body>" + "\n".join(body) + "</body></html>\n"
+    )
+
+
+def _html(title: str, table: Table) -> str:
+    header, rows = table
+    lines = ["".join(f"<th>{html.escape(text)}</th>" for text in header)]
+    lines += ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows]
+    text = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<h2>{html.escape(title)}</h2><table>{text}</table>"

@@ -1,0 +1,90 @@
+"""What is measured of every lane of a ticket study inside the compiled loop."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.common import evaluation, training
+
+Array = jax.Array
+TEST_EVERY = 5
+"""Validations from one point of a test curve to the next: the test set costs more than training."""
+
+
+class Tracked(NamedTuple):
+    """What is measured of one replicate while it trains.
+
+    Attributes:
+      params: those with the lowest validation loss so far.
+      loss: that validation loss.
+      iteration: when it was measured.
+      curves: at every validation, `loss` (training), `validation_loss`, `validation_accuracy` and,
+        at every fifth, `test_accuracy` (else NaN).
+      tests: whether the test accuracy is measured at all.
+    """
+
+    params: Any
+    loss: Array
+    iteration: Array
+    curves: dict[str, Array]
+    tests: Array
+
+
+def track(
+    apply: Callable[[Any, Array], Array], every: int, iterations: int, sets: Any
+) -> training.Track:
+    """Validation loss, the best parameters so far, and curves.
+
+    Args:
+      apply: `(params, inputs) -> logits`.
+      every: iterations from one validation to the next.
+      iterations: of a whole training.
+      sets: "validation" and "test" among them.
+    """
+    return training.Track(
+        every,
+        functools.partial(_start, iterations // every),
+        functools.partial(_update, apply, every),
+        (sets["validation"], sets["test"]),
+    )
+
+
+def _start(points: int, params: Any) -> Tracked:
+    names = ("loss", "validation_loss", "validation_accuracy", "test_accuracy")
+    return Tracked(
+        params,
+        jnp.float32(jnp.inf),
+        jnp.int32(0),
+        {name: jnp.full(points, jnp.nan, jnp.float32) for name in names},
+        jnp.bool_(False),
+    )
+
+
+def _update(
+    apply: Callable, every: int, tracked: Tracked, params: Any, count: Array, loss: Array, sets: Any
+) -> Tracked:
+    validation, test = sets
+
+    def accuracy(params: Any) -> Array:
+        _, correct, counts = evaluation.sums(apply, evaluation.cross_entropy, params, test)
+        return correct / counts
+
+    point = count // every - 1
+    tests = tracked.tests & (point % TEST_EVERY == TEST_EVERY - 1)
+    total, correct, counts = evaluation.sums(apply, evaluation.cross_entropy, params, validation)
+    now = {
+        "loss": loss,
+        "validation_loss": total / counts,
+        "validation_accuracy": correct / counts,
+        "test_accuracy": jax.lax.cond(tests, accuracy, lambda _: jnp.float32(jnp.nan), params),
+    }
+    better = now["validation_loss"] < tracked.loss
+    return tracked._replace(
+        params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, tracked.params),
+        loss=jnp.where(better, now["validation_loss"], tracked.loss),
+        iteration=jnp.where(better, count, tracked.iteration),
+        curves={name: tracked.curves[name].at[point].set(value) for name, value in now.items()},
+    )
