@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
         folder = runs.find_run(path, identity(study, settings, controls), resume=True)
         wanted = studies.cells(settings.rounds, controls, settings.levels)
         lab = None
-        if studies.missing(wanted, path):
+        if studies.schedule(wanted, runs.read_json(path / "results.json") or {}):
             keys = jax.vmap(jax.random.key)(study.seed + jnp.arange(study.replicates))
             lab = cells.build(settings, keys, study.data_dir)
     except (ValueError, TypeError, DataNotFound) as error:

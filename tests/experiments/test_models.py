@@ -7,25 +7,27 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments.common import layers, transformer
+from experiments.common import data, layers, networks, transformer
 from experiments.common.execution import Execution, execution
 from experiments.common.models import MODELS, build
 
 IMAGES = {name for name in MODELS if name != "character_transformer"}
 CONVOLUTIONAL = IMAGES - {"lenet_300_100"}
+NORMALIZED = {"resnet_18", "vgg_19"}
 
 
 def shape_for(name, size=None):
     if name == "character_transformer":
         return (128,)
-    return (size or 32, size or 32, 3) if name.startswith("conv") else (size or 28, size or 28, 1)
+    colour = name.startswith(("conv", "resnet", "vgg"))
+    return (size or 32, size or 32, 3) if colour else (size or 28, size or 28, 1)
 
 
 def split(name, key=0, shape=None, classes=10, **options):
     model = build(
         name, key_or_seed=key, input_shape=shape or shape_for(name), num_classes=classes, **options
     )
-    return nnx.split(model, nnx.Param)
+    return nnx.graphdef(model), nnx.state(model, networks.KEPT)
 
 
 def shapes(name, **options):
@@ -78,6 +80,8 @@ def kernels(params):
         ("conv_2", 4_300_992),
         ("conv_4", 2_425_024),
         ("conv_6", 2_261_184),
+        ("resnet_18", 267_696 + 2560 + 640),
+        ("vgg_19", 20_018_880 + 5120),
         ("character_transformer", 4 * 12 * 128**2 + 128 * 65),
     ],
 )
@@ -107,7 +111,7 @@ def test_paths_are_readable():
     assert len(found) == 4 * 6 + 1 and all(leaf.ndim == 2 for leaf in found.values())
 
 
-@pytest.mark.parametrize("name", sorted(IMAGES))
+@pytest.mark.parametrize("name", sorted(IMAGES - NORMALIZED))
 def test_image_networks_learn_in_every_layer(name):
     shape = shape_for(name, size=8 if name.startswith("conv") else 16)
     graphdef, params = split(name, shape=shape)
@@ -141,27 +145,38 @@ def test_the_transformer_sees_only_the_past_and_learns(monkeypatch):
     assert losses[-1] < 0.7 < 1.5 < losses[0]
 
 
-@pytest.mark.parametrize(("padding", "size"), [("SAME", 3), ("SAME", 4), ("VALID", 5)])
+@pytest.mark.parametrize(
+    ("padding", "size", "stride"),
+    [
+        ("SAME", 3, 1),
+        ("SAME", 4, 1),
+        ("VALID", 5, 1),
+        ("SAME", 3, 2),
+        ("SAME", 1, 2),
+        ("VALID", 2, 3),
+    ],
+)
 @pytest.mark.parametrize("cut", [False, True])
-def test_patches_equal_the_convolution(padding, size, cut, monkeypatch):
+def test_patches_equal_the_convolution(padding, size, stride, cut, monkeypatch):
     generator = np.random.default_rng(size)
     images = generator.normal(size=(7, 9, 8, 3)).astype(np.float32)
     kernel = generator.normal(size=(size, size, 3, 4)).astype(np.float32)
-    shape = (7, 9, 8, 4) if padding == "SAME" else (7, 10 - size, 9 - size, 4)
+    rows, columns = (9, 8) if padding == "SAME" else (10 - size, 9 - size)
+    shape = (7, -(-rows // stride), -(-columns // stride), 4)
     cotangent = generator.normal(size=shape).astype(np.float32)
     if cut:  # seven images, three at once
         bytes_each = 4 * 3 * size**2 * shape[1] * shape[2]
         monkeypatch.setattr(layers, "PATCH_BYTES", 3 * bytes_each + 1)
 
     def with_gradients(convolve):
-        value, pull_back = jax.vjp(lambda *both: convolve(*both, padding), images, kernel)
+        value, pull_back = jax.vjp(lambda *both: convolve(*both, padding, stride), images, kernel)
         return value, *pull_back(cotangent)
 
     expected = jax.jit(lambda: with_gradients(layers.convolve_lax))()
     found = jax.jit(lambda: with_gradients(layers.convolve_patches))()
     for one, reference in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, reference, rtol=1e-4, atol=2e-4)
-    text = str(jax.make_jaxpr(lambda: layers.convolve_patches(images, kernel, padding))())
+    text = str(jax.make_jaxpr(lambda: layers.convolve_patches(images, kernel, padding, stride))())
     assert "conv_general_dilated" not in text
     assert ("scan" in text) == cut
 
@@ -222,11 +237,9 @@ def test_execution_knows_every_model_and_never_loops_over_convolutions_on_a_cpu(
     for name in MODELS:
         assert execution(name, "gpu") == Execution("conv", "vmap")
     for name in CONVOLUTIONAL:
-        assert (
-            execution(name, "cpu").convolution == "patches" or execution(name, "cpu").loop == "step"
-        )
-    with pytest.raises(ValueError, match="resnet"):
-        execution("resnet", "cpu")
+        assert execution(name, "cpu").convolution == "patches"
+    with pytest.raises(ValueError, match="lenet_6"):
+        execution("lenet_6", "cpu")
 
 
 def test_keys_seeds_and_replicates_agree():
@@ -265,9 +278,8 @@ def test_the_default_initializer_is_gaussian_glorot():
 
 @pytest.mark.parametrize("name", sorted(IMAGES))
 def test_the_smallest_image_is_exactly_what_the_error_says(name):
-    smallest = {"lenet_5": 16, "lenet_5_caffe": 16, "conv_2": 2, "conv_4": 4, "conv_6": 8}.get(
-        name, 1
-    )
+    known = {"lenet_5": 16, "lenet_5_caffe": 16, "conv_2": 2, "conv_4": 4, "conv_6": 8}
+    smallest = (known | {"resnet_18": 16, "vgg_19": 16}).get(name, 1)
     images = jnp.zeros((2, smallest, smallest, 1))
 
     def logits():
@@ -293,3 +305,75 @@ def test_wrong_arguments_are_named():
         split("lenet_5", classes=0)
     with pytest.raises(ValueError, match="convolution is 'fft'"):
         split("lenet_5", convolution="fft")
+
+
+def examples(shape=(16, 16, 3), n=6):
+    images = np.random.default_rng(0).random((n, *shape), np.float32)
+    labels = np.arange(n, dtype=np.int32)
+    return data.Dataset("made", "", images, labels, images, labels, 10)
+
+
+def test_a_residual_network_learns_and_keeps_its_statistics():
+    made = examples()
+    net = networks.network("resnet_18", made)
+    params = net.init_params(jax.random.key(0))
+    tx = optax.sgd(0.05, momentum=0.9)
+
+    def loss(params, key):
+        logits, moved = net.forward(params, key, made.train_inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, made.train_labels)
+        return losses.mean(), moved
+
+    @jax.jit
+    def step(params, state, key):
+        (value, moved), grads = jax.value_and_grad(loss, has_aux=True)(params, key)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return jax.tree.map(lambda p, m: p if m is None else m, params, moved), state, value
+
+    start, state, losses = paths(params), tx.init(params), []
+    for i in range(12):
+        params, state, value = step(params, state, jax.random.key(i))
+        losses.append(float(value))
+    assert losses[-1] < 0.5 * losses[0]
+    end = paths(params)
+    statistics = {name for name in end if name.endswith(("/mean", "/var"))}
+    assert len(statistics) == 2 * (1 + 9 * 2 + 2)
+    for name, leaf in end.items():
+        assert not np.array_equal(leaf, start[name]), name
+    trained, _ = net.forward(params, jax.random.key(0), made.train_inputs)
+    assert not np.allclose(net.apply(params, made.train_inputs), trained, atol=1e-3)
+
+
+def test_statistics_are_those_of_the_batch():
+    made = examples(n=64)
+    net = networks.network("resnet_18", made)
+    params = net.init_params(jax.random.key(0))
+    _, moved = net.forward(params, jax.random.key(0), made.train_inputs)
+    graphdef, _ = split("resnet_18", shape=(16, 16, 3))
+    first = nnx.merge(graphdef, params).conv.conv(made.train_inputs)
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): leaf
+        for path, leaf in jax.tree.leaves_with_path(moved)
+    }
+    assert all(name.endswith(("/mean", "/var")) for name in found)
+    mean, var = np.mean(first, (0, 1, 2)), np.var(first, (0, 1, 2))
+    np.testing.assert_allclose(found["conv/norm/mean"], 0.1 * mean, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found["conv/norm/var"], 0.9 + 0.1 * var, rtol=1e-3)
+
+
+def test_dropout_is_drawn_anew_while_training_and_absent_otherwise():
+    made = examples(shape=(8, 8, 3))
+    plain, dropped = (networks.network("conv_2", made, dropout=rate) for rate in (0.0, 0.5))
+    params = plain.init_params(jax.random.key(0))
+    assert plain.forward is None
+    inputs = made.train_inputs
+    np.testing.assert_array_equal(plain.apply(params, inputs), dropped.apply(params, inputs))
+    one, other, again = (
+        dropped.forward(params, jax.random.key(seed), inputs)[0] for seed in (1, 2, 1)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other) and not np.allclose(one, plain.apply(params, inputs))
+    for name, rate in (("resnet_18", 0.5), ("lenet_5", 1.0)):
+        with pytest.raises(ValueError, match=f"dropout is {rate}"):
+            networks.network(name, examples(), dropout=rate)

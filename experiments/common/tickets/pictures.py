@@ -59,7 +59,8 @@ def over_training(
             late.append(values[:, values.shape[1] // 10 :].min())
             high = max(high, values.max())
         axes.set_xlabel("iterations")
-        axes.legend(frameon=False, fontsize=8, title="weights remaining", title_fontsize=8)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8, title="weights remaining", title_fontsize=8)
         axes.yaxis.set_major_formatter(PERCENT)
         plain(axes)
     if late:

@@ -184,7 +184,7 @@ def scaled(settings: Settings, scale: float) -> Settings:
         )
     return dataclasses.replace(
         settings,
-        iterations=iterations // every * every,
+        iterations=iterations,
         every=every,
         drops=tuple(round(at * scale) for at in settings.drops),
         warmup=round(settings.warmup * scale),

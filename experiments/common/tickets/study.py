@@ -42,21 +42,16 @@ def ready(cell: Cell, done: Iterable[str]) -> bool:
     return cell == Cell("ticket", 0) or Cell("ticket", before).name in done
 
 
-def schedule(left: Sequence[Cell], done: Iterable[str]) -> list[list[Cell]]:
-    """The cells that are trained side by side, call after call."""
+def schedule(wanted: Sequence[Cell], done: Iterable[str]) -> list[list[Cell]]:
+    """The cells that are not done yet, as they are trained side by side, call after call."""
     calls, names = [], set(done)
+    left = [cell for cell in wanted if cell.name not in names]
     while left:
         now = [cell for cell in left if ready(cell, names)][:SIDE_BY_SIDE]
         left = [cell for cell in left if cell not in now]
         names |= {cell.name for cell in now}
         calls.append(now)
     return calls
-
-
-def missing(wanted: Sequence[Cell], path: Path) -> list[Cell]:
-    """The cells that are not in the results of a folder yet."""
-    results = runs.read_json(path / "results.json") or {}
-    return [cell for cell in wanted if cell.name not in results]
 
 
 def run(
@@ -83,7 +78,7 @@ def run(
     path, begun = folder.path, time.perf_counter()
     results = runs.read_json(path / "results.json") or {}
     masks = _read_masks(lab, path)
-    calls = schedule(missing(wanted, path), results)
+    calls = schedule(wanted, results)
     settings, count = lab.settings, len(lab.keys)
     what = (
         f"{sum(map(len, calls))} of {len(wanted)} cells, {count} replicates each, "

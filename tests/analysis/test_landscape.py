@@ -1,0 +1,71 @@
+"""Interpolation between two solutions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsparse import analysis
+
+
+def trees():
+    keys = jax.random.split(jax.random.key(0), 4)
+    return tuple(
+        {"w": jax.random.normal(a, (5, 3)), "b": jax.random.normal(b, (3,)), "count": jnp.int32(2)}
+        for a, b in (keys[:2], keys[2:])
+    )
+
+
+def test_the_line_against_numpy():
+    start, end = trees()
+    alphas = np.linspace(-0.2, 1.2, 29)
+    found = analysis.interpolation(lambda p: p["w"], start, end, alphas)
+    expected = [(1 - a) * np.asarray(start["w"]) + a * np.asarray(end["w"]) for a in alphas]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_ends_are_the_solutions_bit_for_bit(dtype):
+    start, end = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype != jnp.int32 else leaf, trees()
+    )
+    found = analysis.interpolation(lambda p: p, start, end, jnp.array([0.0, 1.0]))
+    for index, tree in enumerate((start, end)):
+        for name in ("w", "b"):
+            assert np.array_equal(found[name][index], tree[name])
+            assert found[name].dtype == dtype
+    assert found["count"].tolist() == [2, 2]
+
+
+def test_all_points_are_one_trace():
+    traces = []
+
+    def loss(params):
+        traces.append(1)
+        return params["w"].sum()
+
+    analysis.interpolation(loss, *trees(), jnp.linspace(0, 1, 29))
+    assert len(traces) == 1
+
+
+def test_instability_against_numpy():
+    start, end = trees()
+
+    def loss(params):
+        return (params["w"] ** 2).sum()
+
+    a, b = np.asarray(start["w"]), np.asarray(end["w"])
+    values = [(((1 - t) * a + t * b) ** 2).sum() for t in np.linspace(0, 1, 30)]
+    expected = max(values) - (values[0] + values[-1]) / 2
+    np.testing.assert_allclose(analysis.instability(loss, start, end), expected, rtol=1e-4)
+    assert analysis.instability(loss, start, start) == 0
+
+
+def test_bad_input():
+    start, end = trees()
+    with pytest.raises(ValueError, match="points must be at least 3, got 2"):
+        analysis.instability(lambda p: p["w"].sum(), start, end, points=2)
+    with pytest.raises(ValueError, match="alphas must be a vector"):
+        analysis.interpolation(lambda p: p["w"].sum(), start, end, 0.5)
+    with pytest.raises(ValueError, match="end at 'w' has shape"):
+        analysis.interpolation(lambda p: p, start, end | {"w": jnp.ones(2)}, jnp.ones(2))
