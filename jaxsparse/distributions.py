@@ -137,23 +137,38 @@ def by_path(
       >>> by_path(params, {"fc": 0.9, ".*": 0.5})
       {'fc1': {'kernel': 0.9}, 'head': {'kernel': 0.5}}
     """
-    if not sparsity:
-        raise ValueError("sparsity: an empty mapping prunes nothing; give {path regex: sparsity}.")
     for value in sparsity.values():
         check_sparsity(value)
+    found = first_match(params, sparsity, "sparsity", prunable)
+    return jax.tree.structure(params).unflatten(0.0 if value is None else value for value in found)
+
+
+def first_match(
+    params: Params, values: Mapping[str, float], argument: str, prunable: Prunable | None
+) -> list[float | None]:
+    """For each leaf the value of the first regex found in its path; None for all other leaves.
+
+    Raises:
+      ValueError: no value, or an expression that matches no prunable leaf.
+    """
+    if not values:
+        raise ValueError(
+            f"{argument}: an empty mapping prunes nothing; give {{path regex: value}}."
+        )
     chosen = trees.sparse_leaves(params, prunable)
     names = [trees.name(path) for path, _ in jax.tree.leaves_with_path(params)]
     used, found = set(), []
     for leaf, use in zip(names, chosen, strict=True):
-        regex = next((r for r in sparsity if use and re.search(r, leaf)), None)
+        regex = next((r for r in values if use and re.search(r, leaf)), None)
         used.add(regex)
-        found.append(0.0 if regex is None else float(sparsity[regex]))
-    unused = [regex for regex in sparsity if regex not in used]
+        found.append(None if regex is None else float(values[regex]))
+    unused = [regex for regex in values if regex not in used]
     if unused and names:
         raise ValueError(
-            f"sparsity: {unused[0]!r} decides no prunable leaf; the leaves are {', '.join(names)}."
+            f"{argument}: {unused[0]!r} decides no prunable leaf; the leaves are "
+            f"{', '.join(names)}."
         )
-    return jax.tree.structure(params).unflatten(found)
+    return found
 
 
 def check_sparsity(sparsity: Any, argument: str = "sparsity") -> None:

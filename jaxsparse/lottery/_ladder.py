@@ -196,8 +196,7 @@ def _rates(params: Params, rates: Any, prunable: Prunable | None) -> list[float 
     if not isinstance(rates, Mapping):
         return [_checked_rate(rates)] * len(jax.tree.leaves(params))
     checked = {regex: _checked_rate(rate) for regex, rate in rates.items()}
-    tree = distributions.by_path(params, checked, prunable=prunable)
-    return [rate or None for rate in jax.tree.leaves(tree)]
+    return distributions.first_match(params, checked, "rates", prunable)
 
 
 def _checked_rate(rate: Any) -> float:
