@@ -5,6 +5,7 @@ Made from the files of the study alone, so that everything can be drawn anew wit
 
 import base64
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
         "Against the paper": claims(results, _is_the_papers(config)),
         "Tickets and controls": levels(results, ("ticket", "reinit", "random")),
         "One-shot pruning": levels(results, ("ticket", "one_shot")),
+        "Where the weights of the tickets are": _places(path, results),
     }
     facts = [
         f"{note[0].upper()}{note[1:]}. ± is one standard error.",
@@ -116,6 +118,44 @@ def _measured(cell: Mapping[str, Any]) -> list[str]:
 def _is_the_papers(config: Mapping[str, Any]) -> bool:
     wanted = {"model": "lenet_300_100", "dataset": "mnist", "iterations": 50_000}
     return all(config[name] == value for name, value in wanted.items())
+
+
+def _places(path: Path, results: Results) -> Table:
+    # Density of every layer, and the overlap of the tickets of two replicates, by the masks alone.
+    with np.load(path / "masks.npz") as stored:
+        kernels = {
+            name.removeprefix("ticket/").removesuffix("/value").removesuffix("/kernel"): stored[
+                name
+            ]
+            for name in stored.files
+            if name.startswith("ticket/") and stored[name].ndim > 2
+        }
+    kernels = {name: leaf for name, leaf in kernels.items() if leaf.min() < leaf.max()}
+    header = ["weights remaining", *kernels, "overlap of two replicates", "by chance"]
+    rows = []
+    for level in sorted({cell["level"] for cell in results.values() if cell["level"] > 0}):
+        ticket = results.get(f"ticket-{level:02d}")
+        if ticket is None:
+            continue
+        alive = {name: leaf >= level for name, leaf in kernels.items()}
+        overlaps, chances = _overlaps(list(alive.values()))
+        row = [share_of(ticket), *(f"{100 * mask.mean():.1f}%" for mask in alive.values())]
+        if overlaps:
+            row += [f"{np.mean(overlaps):.3f}", f"{np.mean(chances):.3f}"]
+        rows.append(row + [""] * (len(header) - len(row)))
+    return header, rows
+
+
+def _overlaps(masks: list[np.ndarray]) -> tuple[list[float], list[float]]:
+    # Jaccard over all layers, for each pair of replicates; and as expected of independent masks.
+    found, chances = [], []
+    for a, b in itertools.combinations(range(len(masks[0])), 2):
+        both = sum((mask[a] & mask[b]).sum() for mask in masks)
+        alive = sum(mask[a].sum() + mask[b].sum() for mask in masks)
+        by_chance = sum(mask[a].mean() * mask[b].mean() * mask[a].size for mask in masks)
+        found.append(both / (alive - both))
+        chances.append(by_chance / (alive - by_chance))
+    return found, chances
 
 
 def _draw(path: Path, config: Mapping[str, Any], results: Results, note: str) -> None:
