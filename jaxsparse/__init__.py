@@ -5,14 +5,23 @@ one Optax wrapper puts them to work, so the whole train step stays one jitted fu
 """
 
 from jaxsparse import analysis, lottery, selection
-from jaxsparse.algorithms import fixed, gradual, rigl, sparse_evolution, sparse_momentum
+from jaxsparse.algorithms import (
+    deep_rewiring,
+    dynamic_reparameterization,
+    fixed,
+    gradual,
+    rigl,
+    sparse_evolution,
+    sparse_momentum,
+)
 from jaxsparse.analysis import summary
 from jaxsparse.distributions import by_path, erdos_renyi, erk, uniform
 from jaxsparse.initialization import sparse_init
 from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
 from jaxsparse.plans import living
 from jaxsparse.pruning import prune, prune_iteratively, random_masks
-from jaxsparse.regrowth import drop_and_grow, redistribute
+from jaxsparse.redistribution import redistribute
+from jaxsparse.regrowth import drop_and_grow
 from jaxsparse.schedules import constant, cosine, cubic, linear, once, periodic
 from jaxsparse.scores import (
     gradient,
@@ -43,9 +52,11 @@ __all__ = [
     "constant",
     "cosine",
     "cubic",
+    "deep_rewiring",
     "default_prunable",
     "density",
     "drop_and_grow",
+    "dynamic_reparameterization",
     "erdos_renyi",
     "erk",
     "fan_in",

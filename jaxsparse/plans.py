@@ -13,7 +13,17 @@ import jax.numpy as jnp
 from jaxsparse import distributions, trees
 from jaxsparse.axes import leaf_axes
 from jaxsparse.patterns import Groups, Pattern, group_mask, select, unstructured
-from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Masks, Params, Prunable
+from jaxsparse.selection import global_top_k_masks
+from jaxsparse.types import (
+    Array,
+    Axes,
+    AxesSpec,
+    Distribution,
+    Masks,
+    Params,
+    Prunable,
+    Scores,
+)
 
 
 def living(size: int, sparsity: float | Array) -> int | Array:
@@ -218,3 +228,52 @@ def full_mask(leaf: Any) -> Any:
 def full_masks(params: Params) -> Masks:
     """Masks in which every weight lives."""
     return jax.tree.map(full_mask, params)
+
+
+def select_by_layer(
+    plan: Plan, scores: Scores, kept: list[int | Array | None], eligible: list[Array | None]
+) -> Masks:
+    """Masks of the `kept[i]` best groups per row of every sparse leaf."""
+
+    def leaf(entry: LeafPlan, score: Array, k: int | Array, where: Array | None) -> Array:
+        return entry.select(score, k, where)
+
+    return map_plan(plan, leaf, full_mask, scores, kept, eligible)
+
+
+def select_globally(
+    plan: Plan, scores: Scores, total: int | Array, eligible: list[Array | None]
+) -> Masks:
+    """Masks of the `total` best groups of all sparse leaves; each keeps its own `least` first."""
+    leaves = jax.tree.leaves(scores)
+    sparse = [i for i, entry in enumerate(plan) if entry]
+    check_total(plan, total)
+    gathered = {i: plan[i].pattern.gather(leaves[i], plan[i].axes) for i in sparse}
+    safe, where = [], []
+    for i in sparse:
+        entry, alive = plan[i], jnp.ones(gathered[i].shape, bool)
+        if eligible[i] is not None:
+            alive = group_mask(entry.pattern, entry.axes, eligible[i])
+        best = entry.select(leaves[i], entry.least, eligible[i])
+        best = group_mask(entry.pattern, entry.axes, best)
+        safe.append(best)
+        where.append(alive & ~best)
+    spent = sum(jnp.sum(mask, dtype=jnp.int32) for mask in safe) if safe else 0
+    chosen = global_top_k_masks([gathered[i] for i in sparse], total - spent, where=where)
+    masks = {
+        i: plan[i].pattern.spread(best | more, plan[i].shape, plan[i].axes)
+        for i, best, more in zip(sparse, safe, chosen, strict=True)
+    }
+    return jax.tree.structure(scores).unflatten(
+        masks[i] if i in masks else full_mask(leaf) for i, leaf in enumerate(leaves)
+    )
+
+
+def check_total(plan: Plan, total: int | Array) -> None:
+    """Raises where a total is too small for every leaf to keep what it keeps at least."""
+    least = sum(entry.least for entry in plan if entry)
+    if isinstance(total, int) and total < least:
+        raise ValueError(
+            f"sparsity leaves {total} groups of weights in all, but min_alive keeps {least}, some "
+            "in every leaf; lower one of them."
+        )

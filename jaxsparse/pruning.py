@@ -8,10 +8,9 @@ import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.distributions import check_sparsity, uniform
-from jaxsparse.patterns import Pattern, group_mask, unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, full_mask, living, map_plan
+from jaxsparse.patterns import Pattern, unstructured
+from jaxsparse.plans import Spec, check_total, full_mask, living, select_by_layer, select_globally
 from jaxsparse.scores import random_scores
-from jaxsparse.selection import global_top_k_masks
 from jaxsparse.trees import apply
 from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
 
@@ -70,55 +69,6 @@ def prune(
         total = living(sum(p.groups.rows * p.groups.columns for p in plan if p), sparsity)
         return select_globally(plan, scores, total, eligible)
     return select_by_layer(plan, scores, [p and p.kept(p.sparsity) for p in plan], eligible)
-
-
-def select_by_layer(
-    plan: Plan, scores: Scores, kept: list[int | Array | None], eligible: list[Array | None]
-) -> Masks:
-    """Masks of the `kept[i]` best groups per row of every sparse leaf."""
-
-    def leaf(entry: LeafPlan, score: Array, k: int | Array, where: Array | None) -> Array:
-        return entry.select(score, k, where)
-
-    return map_plan(plan, leaf, full_mask, scores, kept, eligible)
-
-
-def select_globally(
-    plan: Plan, scores: Scores, total: int | Array, eligible: list[Array | None]
-) -> Masks:
-    """Masks of the `total` best groups of all sparse leaves; each keeps its own `least` first."""
-    leaves = jax.tree.leaves(scores)
-    sparse = [i for i, entry in enumerate(plan) if entry]
-    check_total(plan, total)
-    gathered = {i: plan[i].pattern.gather(leaves[i], plan[i].axes) for i in sparse}
-    safe, where = [], []
-    for i in sparse:
-        entry, alive = plan[i], jnp.ones(gathered[i].shape, bool)
-        if eligible[i] is not None:
-            alive = group_mask(entry.pattern, entry.axes, eligible[i])
-        best = entry.select(leaves[i], entry.least, eligible[i])
-        best = group_mask(entry.pattern, entry.axes, best)
-        safe.append(best)
-        where.append(alive & ~best)
-    spent = sum(jnp.sum(mask, dtype=jnp.int32) for mask in safe) if safe else 0
-    chosen = global_top_k_masks([gathered[i] for i in sparse], total - spent, where=where)
-    masks = {
-        i: plan[i].pattern.spread(best | more, plan[i].shape, plan[i].axes)
-        for i, best, more in zip(sparse, safe, chosen, strict=True)
-    }
-    return jax.tree.structure(scores).unflatten(
-        masks[i] if i in masks else full_mask(leaf) for i, leaf in enumerate(leaves)
-    )
-
-
-def check_total(plan: Plan, total: int | Array) -> None:
-    """Raises where a total is too small for every leaf to keep what it keeps at least."""
-    least = sum(entry.least for entry in plan if entry)
-    if isinstance(total, int) and total < least:
-        raise ValueError(
-            f"sparsity leaves {total} groups of weights in all, but min_alive keeps {least}, some "
-            "in every leaf; lower one of them."
-        )
 
 
 def random_masks(

@@ -1,17 +1,18 @@
-"""The moves of dynamic sparse training: drop, grow, and redistribute between layers.
+"""The moves of dynamic sparse training: drop, grow, and how many, in every layer.
 
 `drop` and `grow` take counts per leaf, so any drop goes with any growth and any redistribution.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxsparse import trees
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
+from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan, select_globally
+from jaxsparse.redistribution import redistribute
 from jaxsparse.schedules import check_fraction
-from jaxsparse.selection import top_k_mask
 from jaxsparse.types import Array, AxesSpec, Masks, Prunable, Scores
 
 Counts = list[Array | None]
@@ -24,30 +25,40 @@ def drop_and_grow(
     grow_scores: Scores,
     fraction: float | Array,
     *,
+    importance: Any = None,
+    scope: str = "layer",
     prunable: Prunable | None = None,
     pattern: Pattern = unstructured,
     axes: AxesSpec = None,
 ) -> Masks:
-    """Drops the lowest-scored `fraction` of every leaf's living weights and grows as many.
+    """Drops the lowest-scored `fraction` of the living weights and grows as many, exactly.
 
     A leaf with a living weights keeps the `a - floor(fraction * a)` best by `drop_scores`, then
-    grows back to a by `grow_scores` from all others, the dropped ones among them.
+    grows back to a by `grow_scores` from all others, the dropped ones among them. With
+    `importance`, what all leaves together have dropped is shared among them in proportion to the
+    mean importance of their living weights, by the rules of sparse momentum. With scope "global"
+    all leaves compete, to stay and to grow.
 
     Args:
       masks: the masks to change.
       drop_scores: higher = kept, in the structure of the masks; e.g. `magnitude(params)`.
       grow_scores: higher = grown first; e.g. `gradient(grads)` or `random_scores(key, masks)`.
       fraction: in [0, 1]; may be traced.
+      importance: floats in the structure of the masks, not negative; or None.
+      scope: "layer" or "global"; "global" needs no importance.
       prunable, pattern, axes: as for `jaxsparse.prune`.
 
     Returns:
-      Masks with the counts of `masks`, in every leaf (and every row of the pattern).
+      Masks with the counts of `masks`, in every leaf (and every row of the pattern), or with
+      `importance` or scope "global" in total.
 
     Raises:
-      ValueError: a fraction out of range, or trees that differ.
+      ValueError: a fraction out of range, trees that differ, or a pattern that cannot move weights
+        between leaves.
 
     References:
-      Evci et al., "Rigging the Lottery" (2020), section 3.
+      Evci et al., "Rigging the Lottery" (2020), section 3; Dettmers & Zettlemoyer, "Sparse Networks
+      from Scratch" (2019), algorithm 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,9 +72,24 @@ def drop_and_grow(
     trees.check_same(drop_scores, masks, "masks")
     trees.check_same(drop_scores, grow_scores, "grow_scores")
     plan = Spec(0.5, prunable=prunable, pattern=pattern, axes=axes).checked().plan(drop_scores)
-    dropped = drop_counts(plan, masks, fraction)
-    kept = drop(plan, masks, drop_scores, dropped)
-    return grow(plan, kept, grow_scores, refill_counts(plan, masks, kept))
+    if scope not in ("layer", "global"):
+        raise ValueError(f'scope must be "layer" or "global", got {scope!r}.')
+    if scope == "global":
+        if importance is not None:
+            raise ValueError('importance: with scope="global" the scores decide; leave it out.')
+        check_movable(plan)
+        total = jnp.floor(jnp.asarray(fraction, jnp.float32) * _living(plan, masks))
+        kept = drop_globally(plan, masks, drop_scores, total.astype(jnp.int32))
+        return grow_globally(plan, kept, grow_scores, lost(plan, masks, kept))
+    if importance is None:
+        dropped = drop_counts(plan, masks, fraction)
+        kept = drop(plan, masks, drop_scores, dropped)
+        return grow(plan, kept, grow_scores, refill_counts(plan, masks, kept))
+    trees.check_same(drop_scores, importance, "importance")
+    check_movable(plan)
+    shares = mean_shares(plan, masks, importance)
+    kept = drop(plan, masks, drop_scores, limited_drop_counts(plan, masks, shares, fraction))
+    return grow(plan, kept, grow_scores, shared_counts(plan, masks, kept, shares))
 
 
 def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
@@ -99,6 +125,22 @@ def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(scores), counts)
 
 
+def drop_signs(plan: Plan, masks: Masks, params: Any, fraction: float | Array) -> Masks:
+    """SET's own drop: of the positive weights of every leaf the `floor(fraction * count)` smallest,
+    and of the negative ones the `floor(fraction * count)` closest to zero."""
+    fraction = jnp.asarray(fraction, jnp.float32)
+
+    def leaf(entry: LeafPlan, mask: Array, weights: Array) -> Array:
+        kept = []
+        for side in (mask & (weights >= 0), mask & (weights < 0)):
+            alive = entry.count(side)
+            dropped = jnp.floor(fraction * alive.astype(jnp.float32)).astype(jnp.int32)
+            kept.append(entry.select(jnp.abs(weights), alive - dropped, side))
+        return kept[0] | kept[1]
+
+    return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(params))
+
+
 def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """Brings the `counts[i]` highest-scored dead groups of every leaf (or row) to life."""
 
@@ -108,69 +150,106 @@ def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(scores), counts)
 
 
-def redistribute(total: Array, shares: Array, room: Array, cap: Array | None = None) -> Array:
-    """Splits `total` new weights over layers in proportion to `shares`, exactly, in integers.
-
-    Real quotas `share * total` are cut at `cap`; what exceeds it is spread evenly over all layers,
-    again and again until less than one weight exceeds. The quotas are then rounded down, and what
-    is left goes, one by one, to the largest remainders that have room.
-
-    Args:
-      total: int32 scalar; more than the sum of `room` fills every layer.
-      shares: float32 of shape (layers,), not negative; all zero or not finite means even shares.
-      room: int32 of shape (layers,): free places, never exceeded.
-      cap: float32 of shape (layers,), at most `room`; defaults to it.
-
-    Returns:
-      int32 of shape (layers,), with the sum `total`.
-
-    References:
-      Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019), section 3.
-
-    Differs from the paper:
-      The published code conserves the total in expectation only, by correcting later updates.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> room = jnp.array([10, 3, 10])
-      >>> redistribute(jnp.int32(12), jnp.array([0.25, 0.5, 0.25]), room).tolist()
-      [5, 3, 4]
-    """
-    layers = shares.shape[0]
-    room = room.astype(jnp.int32)
-    total = jnp.minimum(jnp.asarray(total, jnp.int32), _total(room))
-    cap = room.astype(jnp.float32) if cap is None else cap
-    usable = jnp.all(jnp.isfinite(shares)) & (jnp.sum(shares) > 0)
-    shares = jnp.where(usable, shares / jnp.sum(shares), jnp.float32(1 / layers))
-
-    def spread(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        quotas, _, turn = carry
-        excess = jnp.sum(jnp.maximum(quotas - cap, 0))
-        return jnp.minimum(quotas, cap) + excess / layers, excess, turn + 1
-
-    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        return (carry[1] >= 1) & (carry[2] < 1000)
-
-    start = (shares * total.astype(jnp.float32), jnp.float32(jnp.inf), jnp.int32(0))
-    quotas, _, _ = lax.while_loop(unfinished, spread, start)
-    counts = jnp.clip(jnp.floor(quotas).astype(jnp.int32), 0, room)
-    return _settle(counts, quotas, room, total)
+def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
+    """Takes the `total` lowest-scored living groups out of all leaves; each keeps its least."""
+    alive = sum(entry.count(mask) for entry, mask in sparse_pairs(plan, masks))
+    eligible = jax.tree.leaves(masks)
+    chosen = select_globally(plan, scores, alive - total, eligible)
+    both = lambda _, mask, new: new & mask  # noqa: E731
+    return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
 
 
-def _total(counts: Array) -> Array:
-    return jnp.sum(counts, dtype=jnp.int32)
+def grow_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
+    """Brings the `total` highest-scored dead groups of all leaves to life."""
+    free = [entry and entry._replace(least=0) for entry in plan]
+    dead = [~mask for mask in jax.tree.leaves(masks)]
+    chosen = select_globally(free, scores, total, dead)
+    both = lambda _, mask, new: new | mask  # noqa: E731
+    return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
 
 
-def _settle(counts: Array, quotas: Array, room: Array, total: Array) -> Array:
-    """Adds or takes single weights until the sum is `total`, at the layers furthest off quota."""
+def mean_shares(plan: Plan, masks: Masks, values: Any) -> Array:
+    """Each sparse leaf's share by the mean value of its living weights; float32, with sum 1."""
+    means = []
+    for (entry, mask), (_, leaf) in zip(
+        sparse_pairs(plan, masks), sparse_pairs(plan, values), strict=True
+    ):
+        alive = entry.count(mask).astype(jnp.float32) * entry.groups.size
+        total = jnp.sum(jnp.where(mask, leaf, 0).astype(jnp.float32))
+        means.append(total / jnp.maximum(alive, 1))
+    return _normalised(jnp.stack(means))
 
-    def settle(counts: Array) -> Array:
-        left = total - _total(counts)
-        able = jnp.where(left > 0, counts < room, counts > 0)
-        each = jnp.abs(left) // jnp.maximum(_total(able), 1)
-        owed = (quotas - counts.astype(jnp.float32)) * jnp.sign(left).astype(jnp.float32)
-        first = top_k_mask(owed, jnp.abs(left), axis=0, where=able).astype(jnp.int32)
-        moved = jnp.where(able, jnp.where(each > 0, each, first), 0)
-        return jnp.clip(counts + jnp.sign(left) * moved, 0, room)
 
-    return lax.while_loop(lambda counts: _total(counts) != total, settle, counts)
+def count_shares(plan: Plan, masks: Masks) -> Array:
+    """Each sparse leaf's share by its number of living weights; float32, with sum 1."""
+    found = [entry.count(mask) * entry.groups.size for entry, mask in sparse_pairs(plan, masks)]
+    return _normalised(jnp.stack(found).astype(jnp.float32))
+
+
+def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float | Array) -> Counts:
+    """`ceil(fraction * living groups)` per leaf; a leaf more than 0.8 dense with more than an
+    average share drops at most its sparsity."""
+    counts: Counts = [None] * len(plan)
+    leaves = jax.tree.leaves(masks)
+    sparse = [i for i, entry in enumerate(plan) if entry]
+    for layer, i in enumerate(sparse):
+        alive = plan[i].count(leaves[i])
+        total = plan[i].groups.rows * plan[i].groups.columns
+        empty = 1 - alive.astype(jnp.float32) / total
+        nearly_full = (empty < 0.2) & (shares[layer] > 1 / len(sparse))
+        limited = jnp.where(nearly_full, jnp.minimum(empty, fraction), fraction)
+        wanted = jnp.ceil(limited * alive.astype(jnp.float32)).astype(jnp.int32)
+        least = plan[i].least * plan[i].groups.rows
+        counts[i] = jnp.clip(wanted, 0, jnp.maximum(alive - least, 0))
+    return counts
+
+
+def shared_counts(plan: Plan, before: Masks, after: Masks, shares: Array) -> Counts:
+    """How many groups each leaf grows by its share; in total, what was dropped. No leaf fills more
+    than 0.99 of its free places while another has room."""
+    room = jnp.stack(
+        [
+            entry.groups.rows * entry.groups.columns - entry.count(mask)
+            for entry, mask in sparse_pairs(plan, after)
+        ]
+    )
+    quotas = redistribute(lost(plan, before, after), shares, room, 0.99 * room.astype(jnp.float32))
+    counts: Counts = [None] * len(plan)
+    for layer, i in enumerate(i for i, entry in enumerate(plan) if entry):
+        counts[i] = quotas[layer]
+    return counts
+
+
+def check_movable(plan: Plan) -> None:
+    """Raises where groups of weights cannot move between leaves."""
+    for entry in plan:
+        if entry and entry.pattern.by_rows:
+            raise ValueError(
+                f"pattern {entry.pattern.name} fixes the count of every row, so weights cannot "
+                "move between layers."
+            )
+    if len({entry.groups.size for entry in plan if entry}) > 1:
+        raise ValueError(
+            "groups of weights cannot move between layers, because here they differ in size; use "
+            "the unstructured pattern, or keep the counts of the layers."
+        )
+
+
+def sparse_pairs(plan: Plan, tree: Any) -> list[tuple[LeafPlan, Any]]:
+    """`(leaf plan, leaf)` of every sparse leaf."""
+    return [(e, leaf) for e, leaf in zip(plan, jax.tree.leaves(tree), strict=True) if e]
+
+
+def _living(plan: Plan, masks: Masks) -> Array:
+    return sum(entry.count(mask) for entry, mask in sparse_pairs(plan, masks)).astype(jnp.float32)
+
+
+def lost(plan: Plan, before: Masks, after: Masks) -> Array:
+    """How many living groups went missing, in all leaves together."""
+    pairs = zip(sparse_pairs(plan, before), sparse_pairs(plan, after), strict=True)
+    return sum(entry.count(old) - entry.count(new) for (entry, old), (_, new) in pairs)
+
+
+def _normalised(shares: Array) -> Array:
+    total = jnp.sum(shares)
+    return jnp.where(total > 0, shares / total, jnp.float32(1 / shares.size))

@@ -28,9 +28,9 @@ def sparsify(
     One call of `update` does, in this order: (1) `rule.observe` sees the dense gradients; (2) where
     the rule fires, `rule.update` makes new masks (postponed while parameters, gradients or rule
     state are not all finite); (3) inner state of weights that died goes back to its initial value;
-    (4) the inner optimizer sees the gradients and parameters of living weights; (5) living weights
-    move by its update, weights that came to life start at their first value, dead weights are set
-    to zero.
+    (4) the inner optimizer sees the gradients (as `rule.adjust` leaves them) and parameters of
+    living weights; (5) living weights move by its update, weights that came to life start at their
+    first value, dead weights are set to zero.
 
     With `skip_update` the mask update replaces the weight step of that count, as in RigL: masks
     are scored on the parameters as they are, no weight moves, and the inner state still advances.
@@ -100,11 +100,15 @@ def sparsify(
         impl = jax.random.key_impl(trees.as_key(key))
         random = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
         observed = rule.observe(state.rule_state, grads, old, params, state.count)
+        adjusted = grads
+        if rule.adjust is not None:
+            noise = jax.random.fold_in(random, 2)
+            adjusted = rule.adjust(noise, state.count, old, params, grads, observed)
 
         def attempt(wanted: Array) -> tuple[Masks, Any, Array, Array]:
             scored = _living(params, old, sparse)
             if not skip_update:
-                living = _living(grads, old, sparse)
+                living = _living(adjusted, old, sparse)
                 moves, _ = inner.update(living, state.inner_state, scored, **extra)
                 scored = _living(optax.apply_updates(scored, moves), old, sparse)
             masks, kept = rule.update(random, state.count, old, scored, grads, observed)
@@ -135,7 +139,7 @@ def sparsify(
                 fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
                 inner_state = _reset_dead(inner_state, fresh, params, masks, sparse, fired, some)
 
-        living = _living(grads, masks, sparse)
+        living = _living(adjusted, masks, sparse)
         updates, inner_state = inner.update(
             living, inner_state, _living(params, masks, sparse), **extra
         )

@@ -67,6 +67,8 @@ class Rule(NamedTuple):
         traced.
       sparse: `(params) -> tree of bool`: the leaves that may be sparse. The others cost nothing.
       grows: whether `update` may bring weights to life.
+      adjust: `(key, count, masks, params, grads, rule_state) -> grads` as the inner optimizer sees
+        them, on living weights; None leaves them alone. For methods that add noise or a penalty.
     """
 
     init: Callable[..., Any]
@@ -76,3 +78,4 @@ class Rule(NamedTuple):
     alive: Callable[..., Any]
     sparse: Callable[[Params], Any]
     grows: bool = True
+    adjust: Callable[..., Any] | None = None

@@ -100,23 +100,24 @@ def cosine(start, stop, final=0.0):
     return lambda t: F(final) + F(start - final) / 2 * (1 + np.cos(F(np.pi) * F(min(t / stop, 1))))
 
 
-def train(net, masks, optimizer, batches, fires, move, replaces_step, observe=None):
+def train(net, masks, optimizer, batches, fires, move, replaces_step, observe=None, adjust=None):
     """Yields `(weights, masks)` after each step; `move(t, masks, weights, grads) -> masks`."""
     net, state = masked(net, masks), optimizer.init(net)
     for t, (x, labels) in enumerate(batches):
         grads = gradients(net, x, labels)
         if observe is not None:
             observe(grads)
+        seen = grads if adjust is None else adjust(t, grads)
         fired = fires(t)
         if fired:
             weights = net
             if not replaces_step:
-                moves, _ = optimizer.step(masked(grads, masks), state)
+                moves, _ = optimizer.step(masked(seen, masks), state)
                 weights = masked(tree(np.add, net, moves), masks)
             before, masks = masks, move(t, masks, weights, grads)
             # The weights that died forget their state; a weight that lives on keeps it.
             state = {name: masked(kept, masks) for name, kept in state.items()}
-        moves, state = optimizer.step(masked(grads, masks), state)
+        moves, state = optimizer.step(masked(seen, masks), state)
         if hasattr(optimizer, "count"):
             optimizer.count += 1
         if not (fired and replaces_step):

@@ -42,6 +42,21 @@ ALGORITHMS = {
     "sparse_momentum by neuron": lambda inner, key: jaxsparse.sparse_momentum(
         inner, 0.7, key=key, every=2, growth="momentum_neuron", redistribution="magnitude"
     ),
+    "sparse_momentum global": lambda inner, key: jaxsparse.sparse_momentum(
+        inner, 0.7, key=key, every=2, drop_by="global", growth="global", drop_fraction=0.4
+    ),
+    "sparse_momentum normalised": lambda inner, key: jaxsparse.sparse_momentum(
+        inner, 0.7, key=key, every=2, second_moment=0.999, drop_by="sign", redistribution="nonzero"
+    ),
+    "sparse_evolution by sign": lambda inner, key: jaxsparse.sparse_evolution(
+        inner, 0.7, key=key, every=2, drop_fraction=0.5, drop_by="sign"
+    ),
+    "dynamic_reparameterization": lambda inner, key: jaxsparse.dynamic_reparameterization(
+        inner, 0.7, key=key, every=2, threshold=0.1, target=0.3
+    ),
+    "deep_rewiring": lambda inner, key: jaxsparse.deep_rewiring(
+        inner, 0.7, key=key, l1=0.01, noise=0.5
+    ),
 }
 
 INNERS = {
@@ -220,11 +235,26 @@ RULES = {
     "rigl accumulate": jaxsparse.rigl.rule(0.7),
     "sparse_momentum": jaxsparse.sparse_momentum.rule(0.7),
     "sparse_momentum by neuron": jaxsparse.sparse_momentum.rule(0.7),
+    "sparse_momentum global": jaxsparse.sparse_momentum.rule(0.7),
+    "sparse_momentum normalised": jaxsparse.sparse_momentum.rule(0.7),
+    "sparse_evolution by sign": jaxsparse.sparse_evolution.rule(0.7),
+    "dynamic_reparameterization": jaxsparse.dynamic_reparameterization.rule(0.7),
+    "deep_rewiring": jaxsparse.deep_rewiring.rule(0.7),
 }
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("name", ["rigl", "sparse_evolution", "sparse_momentum", "gradual"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rigl",
+        "sparse_evolution",
+        "sparse_momentum",
+        "gradual",
+        "dynamic_reparameterization",
+        "deep_rewiring",
+    ],
+)
 def test_every_float_type(name, dtype):
     inner = optax.sgd(1e-2, momentum=0.9)
     with jax.numpy_dtype_promotion("strict"), jax.enable_x64(dtype == "float64"):

@@ -16,6 +16,7 @@ LEVELS = {
     "scores": 2,
     "distributions": 2,
     "patterns": 2,
+    "redistribution": 2,
     "plans": 3,
     "states": 3,
     "pruning": 4,

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import trees
-from jaxsparse.plans import Plan, Spec
-from jaxsparse.pruning import select_by_layer
+from jaxsparse.plans import Plan, Spec, select_by_layer
 from jaxsparse.schedules import as_schedule, cosine
 from jaxsparse.scores import random_scores
 from jaxsparse.transform import sparsify

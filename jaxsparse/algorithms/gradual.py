@@ -6,8 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, sparse_tree
-from jaxsparse.plans import Plan, Spec, full_masks, living
-from jaxsparse.pruning import check_total, select_by_layer, select_globally
+from jaxsparse.plans import (
+    Plan,
+    Spec,
+    check_total,
+    full_masks,
+    living,
+    select_by_layer,
+    select_globally,
+)
 from jaxsparse.schedules import check_count, cubic, periodic
 from jaxsparse.scores import magnitude
 from jaxsparse.types import Array, Masks, Params, Rule

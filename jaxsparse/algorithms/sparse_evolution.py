@@ -3,8 +3,9 @@
 from typing import Any
 
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.patterns import unstructured
 from jaxsparse.plans import Plan, Spec
-from jaxsparse.regrowth import drop, drop_counts, grow, refill_counts
+from jaxsparse.regrowth import drop, drop_counts, drop_signs, grow, refill_counts
 from jaxsparse.schedules import as_schedule, periodic
 from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
@@ -18,6 +19,7 @@ def sparse_evolution(
     start: int | None = None,
     stop: int | None = None,
     drop_fraction: float | Schedule = 0.3,
+    drop_by: str = "magnitude",
 ) -> Rule:
     """SET: after a weight step, drops the smallest weights of every layer and grows at random.
 
@@ -31,6 +33,8 @@ def sparse_evolution(
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`.
       drop_fraction: f, in [0, 1] or a schedule of the count.
+      drop_by: "magnitude", as later work has it; or "sign", as published: the fraction f of the
+        smallest positive and of the largest negative weights.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       skip_update, regrown_state: as for `jaxsparse.sparsify`.
 
@@ -47,9 +51,10 @@ def sparse_evolution(
       connectivity inspired by network science" (2018), algorithm 1.
 
     Differs from the paper:
-      The smallest weights go by magnitude, not by sign; updates come every `every` steps, not after
-      each epoch; the published masks are `erdos_renyi`. Dropped weights that are drawn again at
-      once keep their value and state.
+      By default the smallest weights go by magnitude, not by sign; updates come every `every`
+      steps, not after each epoch; the published masks are `erdos_renyi`. Grown weights start at
+      zero and not at a random value; `first_value` draws one. Dropped weights that are drawn again
+      at once keep their value and state.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
@@ -59,6 +64,10 @@ def sparse_evolution(
       10
     """
     fraction = as_schedule(drop_fraction)
+    if drop_by not in ("magnitude", "sign"):
+        raise ValueError(f"drop_by must be one of magnitude, sign, got {drop_by!r}.")
+    if drop_by == "sign" and spec.pattern is not unstructured:
+        raise ValueError('drop_by="sign" needs the unstructured pattern.')
 
     def update(
         plan: Plan,
@@ -69,7 +78,11 @@ def sparse_evolution(
         grads: Params,
         state: Any,
     ) -> tuple[Masks, Any]:
-        kept = drop(plan, masks, magnitude(params), drop_counts(plan, masks, fraction(count)))
+        share = fraction(count)
+        if drop_by == "sign":
+            kept = drop_signs(plan, masks, params, share)
+        else:
+            kept = drop(plan, masks, magnitude(params), drop_counts(plan, masks, share))
         drawn = random_scores(key, params)
         return grow(plan, kept, drawn, refill_counts(plan, masks, kept)), state
 

@@ -9,12 +9,27 @@ from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite
 from jaxsparse.axes import leaf_axes
 from jaxsparse.patterns import fan_in, unstructured
 from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
-from jaxsparse.regrowth import Counts, drop, grow, redistribute, refill_counts
+from jaxsparse.redistribution import redistribute
+from jaxsparse.regrowth import (
+    check_movable,
+    count_shares,
+    drop,
+    drop_globally,
+    drop_signs,
+    grow,
+    grow_globally,
+    limited_drop_counts,
+    lost,
+    mean_shares,
+    refill_counts,
+    shared_counts,
+)
 from jaxsparse.schedules import check_fraction, periodic
 from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
 
-_GROWTHS = ("momentum", "random", "momentum_neuron")
+_DROPS = ("magnitude", "sign", "global")
+_GROWTHS = ("momentum", "random", "momentum_neuron", "global")
 _REDISTRIBUTIONS = ("momentum", "magnitude", "nonzero", "none")
 
 
@@ -27,6 +42,8 @@ def sparse_momentum(
     stop: int | None = None,
     drop_fraction: float | Schedule | None = None,
     momentum: float = 0.9,
+    second_moment: float | None = None,
+    drop_by: str = "magnitude",
     growth: str = "momentum",
     redistribution: str = "momentum",
 ) -> Rule:
@@ -49,8 +66,14 @@ def sparse_momentum(
       drop_fraction: f, in [0, 1] or a schedule of the count; by default 0.2, annealed to 0.005 at
         `stop` by a cosine.
       momentum: decay of the method's own momentum, in [0, 1).
-      growth: "momentum", "random", or "momentum_neuron" (the layer's share is divided among its
-        output units by their mean `|m|` first).
+      second_moment: decay b of a second moment, in [0, 1), for Adam's normalised momentum: then
+        `m = momentum * m + (1 - momentum) * g`, `v = b * v + (1 - b) * g^2`, and `m / (sqrt(v) +
+        1e-8)` takes the place of `m`. None leaves it out.
+      drop_by: "magnitude"; "sign", SET's, the fraction f of the smallest positive and of the
+        largest negative weights; or "global", the smallest `|w|` of all layers together.
+      growth: "momentum"; "random"; "momentum_neuron" (the layer's share is divided among its output
+        units by their mean `|m|` first); or "global", the largest `|m|` of all layers together,
+        which leaves nothing to redistribute.
       redistribution: a layer's share goes by "momentum", by the mean "magnitude" of its living
         weights, by their number ("nonzero"), or it grows what it dropped ("none").
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
@@ -81,10 +104,13 @@ def sparse_momentum(
       10
     """
     fires, rate = periodic(every, start, stop), annealed(drop_fraction, 0.2, stop, 0.005)
-    check_fraction("momentum", momentum)
-    if isinstance(momentum, int | float) and momentum >= 1:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
+    for argument, decay in (("momentum", momentum), ("second_moment", second_moment)):
+        if decay is not None:
+            check_fraction(argument, decay)
+            if isinstance(decay, int | float) and decay >= 1:
+                raise ValueError(f"{argument} must be in [0, 1), got {decay}.")
     for argument, value, known in (
+        ("drop_by", drop_by, _DROPS),
         ("growth", growth, _GROWTHS),
         ("redistribution", redistribution, _REDISTRIBUTIONS),
     ):
@@ -98,28 +124,71 @@ def sparse_momentum(
     if spec.pattern is not unstructured and growth == "momentum_neuron":
         raise ValueError('growth="momentum_neuron" needs the unstructured pattern.')
 
-    def observe(plan: Plan, kept: Any, grads: Params, count: Array) -> Any:
-        def step(_: LeafPlan, m: Array, g: Array) -> Array:
-            return jnp.asarray(momentum, m.dtype) * m + finite(g).astype(m.dtype)
+    if spec.pattern is not unstructured and drop_by == "sign":
+        raise ValueError('drop_by="sign" needs the unstructured pattern.')
+    moves = redistribution != "none" or "global" in (growth, drop_by)
+    if spec.pattern.by_rows and moves:
+        raise ValueError('drop_by and growth must not be "global" with a pattern that has rows.')
 
-        return map_plan(plan, step, lambda m: m, kept, jax.tree.leaves(grads))
+    def start(plan: Plan, params: Params) -> Any:
+        first = zeros(plan, params)
+        return first if second_moment is None else (first, zeros(plan, params))
+
+    def observe(plan: Plan, kept: Any, grads: Params, count: Array) -> Any:
+        def follow(decay: float, new: float, power: int) -> Any:
+            def step(_: LeafPlan, m: Array, g: Array) -> Array:
+                g = finite(g).astype(m.dtype)
+                return jnp.asarray(decay, m.dtype) * m + jnp.asarray(new, m.dtype) * g**power
+
+            return lambda m: map_plan(plan, step, lambda m: m, m, jax.tree.leaves(grads))
+
+        if second_moment is None:
+            return follow(momentum, 1, 1)(kept)
+        first, second = kept
+        return (
+            follow(momentum, 1 - momentum, 1)(first),
+            follow(second_moment, 1 - second_moment, 2)(second),
+        )
+
+    def sizes(plan: Plan, kept: Any) -> Any:
+        if second_moment is None:
+            return magnitude(kept)
+
+        def normalised(_: LeafPlan, m: Array, v: Array) -> Array:
+            return jnp.abs(m) / (jnp.sqrt(v) + jnp.asarray(1e-8, v.dtype))
+
+        return map_plan(plan, normalised, lambda m: m, kept[0], jax.tree.leaves(kept[1]))
 
     def update(
         plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, kept: Any
     ) -> tuple[Masks, Any]:
-        size = magnitude(kept)
-        shares = _shares(plan, masks, params, size, redistribution)
-        dropped = _removals(plan, masks, shares, rate(count))
-        alive = drop(plan, masks, magnitude(params), dropped)
+        size, fraction = sizes(plan, kept), rate(count)
+        if moves:
+            check_movable(plan)
+        by = magnitude(params) if redistribution == "magnitude" else size
+        shares = count_shares(plan, masks) if by_count else mean_shares(plan, masks, by)
+        counts = limited_drop_counts(plan, masks, shares, fraction)
+        if drop_by == "magnitude":
+            alive = drop(plan, masks, magnitude(params), counts)
+        elif drop_by == "sign":
+            alive = drop_signs(plan, masks, params, fraction)
+        else:
+            total = sum(count for count in counts if count is not None)
+            alive = drop_globally(plan, masks, magnitude(params), total)
+        if growth == "global":
+            return grow_globally(plan, alive, size, lost(plan, masks, alive)), kept
         if redistribution == "none":
             grown = refill_counts(plan, masks, alive)
         else:
-            grown = _quotas(plan, masks, alive, dropped, shares)
+            grown = shared_counts(plan, masks, alive, shares)
         if growth == "random":
             return grow(plan, alive, random_scores(key, params), grown), kept
         if growth == "momentum":
             return grow(plan, alive, size, grown), kept
-        rows = [entry and _by_neuron(entry, spec, leaf) for entry, leaf in _pairs(plan, params)]
+        rows = [
+            entry and _by_neuron(entry, spec, leaf)
+            for entry, leaf in zip(plan, jax.tree.leaves(params), strict=True)
+        ]
         quotas = [
             entry and _neuron_quotas(entry, mask, m, total)
             for entry, mask, m, total in zip(
@@ -128,65 +197,9 @@ def sparse_momentum(
         ]
         return grow(rows, alive, size, quotas), kept
 
-    conserves = "layer" if redistribution == "none" else "total"
-    return dynamic_rule(spec, fires, update, state=zeros, observe=observe, conserves=conserves)
-
-
-def _pairs(plan: Plan, tree: Any) -> Any:
-    return zip(plan, jax.tree.leaves(tree), strict=True)
-
-
-def _shares(plan: Plan, masks: Masks, params: Params, size: Any, by: str) -> Array:
-    """Each sparse layer's share of the growth, float32 of shape (layers,), with sum 1."""
-    tree = params if by == "magnitude" else size
-    shares = []
-    for entry, mask, leaf in zip(plan, jax.tree.leaves(masks), jax.tree.leaves(tree), strict=True):
-        if entry is None:
-            continue
-        alive = entry.count(mask).astype(jnp.float32) * entry.groups.size
-        if by in ("momentum", "magnitude"):
-            values = jnp.where(mask, jnp.abs(leaf), 0).astype(jnp.float32)
-            shares.append(jnp.sum(values) / jnp.maximum(alive, 1))
-        else:
-            shares.append(alive)
-    shares = jnp.stack(shares)
-    total = jnp.sum(shares)
-    return jnp.where(total > 0, shares / total, jnp.float32(1 / shares.size))
-
-
-def _removals(plan: Plan, masks: Masks, shares: Array, rate: Array) -> Counts:
-    """How many groups each layer drops."""
-    counts: Counts = [None] * len(plan)
-    sparse = [i for i, entry in enumerate(plan) if entry]
-    for layer, i in enumerate(sparse):
-        alive = plan[i].count(jax.tree.leaves(masks)[i])
-        total = plan[i].groups.rows * plan[i].groups.columns
-        empty = 1 - alive.astype(jnp.float32) / total
-        nearly_full = (empty < 0.2) & (shares[layer] > 1 / len(sparse))
-        limited = jnp.where(nearly_full, jnp.minimum(empty, rate), rate)
-        wanted = jnp.ceil(limited * alive.astype(jnp.float32)).astype(jnp.int32)
-        least = plan[i].least * plan[i].groups.rows
-        counts[i] = jnp.clip(wanted, 0, jnp.maximum(alive - least, 0))
-    return counts
-
-
-def _quotas(plan: Plan, masks: Masks, alive: Masks, dropped: Counts, shares: Array) -> Counts:
-    """How many groups each layer grows; in total, what was dropped."""
-    if len({entry.groups.size for entry in plan if entry}) > 1:
-        raise ValueError(
-            "redistribution moves groups of weights between layers, and here they differ in size; "
-            'use redistribution="none" or the unstructured pattern.'
-        )
-    sparse = [i for i, entry in enumerate(plan) if entry]
-    leaves = jax.tree.leaves(alive)
-    sizes = [plan[i].groups.rows * plan[i].groups.columns for i in sparse]
-    room = jnp.stack([n - plan[i].count(leaves[i]) for i, n in zip(sparse, sizes, strict=True)])
-    total = sum(dropped[i] for i in sparse)
-    quotas = redistribute(total, shares, room, 0.99 * room.astype(jnp.float32))
-    counts: Counts = [None] * len(plan)
-    for layer, i in enumerate(sparse):
-        counts[i] = quotas[layer]
-    return counts
+    by_count = redistribution == "nonzero"
+    conserves = "total" if moves else "layer"
+    return dynamic_rule(spec, fires, update, state=start, observe=observe, conserves=conserves)
 
 
 def _by_neuron(entry: LeafPlan, spec: Spec, leaf: Array) -> LeafPlan:

@@ -8,8 +8,7 @@ import jax
 
 from jaxsparse import distributions, trees
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, living
-from jaxsparse.pruning import select_by_layer, select_globally
+from jaxsparse.plans import LeafPlan, Plan, Spec, living, select_by_layer, select_globally
 from jaxsparse.types import AxesSpec, Masks, Params, Prunable, Scores
 
 

@@ -1,0 +1,127 @@
+"""DSR, dynamic sparse reparameterization: one threshold drops, growth goes where weights live."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
+from jaxsparse.redistribution import redistribute
+from jaxsparse.regrowth import check_movable, count_shares, drop, grow, lost, sparse_pairs
+from jaxsparse.schedules import check_fraction, periodic
+from jaxsparse.scores import magnitude, random_scores
+from jaxsparse.types import Array, Masks, Params, Rule
+
+TOLERANCE = 0.1
+
+
+@algorithm()
+def dynamic_reparameterization(
+    spec: Spec,
+    *,
+    every: int = 1000,
+    start: int | None = None,
+    stop: int | None = None,
+    threshold: float = 1e-3,
+    target: float = 0.01,
+) -> Rule:
+    """DSR: drops the weights below a threshold that adapts, and grows at random where many live.
+
+    After a weight step, all living weights with `|w| < H` go, in all layers alike. If they are
+    fewer than 0.9 of the target, H doubles; if more than 1.1 of it, H halves. As many weights grow,
+    shared among the layers in proportion to the weights they have left, at random places that were
+    free before, starting at zero.
+
+    Args:
+      inner: any Optax optimizer.
+      sparsity: the fraction of zeros at the start, in [0, 1), or `{path regex: sparsity}`; the
+        total number of living weights stays as it is, exactly.
+      key: an int, a typed key or raw key data.
+      every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
+        defaults to `every`.
+      threshold: H at the start, above 0.
+      target: weights that an update is meant to move, as a fraction of all living weights, in
+        (0, 1].
+      distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
+      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`.
+
+    Returns:
+      A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
+      parameters start sparse.
+
+    Raises:
+      ValueError: a value out of range, or a pattern that cannot move weights between layers.
+      TypeError: a value of the wrong kind.
+
+    References:
+      Mostafa & Wang, "Parameter Efficient Training of Deep Convolutional Neural Networks by Dynamic
+      Sparse Reparameterization" (2019), algorithm 1.
+
+    Differs from the paper:
+      The target is a fraction, not a number. What a full layer cannot take is spread over the
+      others, so that the total is conserved exactly; where no other place is left, a weight that
+      was just dropped may live on. Every layer keeps `min_alive` weights.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxsparse
+      >>> tx = dynamic_reparameterization(optax.sgd(0.1), sparsity=0.9, key=0, every=100)
+      >>> params, opt_state = jaxsparse.init(tx, {"kernel": jnp.ones((10, 10))})
+      >>> int(params["kernel"].sum())
+      10
+    """
+    if isinstance(threshold, int | float) and not threshold > 0:
+        raise ValueError(f"threshold must be above 0, got {threshold}.")
+    check_fraction("target", target)
+    if isinstance(target, int | float) and target == 0:
+        raise ValueError("target must be in (0, 1], got 0: no weight would ever move.")
+
+    def update(
+        plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, kept: Any
+    ) -> tuple[Masks, Any]:
+        check_movable(plan)
+        limit, size = kept["threshold"], magnitude(params)
+        alive = drop(plan, masks, size, _below(plan, masks, size, limit))
+        total = lost(plan, masks, alive)
+        living = sum(entry.count(m) for entry, m in sparse_pairs(plan, masks))
+        wanted = jnp.asarray(target, jnp.float32) * living.astype(jnp.float32)
+        moved = total.astype(jnp.float32)
+        factor = jnp.where(moved < (1 - TOLERANCE) * wanted, 2.0, 1.0)
+        factor = jnp.where(moved > (1 + TOLERANCE) * wanted, 0.5, factor).astype(jnp.float32)
+        scores = map_plan(
+            plan,
+            lambda _, drawn, before, after: jnp.where(before & ~after, drawn - 1, drawn),
+            lambda drawn: drawn,
+            random_scores(key, params),
+            jax.tree.leaves(masks),
+            jax.tree.leaves(alive),
+        )
+        free, room = (
+            jnp.stack([m.size // entry.groups.size - entry.count(m) for entry, m in pairs])
+            for pairs in (sparse_pairs(plan, masks), sparse_pairs(plan, alive))
+        )
+        shares = count_shares(plan, alive)
+        quotas = iter(redistribute(total, shares, room, free.astype(jnp.float32)))
+        counts = [entry and next(quotas) for entry in plan]
+        return grow(plan, alive, scores, counts), {"threshold": limit * factor}
+
+    return dynamic_rule(
+        spec,
+        periodic(every, start, stop),
+        update,
+        state=lambda plan, params: {"threshold": jnp.float32(threshold)},
+        conserves="total",
+    )
+
+
+def _below(plan: Plan, masks: Masks, size: Any, limit: Array) -> list[Array | None]:
+    """Living groups of every leaf below the threshold; each leaf keeps its least."""
+
+    def small(entry: LeafPlan, mask: Array, leaf: Array) -> Array:
+        scores = entry.pattern.gather(leaf, entry.axes).astype(jnp.float32)
+        living = entry.pattern.gather(mask.astype(jnp.float32), entry.axes) > 0
+        count = jnp.sum(living & (scores < limit), dtype=jnp.int32)
+        return jnp.minimum(count, jnp.maximum(entry.count(mask) - entry.least, 0))
+
+    pairs = zip(plan, jax.tree.leaves(masks), jax.tree.leaves(size), strict=True)
+    return [entry and small(entry, mask, leaf) for entry, mask, leaf in pairs]

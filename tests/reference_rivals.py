@@ -1,0 +1,151 @@
+"""Sparse momentum's rivals, and its other options, in plain NumPy, written from their rules."""
+
+import math
+
+import numpy as np
+
+from tests.reference_runs import F, SparseMomentum, best, kernels, quotas, tree
+
+
+def by_sign(weights, mask, fraction):
+    """SET's own drop: the smallest of the positive and the largest of the negative weights go."""
+    kept = np.zeros(mask.shape, bool)
+    for side in (mask & (weights >= 0), mask & (weights < 0)):
+        alive = int(side.sum())
+        kept |= best(np.abs(weights), alive - math.floor(F(fraction) * F(alive)), side)
+    return kept
+
+
+def evolution_by_sign(fraction, drawn):
+    def move(t, masks, weights, grads):
+        after, scores = {}, drawn(t)
+        for layer, mask in masks.items():
+            kept = by_sign(weights[layer]["kernel"], mask, fraction)
+            grown = best(scores[layer], int(mask.sum() - kept.sum()), ~kept)
+            after[layer] = kept | grown
+        return after
+
+    return move
+
+
+class Reparameterization:
+    """Mostafa & Wang: one threshold for all layers; growth where weights are left, at random."""
+
+    def __init__(self, threshold, target, drawn):
+        self.threshold, self.target, self.drawn = F(threshold), F(target), drawn
+        self.thresholds = []
+
+    def move(self, t, masks, weights, grads):
+        kept = {}
+        for layer, mask in masks.items():
+            size = np.abs(weights[layer]["kernel"])
+            small = min(int((mask & (size < self.threshold)).sum()), int(mask.sum()) - 1)
+            kept[layer] = best(size, int(mask.sum()) - small, mask)
+        alive = sum(int(mask.sum()) for mask in masks.values())
+        left = np.array([mask.sum() for mask in kept.values()])
+        moved, wanted = alive - int(left.sum()), self.target * F(alive)
+        if moved < F(0.9) * wanted:
+            self.threshold *= F(2)
+        elif moved > F(1.1) * wanted:
+            self.threshold /= F(2)
+        self.thresholds.append(float(self.threshold))
+        shares = left.astype(F) / F(left.sum())
+        free = np.array([(~mask).sum() for mask in masks.values()])
+        room = np.array([(~mask).sum() for mask in kept.values()])
+        counts, after, drawn = quotas(moved, shares, room, free.astype(F)), {}, self.drawn(t)
+        for count, layer in zip(counts, masks, strict=True):
+            scores = np.where(masks[layer] & ~kept[layer], drawn[layer] - F(1), drawn[layer])
+            after[layer] = kept[layer] | best(scores, count, ~kept[layer])
+        return after
+
+
+class DeepRewiring:
+    """Bellec et al.: noise and a penalty on the gradient; what changes its sign is rewired."""
+
+    def __init__(self, signs, l1, noise, drawn):
+        self.signs, self.l1, self.noise, self.drawn = signs, F(l1), noise, drawn
+        self.moved = 0
+
+    def adjust(self, t, grads):
+        noise = self.noise(t)
+        return {
+            layer: {
+                "kernel": leaves["kernel"] + self.l1 * self.signs[layer] + noise[layer],
+                "bias": leaves["bias"],
+            }
+            for layer, leaves in grads.items()
+        }
+
+    def move(self, t, masks, weights, grads):
+        after, drawn = {}, self.drawn(t)
+        for layer, mask in masks.items():
+            kept = mask & (weights[layer]["kernel"] * self.signs[layer] >= 0)
+            self.moved += int(mask.sum() - kept.sum())
+            scores = np.where(mask & ~kept, drawn[layer] - F(1), drawn[layer])
+            after[layer] = kept | best(scores, int(mask.sum() - kept.sum()), ~kept)
+        return after
+
+
+class GlobalMomentum(SparseMomentum):
+    """Sparse momentum in which all layers compete: to stay, to grow, or both."""
+
+    def __init__(self, *args, drop_by, **options):
+        super().__init__(*args, **options)
+        self.drop_by = drop_by
+
+    def move(self, t, masks, weights, grads):
+        shares, sizes = self.shares(masks, weights), kernels(np.abs, self.m)
+        dropped = []
+        for share, mask in zip(shares, masks.values(), strict=True):
+            alive, rate = int(mask.sum()), F(self.rate(t))
+            empty = F(1) - F(alive) / F(mask.size)
+            limited = empty < 0.2 and share > 1 / len(masks)
+            rate = min(empty, rate) if limited else rate
+            dropped.append(min(math.ceil(rate * F(alive)), alive - 1))
+        weights = kernels(np.abs, weights)
+        if self.drop_by == "global":
+            kept = self.everywhere(
+                weights, masks, sum(m.sum() for m in masks.values()) - sum(dropped)
+            )
+        else:
+            kept = {
+                layer: best(weights[layer], int(mask.sum()) - count, mask)
+                for count, (layer, mask) in zip(dropped, masks.items(), strict=True)
+            }
+        lost = {layer: int(masks[layer].sum() - kept[layer].sum()) for layer in masks}
+        if self.growth == "global":
+            dead = {layer: ~mask for layer, mask in kept.items()}
+            grown = self.everywhere(sizes, dead, sum(lost.values()), least=0)
+            return {layer: kept[layer] | grown[layer] for layer in masks}
+        room = np.array([(~mask).sum() for mask in kept.values()])
+        counts = quotas(sum(lost.values()), shares, room, F(0.99) * room.astype(F))
+        return {
+            layer: kept[layer] | best(sizes[layer], count, ~kept[layer])
+            for count, layer in zip(counts, masks, strict=True)
+        }
+
+    @staticmethod
+    def everywhere(scores, masks, count, least=1):
+        safe = {layer: best(scores[layer], least, mask) for layer, mask in masks.items()}
+        joined = np.concatenate([scores[layer].ravel() for layer in masks])
+        others = np.concatenate([(masks[layer] & ~safe[layer]).ravel() for layer in masks])
+        chosen = best(joined, count - sum(mask.sum() for mask in safe.values()), others)
+        parts = np.split(chosen, np.cumsum([mask.size for mask in masks.values()])[:-1])
+        return {
+            layer: safe[layer] | part.reshape(masks[layer].shape)
+            for layer, part in zip(masks, parts, strict=True)
+        }
+
+
+class NormalisedMomentum(SparseMomentum):
+    """Sparse momentum by Adam's signal."""
+
+    def __init__(self, net, *args, second_moment):
+        super().__init__(net, *args)
+        self.first, self.second = tree(np.zeros_like, net), tree(np.zeros_like, net)
+        self.b = F(second_moment)
+
+    def observe(self, grads):
+        self.first = tree(lambda m, g: self.decay * m + (1 - self.decay) * g, self.first, grads)
+        self.second = tree(lambda v, g: self.b * v + (1 - self.b) * g**2, self.second, grads)
+        self.m = tree(lambda m, v: m / (np.sqrt(v) + F(1e-8)), self.first, self.second)

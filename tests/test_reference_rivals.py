@@ -1,0 +1,152 @@
+"""DSR, DeepR, SET by sign, and sparse momentum's other options, step for step against NumPy."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxsparse
+from tests import reference_rivals as rivals
+from tests import reference_runs as reference
+from tests.test_reference_runs import (
+    EVERY,
+    KEY,
+    NEARLY_FULL,
+    SPARSITY,
+    STEPS,
+    STOP,
+    UPDATES,
+    changes,
+    difference,
+    drawn,
+    fires,
+    initial_masks,
+    library_run,
+    make_problem,
+    momentum_method,
+)
+
+WHEN = {"every": EVERY, "stop": STOP}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_problem({"fc1": (8, 16), "fc2": (16, 12), "fc3": (12, 5)}, STEPS)
+
+
+def expected(problem, rule, sparsity=SPARSITY, when=fires, **how):
+    net, batches = problem
+    masks, optimizer = initial_masks(net, sparsity), reference.Momentum(0.1)
+    return reference.train(net, masks, optimizer, batches, when, rule, False, **how)
+
+
+def test_set_by_sign(problem):
+    tx = jaxsparse.sparse_evolution(
+        optax.sgd(0.1, 0.9), SPARSITY, key=KEY, drop_fraction=0.25, drop_by="sign", **WHEN
+    )
+    run, net = library_run(tx, *problem), problem[0]
+    for fraction, same in ((0.25, True), (0.2, False)):
+        rule = rivals.evolution_by_sign(fraction, lambda t: drawn(net, t))
+        assert (difference(run, expected(problem, rule)) is None) == same
+    assert changes(run) == UPDATES
+
+
+@pytest.mark.parametrize("sparsity", [SPARSITY, NEARLY_FULL], ids=["sparse", "nearly full"])
+def test_dynamic_reparameterization(problem, sparsity):
+    tx = jaxsparse.dynamic_reparameterization(
+        optax.sgd(0.1, 0.9), sparsity, key=KEY, threshold=0.3, target=0.1, **WHEN
+    )
+    run, net = library_run(tx, *problem), problem[0]
+    rule = rivals.Reparameterization(0.3, 0.1, lambda t: drawn(net, t))
+    assert difference(run, expected(problem, rule.move, sparsity)) is None
+    assert len(set(rule.thresholds)) > 1 and len(changes(run)) >= 6
+    other = rivals.Reparameterization(0.15, 0.1, lambda t: drawn(net, t))
+    assert "masks" in difference(run, expected(problem, other.move, sparsity))
+
+
+def test_deep_rewiring(problem):
+    net, steps = problem[0], 12
+    l1, sigma = 0.01, 0.2
+    tx = jaxsparse.deep_rewiring(
+        optax.sgd(0.1, 0.9), SPARSITY, key=KEY, l1=l1, noise=lambda t: sigma / (1 + 0.1 * t)
+    )
+    short = net, problem[1][:steps]
+    run = library_run(tx, *short, promotion="standard")
+    masks, key = initial_masks(net, SPARSITY), jax.random.key(KEY)
+    coins = reference.kernels(np.asarray, jaxsparse.random_scores(jax.random.fold_in(key, 1), net))
+    signs = {
+        layer: np.where(
+            np.where(
+                mask & (net[layer]["kernel"] != 0), net[layer]["kernel"] > 0, coins[layer] < 0.5
+            ),
+            np.float32(1),
+            np.float32(-1),
+        )
+        for layer, mask in masks.items()
+    }
+
+    def noise(t):
+        step = jax.random.fold_in(jax.random.fold_in(key, t), 2)
+        size = np.float32(sigma / (1 + 0.1 * np.float32(t)))
+        return {
+            layer: size
+            * np.asarray(
+                jax.random.normal(
+                    jaxsparse.trees.leaf_key(step, f"{layer}/kernel"), net[layer]["kernel"].shape
+                )
+            )
+            for layer in net
+        }
+
+    def truth(l1):
+        rule = rivals.DeepRewiring(signs, l1, noise, lambda t: drawn(net, t))
+        run = expected(short, rule.move, when=lambda t: t >= 1, adjust=rule.adjust)
+        return rule, list(run)
+
+    rule, right = truth(l1)
+    assert difference(run, right) is None
+    assert rule.moved > 20
+    assert difference(run, truth(0.05)[1]) is not None
+
+
+@pytest.mark.parametrize(
+    ("drop_by", "growth"), [("global", "momentum"), ("magnitude", "global"), ("global", "global")]
+)
+def test_sparse_momentum_across_layers(problem, drop_by, growth):
+    run = library_run(momentum_method(SPARSITY, drop_by=drop_by, growth=growth), *problem)
+
+    def truth(start):
+        rate = reference.cosine(start, STOP, 0.005)
+        rule = rivals.GlobalMomentum(problem[0], rate, growth, "momentum", drop_by=drop_by)
+        return expected(problem, rule.move, observe=rule.observe)
+
+    assert difference(run, truth(0.2)) is None
+    assert changes(run) == UPDATES
+    assert "masks" in difference(run, truth(0.25))
+
+
+def test_sparse_momentum_by_adams_signal(problem):
+    run = library_run(momentum_method(SPARSITY, second_moment=0.99), *problem)
+
+    def truth(second_moment):
+        rate = reference.cosine(0.2, STOP, 0.005)
+        rule = rivals.NormalisedMomentum(
+            problem[0], rate, "momentum", "momentum", second_moment=second_moment
+        )
+        return expected(problem, rule.move, observe=rule.observe)
+
+    assert difference(run, truth(0.99)) is None
+    assert "masks" in difference(run, truth(0.5))
+
+
+def test_snfs_as_rigl_reads_it(problem):
+    """An average of dense gradients with decay 0.9, no weight moves between layers."""
+    tx = jaxsparse.sparse_momentum(
+        optax.sgd(0.1, 0.9), SPARSITY, key=KEY, redistribution="none", **WHEN
+    )
+    run = library_run(tx, *problem)
+    rule = jaxsparse.sparse_momentum.rule(SPARSITY, redistribution="none", **WHEN)
+    counts = rule.alive(problem[0], 0)
+    for _, masks in run:
+        for layer in SPARSITY:
+            assert masks[layer]["kernel"].sum() == counts[layer]["kernel"]
