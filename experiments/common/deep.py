@@ -72,9 +72,10 @@ class Block(nnx.Module):
     def __init__(self, features_in: int, features_out: int, *, stride: int, **common: Any):
         self.conv1 = Normalized(features_in, features_out, stride=stride, **common)
         self.conv2 = Normalized(features_out, features_out, **common)
-        self.shortcut = None
         if stride > 1 or features_in != features_out:
             self.shortcut = Normalized(features_in, features_out, size=1, stride=stride, **common)
+        else:
+            self.shortcut = None
 
     def __call__(self, images: Array, train: bool) -> Array:
         out = self.conv2(nnx.relu(self.conv1(images, train)), train)
