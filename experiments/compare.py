@@ -35,7 +35,7 @@ class Study:
 
     dataset: str = option("digits", "data set, as for experiments.train")
     model: str = option("lenet_300_100", "network, as for experiments.train")
-    algorithms: str = option(",".join(ALGORITHMS[1:]), "sparse methods, with commas between them")
+    algorithms: str = option(",".join(ALGORITHMS[1:6]), "sparse methods, with commas between them")
     sparsities: str = option("0.9,0.95,0.98", "fractions of zeros, with commas between them")
     distribution: str = option(
         "erk", "how the sparsity is spread over the layers", choices=DISTRIBUTIONS

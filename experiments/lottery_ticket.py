@@ -20,18 +20,17 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from experiments.common import cli, execution, runs
+from experiments.common import cli, execution, runs, studies
 from experiments.common.cli import option
 from experiments.common.data import DataNotFound
-from experiments.common.tickets import cells, report
-from experiments.common.tickets import study as studies
+from experiments.common.tickets import cells, report, study
 from experiments.common.tickets.settings import PRESETS, Settings, scaled
 
 PROG = "python -m experiments.lottery_ticket"
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Options:
     """Finds lottery tickets and tests them against their controls, as in the paper."""
 
     preset: str = option(
@@ -65,57 +64,64 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
       args: its arguments; by default those of the process.
     """
-    study = cli.parse(Study, PROG, args)
+    options = cli.parse(Options, PROG, args)
     execution.use_every_core()
     console = Console()
-    path = Path(study.out or f"runs/lottery_ticket-{study.preset}")
+    path = Path(options.out or f"runs/lottery_ticket-{options.preset}")
     try:
-        settings, controls = resolve(study)
-        folder = runs.find_run(path, identity(study, settings, controls), resume=True)
-        wanted = studies.cells(settings.rounds, controls, settings.levels)
-        lab = None
-        if studies.schedule(wanted, runs.read_json(path / "results.json") or {}):
-            keys = jax.vmap(jax.random.key)(study.seed + jnp.arange(study.replicates))
-            lab = cells.build(settings, keys, study.data_dir)
+        settings, controls = resolve(options)
+        folder = runs.find_run(path, identity(options, settings, controls), resume=True)
+        wanted = study.all_cells(settings.rounds, controls, settings.levels)
+        calls, lab = study.schedule(wanted, studies.finished(path)), None
+        if calls:
+            keys = jax.vmap(jax.random.key)(options.seed + jnp.arange(options.replicates))
+            lab = cells.build(settings, keys, options.data_dir)
     except (ValueError, TypeError, DataNotFound) as error:
         cli.stop(str(error))
     except runs.FolderError as error:
         cli.stop(str(error), code=1)
     folder.begin()
     names = [cell.name for cell in wanted]
-    command = f"{PROG}{cli.options(study)}"
+    command = f"{PROG}{cli.options(options)}"
     if lab is not None:
         draw = functools.partial(report.report, path, names, lab.dataset.description, command)
+        what = (
+            f"{sum(map(len, calls))} of {len(wanted)} cells, {options.replicates} replicates each, "
+            f"{settings.iterations:,} iterations"
+        )
+        groups = study.groups(lab, calls, path)
         try:
-            studies.run(lab, wanted, folder, console, study.minutes, draw)
+            studies.run(groups, path, console, what=what, minutes=options.minutes, report=draw)
         except KeyboardInterrupt:
             cli.stop("stopped; the same command goes on from here", code=130)
+    if not studies.finished(path):
+        cli.stop("no cell is finished yet; the same command goes on from here", code=1)
     description = runs.read_json(path / "summary.json")["dataset_description"]
     text = report.report(path, names, description, command)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"The report with pictures is {path}/report.html.")
 
 
-def resolve(study: Study) -> tuple[Settings, tuple[str, ...]]:
+def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     """The settings of a study, and its controls.
 
     Raises:
       ValueError: a value that cannot be.
     """
-    settings = PRESETS[study.preset]
-    if study.dataset is not None:
-        settings = dataclasses.replace(settings, dataset=study.dataset)
-    settings = scaled(settings, study.scale)
-    if study.replicates < 1:
-        raise ValueError(f"--replicates must be at least 1, got {study.replicates}.")
-    rounds = settings.rounds if study.rounds is None else study.rounds
+    settings = PRESETS[options.preset]
+    if options.dataset is not None:
+        settings = dataclasses.replace(settings, dataset=options.dataset)
+    settings = scaled(settings, options.scale)
+    if options.replicates < 1:
+        raise ValueError(f"--replicates must be at least 1, got {options.replicates}.")
+    rounds = settings.rounds if options.rounds is None else options.rounds
     if not 1 <= rounds <= 255:
         raise ValueError(f"--rounds must be in [1, 255], got {rounds}.")
     levels = tuple(level for level in settings.levels if level <= rounds)
-    if study.levels is not None:
-        levels = _levels(study.levels, rounds)
+    if options.levels is not None:
+        levels = _levels(options.levels, rounds)
     curves = tuple(level for level in settings.curves if level <= rounds)
-    controls = tuple(name for name in study.controls.split(",") if name)
+    controls = tuple(name for name in options.controls.split(",") if name)
     for name in controls:
         if name not in cells.CONTROLS:
             raise ValueError(f"--controls must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
@@ -123,15 +129,15 @@ def resolve(study: Study) -> tuple[Settings, tuple[str, ...]]:
     return settings, controls
 
 
-def identity(study: Study, settings: Settings, controls: Sequence[str]) -> dict[str, Any]:
+def identity(options: Options, settings: Settings, controls: Sequence[str]) -> dict[str, Any]:
     """What makes two studies the same study, as JSON values."""
     found = dataclasses.asdict(settings)
     found |= {name: list(value) for name, value in found.items() if isinstance(value, tuple)}
     return {
         **found,
         "controls": list(controls),
-        "replicates": study.replicates,
-        "seed": study.seed,
+        "replicates": options.replicates,
+        "seed": options.seed,
     }
 
 

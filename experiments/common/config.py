@@ -162,6 +162,8 @@ _WITHOUT = {
     "dense": ("sparsity", "distribution", "pattern", "dense_layers", *_WHEN),
     "fixed": _WHEN,
     "gradual": ("drop_fraction",),
+    "dynamic_reparameterization": ("drop_fraction",),
+    "deep_rewiring": _WHEN,
 }
 _RANGES = (
     ("sparsity", lambda s: 0 <= s < 1, "in [0, 1)"),

@@ -23,6 +23,7 @@ __all__ = [
     "batch_indices",
     "load",
     "normalize",
+    "split_last",
     "split_validation",
     "stream",
 ]
@@ -127,6 +128,29 @@ def split_validation(dataset: Dataset, count: int, seed: int) -> Dataset:
         train_labels=dataset.train_labels[train],
         validation_inputs=dataset.train_inputs[validation],
         validation_labels=dataset.train_labels[validation],
+    )
+
+
+def split_last(dataset: Dataset, fraction: float) -> Dataset:
+    """The same data set with the last training examples set aside for validation.
+
+    Args:
+      dataset: what `load` returned, without validation examples.
+      fraction: of the training examples, in (0, 1).
+
+    Raises:
+      ValueError: `fraction` is out of range.
+    """
+    n = len(dataset.train_labels)
+    kept = n - round(n * fraction)
+    if not 0 < kept < n:
+        raise ValueError(f"fraction is {fraction}; it must leave some of the {n} examples, not all")
+    return dataclasses.replace(
+        dataset,
+        train_inputs=dataset.train_inputs[:kept],
+        train_labels=dataset.train_labels[:kept],
+        validation_inputs=dataset.train_inputs[kept:],
+        validation_labels=dataset.train_labels[kept:],
     )
 
 

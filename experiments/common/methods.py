@@ -10,7 +10,18 @@ import jaxsparse
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
-ALGORITHMS = ("dense", "fixed", "gradual", "sparse_evolution", "rigl", "sparse_momentum")
+ALGORITHMS = (
+    "dense",
+    "fixed",
+    "gradual",
+    "sparse_evolution",
+    "rigl",
+    "sparse_momentum",
+    "dynamic_reparameterization",
+    "deep_rewiring",
+)
+DROPPING = ("sparse_evolution", "rigl", "sparse_momentum")
+"""The algorithms that drop a fraction of the living weights at a mask update."""
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.1, "adam": 1e-3, "adamw": 1e-3}
 """What each optimizer starts from where nothing else is asked for."""
@@ -73,6 +84,7 @@ def sparse_method(
     pattern: Any,
     prunable: Callable[[str, Any], bool],
     updates: MaskUpdates,
+    **own: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer made sparse by one of `ALGORITHMS`; `dense` leaves it as it is.
 
@@ -85,6 +97,7 @@ def sparse_method(
       pattern: a `jaxsparse` pattern.
       prunable: `(path, leaf) -> bool`.
       updates: when masks change, for the algorithms whose masks do.
+      **own: more options of the algorithm, which come before those above.
 
     Raises:
       ValueError: a combination that the algorithm does not know.
@@ -92,9 +105,9 @@ def sparse_method(
     if name == "dense":
         return optax.with_extra_args_support(inner)
     options: dict[str, Any] = {}
-    if name != "fixed":
+    if name not in ("fixed", "deep_rewiring"):
         options = {"every": updates.every, "start": updates.start, "stop": updates.stop}
-    if name not in ("fixed", "gradual") and updates.drop_fraction is not None:
+    if name in DROPPING and updates.drop_fraction is not None:
         options["drop_fraction"] = jaxsparse.cosine(updates.drop_fraction, updates.stop)
     if name == "sparse_momentum" and pattern.by_rows:
         options["redistribution"] = "none"  # such a pattern fixes the count of every layer
@@ -106,7 +119,7 @@ def sparse_method(
         pattern=pattern,
         prunable=prunable,
         axes="flax",
-        **options,
+        **options | own,
     )
 
 

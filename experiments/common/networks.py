@@ -30,7 +30,13 @@ class Network(NamedTuple):
 
 
 def network(
-    name: str, dataset: data.Dataset, mean: float = 0.0, std: float = 1.0, dropout: float = 0.0
+    name: str,
+    dataset: data.Dataset,
+    mean: float = 0.0,
+    std: float = 1.0,
+    *,
+    dropout: float = 0.0,
+    kernel_init: nnx.Initializer | None = None,
 ) -> Network:
     """A network for a data set.
 
@@ -39,7 +45,7 @@ def network(
       dataset: the examples; only their shape and classes are looked at.
       mean: of the pixels in [0, 1]; uint8 images are normalised with it.
       std: their standard deviation.
-      dropout: as for `models.build`.
+      dropout, kernel_init: as for `models.build`.
 
     Raises:
       ValueError: a network that does not fit the data set.
@@ -52,6 +58,7 @@ def network(
             input_shape=dataset.train_inputs.shape[1:],
             num_classes=dataset.num_classes,
             dropout=dropout,
+            kernel_init=kernel_init,
         )
 
     abstract = nnx.eval_shape(lambda: model(0))

@@ -50,14 +50,15 @@ class Track(NamedTuple):
 
     Attributes:
       every: steps from one measurement to the next.
-      init: `(params) -> tracked`.
-      update: `(tracked, params, step, loss, data) -> tracked` after steps every, 2 * every, ...;
-        `loss` is the mean training loss since the measurement before.
+      init: `(params, opt_state) -> tracked`.
+      update: `(tracked, state, step, loss, data) -> tracked` after steps every, 2 * every, ...; the
+        state is that of one replicate, and `loss` the mean training loss since the measurement
+        before.
       data: arrays that `update` reads, the same for all replicates.
     """
 
     every: int
-    init: Callable[[Any], Any]
+    init: Callable[[Any, Any], Any]
     update: Callable[..., Any]
     data: Any
 
@@ -152,7 +153,7 @@ def make_trainer(
         params, opt_state = start(make_tx(key), params)
         order = jnp.zeros((steps_per_epoch, batch_size), jnp.int32)
         loss_sum = jnp.zeros((), jnp.float32)
-        tracked = () if track is None else track.init(params)
+        tracked = () if track is None else track.init(params, opt_state)
         return TrainState(
             params, opt_state, jax.random.key_data(data_key), order, loss_sum, tracked
         )
@@ -181,13 +182,13 @@ def make_trainer(
         return state._replace(params=params, opt_state=opt_state, loss_sum=state.loss_sum + value)
 
     def measure(state: TrainState, count: Array, data: Any) -> TrainState:
-        def update(tracked: Any, params: Any, loss: Array) -> Any:
-            return track.update(tracked, params, count, loss, data)
+        def update(tracked: Any, params: Any, opt_state: Any, loss: Array) -> Any:
+            now = state._replace(params=params, opt_state=opt_state)
+            return track.update(tracked, now, count, loss, data)
 
         due, mean = count % track.every == 0, state.loss_sum / track.every
-        tracked = jax.lax.cond(
-            due, update, lambda tracked, *_: tracked, state.tracked, state.params, mean
-        )
+        inputs = state.tracked, state.params, state.opt_state, mean
+        tracked = jax.lax.cond(due, update, lambda tracked, *_: tracked, *inputs)
         return state._replace(tracked=tracked, loss_sum=jnp.where(due, 0, state.loss_sum))
 
     def replicate(state: TrainState, first: Array, last: Array, examples: Any, data: Any) -> Any:

@@ -11,7 +11,8 @@ from jaxsparse import trees
 from jaxsparse.analysis._products import Products
 from jaxsparse.types import Masks, Params
 
-_METHODS = ("dense", "fixed", "sparse_evolution", "rigl", "sparse_momentum", "gradual")
+_SPARSE = ("fixed", "sparse_evolution", "dynamic_reparameterization", "deep_rewiring")
+_METHODS = ("dense", *_SPARSE, "rigl", "sparse_momentum", "gradual")
 
 
 class LeafCost(NamedTuple):
@@ -137,7 +138,8 @@ def training_flops(
     | method | FLOPs | why |
     |---|---|---|
     | `dense` | $3 f_D$ | |
-    | `fixed`, `sparse_evolution` | $3 f_S$ | no dense gradient; also SNIP and static masks |
+    | `fixed`, `sparse_evolution`, `dynamic_reparameterization`, `deep_rewiring` | $3 f_S$ | no
+      dense gradient; also SNIP and static masks |
     | `sparse_momentum` | $2 f_S + f_D$ | the weight gradient is dense at every step |
     | `rigl` | $(3 f_S T + 2 f_S + f_D) / (T + 1)$ | it is dense at every mask update |
     | `gradual` | $E_t[3 f_D (1 - s_t)]$ | $s_t$: the sparsity at step t |

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import lottery_ticket
-from experiments.common import networks
+from experiments.common import networks, studies
 from experiments.common.tickets import cells, claims, report, settings, study
 from experiments.common.tickets.cells import Cell
 from jaxsparse import lottery
@@ -34,7 +34,7 @@ def call(capsys, *args):
 
 
 def lab_of(path, monkeypatch=None):
-    study_ = lottery_ticket.Study(scale=0.06, rounds=3, levels="2,3", replicates=2)
+    study_ = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", replicates=2)
     chosen, _ = lottery_ticket.resolve(study_)
     return cells.build(chosen, jax.vmap(jax.random.key)(jnp.arange(2)))
 
@@ -94,7 +94,7 @@ def test_masks_have_the_counts_of_the_ladder_and_are_nested(finished):
     counts = {}
     for level, alive in enumerate(lab.counts):
         for path, count in jax.tree.leaves_with_path(alive):
-            counts.setdefault(study._name(path), {})[level] = count
+            counts.setdefault(study.array_name(path), {})[level] = count
     for kind in ("ticket", "one_shot"):
         for path, per_level in counts.items():
             survived = stored[f"{kind}/{path}"]
@@ -105,7 +105,7 @@ def test_masks_have_the_counts_of_the_ladder_and_are_nested(finished):
 
 def test_every_control_changes_what_it_says(finished):
     lab = lab_of(finished)
-    masks = study._read_masks(lab, finished)
+    masks = study.read_masks(lab, finished)
     found = {
         kind: cells.start(lab, masks, [Cell(kind, 3), Cell(kind, 3)])
         for kind in ("ticket", *cells.CONTROLS)
@@ -128,8 +128,8 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
     finished, tmp_path, monkeypatch, capsys
 ):
     folder = tmp_path / "killed"
-    monkeypatch.setattr(study, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(study, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(studies, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(studies, "CHUNK_SECONDS", 0.0)
     make, calls = cells.build, []
 
     def dying(*args):
@@ -227,7 +227,7 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, capsy
 
 
 def test_every_cell_is_trained_after_what_it_needs():
-    wanted = study.cells(5, cells.CONTROLS, (2, 4))
+    wanted = study.all_cells(5, cells.CONTROLS, (2, 4))
     calls = study.schedule(wanted, ())
     done = set()
     for now in calls:

@@ -18,7 +18,7 @@ import jaxsparse
 from experiments.common import data, evaluation, networks, training
 from experiments.common.execution import execution
 from experiments.common.tickets.settings import Settings, ladder, optimizer, prunable
-from experiments.common.tickets.tracking import track
+from experiments.common.tracking import track
 from jaxsparse import lottery
 
 Array = jax.Array

@@ -1,4 +1,4 @@
-"""What is measured of every lane of a ticket study inside the compiled loop."""
+"""What is measured of every replicate inside the compiled loop: curves, and the best so far."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Tracked(NamedTuple):
       loss: that validation loss.
       iteration: when it was measured.
       curves: at every validation, `loss` (training), `validation_loss`, `validation_accuracy` and,
-        at every fifth, `test_accuracy` (else NaN).
+        at every fifth, `test_accuracy` (else NaN); and what else was asked for.
       tests: whether the test accuracy is measured at all.
     """
 
@@ -34,7 +34,11 @@ class Tracked(NamedTuple):
 
 
 def track(
-    apply: Callable[[Any, Array], Array], every: int, iterations: int, sets: Any
+    apply: Callable[[Any, Array], Array],
+    every: int,
+    iterations: int,
+    sets: Any,
+    observe: Callable[[Any, Any], dict[str, Array]] = lambda params, opt_state: {},
 ) -> training.Track:
     """Validation loss, the best parameters so far, and curves.
 
@@ -43,30 +47,43 @@ def track(
       every: iterations from one validation to the next.
       iterations: of a whole training.
       sets: "validation" and "test" among them.
+      observe: `(params, opt_state) -> more curves by name`, floating arrays of any shape.
     """
     return training.Track(
         every,
-        functools.partial(_start, iterations // every),
-        functools.partial(_update, apply, every),
+        functools.partial(_start, observe, iterations // every),
+        functools.partial(_update, apply, observe, every),
         (sets["validation"], sets["test"]),
     )
 
 
-def _start(points: int, params: Any) -> Tracked:
+def _start(observe: Callable, points: int, params: Any, opt_state: Any) -> Tracked:
     names = ("loss", "validation_loss", "validation_accuracy", "test_accuracy")
+    kinds = dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.float32))
+    kinds |= jax.eval_shape(observe, params, opt_state)
     return Tracked(
         params,
         jnp.float32(jnp.inf),
         jnp.int32(0),
-        {name: jnp.full(points, jnp.nan, jnp.float32) for name in names},
+        {
+            name: jnp.full((points, *kind.shape), jnp.nan, kind.dtype)
+            for name, kind in kinds.items()
+        },
         jnp.bool_(False),
     )
 
 
 def _update(
-    apply: Callable, every: int, tracked: Tracked, params: Any, count: Array, loss: Array, sets: Any
+    apply: Callable,
+    observe: Callable,
+    every: int,
+    tracked: Tracked,
+    state: training.TrainState,
+    count: Array,
+    loss: Array,
+    sets: Any,
 ) -> Tracked:
-    validation, test = sets
+    (validation, test), params = sets, state.params
 
     def accuracy(params: Any) -> Array:
         _, correct, counts = evaluation.sums(apply, evaluation.cross_entropy, params, test)
@@ -80,6 +97,7 @@ def _update(
         "validation_loss": total / counts,
         "validation_accuracy": correct / counts,
         "test_accuracy": jax.lax.cond(tests, accuracy, lambda _: jnp.float32(jnp.nan), params),
+        **observe(params, state.opt_state),
     }
     better = now["validation_loss"] < tracked.loss
     return tracked._replace(

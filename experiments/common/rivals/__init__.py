@@ -1,0 +1,1 @@
+"""The study of dynamic sparse training methods: settings, cells, and their report."""

@@ -1,0 +1,89 @@
+"""The figures of a study of dynamic sparse training methods."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from experiments.common.pictures import COLOURS, MARKERS, PERCENT, note_above, plain, save
+
+
+def error_against_density(
+    file: Path, found: Mapping[str, Mapping[float, Any]], title: str, note: str
+) -> None:
+    """Test error of every method against density, both on a log axis; bands: one standard error.
+
+    Args:
+      file: where to write it.
+      found: statistics of the test accuracy by method and sparsity.
+      title: of the picture.
+      note: how many replicates, and what is missing.
+    """
+    figure, axes = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
+    densities: set[float] = set()
+    sparse = [name for name in found if name != "dense"]
+    for i, name in enumerate(sparse):
+        at = sorted(found[name], reverse=True)
+        x = np.array([100 * (1 - s) for s in at])
+        mean = np.array([1 - found[name][s]["mean"] for s in at])
+        error = np.array([found[name][s]["standard_error"] for s in at])
+        densities |= set(x)
+        colour = COLOURS[i % len(COLOURS)]
+        axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+        axes.plot(x, mean, marker=MARKERS[i % 5], ms=4, color=colour, lw=1.5, label=name)
+    if "dense" in found:
+        axes.axhline(1 - found["dense"][0.0]["mean"], color="#222222", ls="--", label="dense")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(densities)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_minor_formatter(PERCENT)
+    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.set_xlabel("weights in % (log scale)")
+    axes.set_ylabel("test error (log scale)")
+    plain(axes)
+    axes.legend(frameon=False, fontsize=8)
+    note_above(axes, title, note)
+    save(figure, file)
+
+
+def layer_densities(
+    file: Path,
+    curves: Mapping[str, np.ndarray],
+    results: Mapping[str, Mapping[str, Any]],
+    what: str,
+    note: str,
+) -> None:
+    """Density of every layer over the epochs, for the methods that move weights across layers."""
+    names = [name for name in results if name.startswith(("sparse_momentum-", "dynamic_rep"))]
+    if not names:
+        return
+    names = sorted(names, key=lambda name: (results[name]["method"], -results[name]["sparsity"]))
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False, layout="constrained"
+    )
+    for axes, name in zip(grid.flat, names, strict=False):
+        start = f"{name}/density/"
+        for i, key in enumerate(key for key in curves if key.startswith(start)):
+            values = curves[key].mean(0)
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(epochs, values, color=COLOURS[i], lw=1.5, label=key.removeprefix(start))
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.set_xlabel("epoch")
+        cell = results[name]
+        axes.set_title(f"{cell['method']}, {100 * (1 - cell['sparsity']):g}%", fontsize=9)
+        plain(axes)
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_axis_off()
+    grid[0][0].set_ylabel("density of the layer (log scale)")
+    grid[0][0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Where the weights go: {what}. {note}.", x=0.01, ha="left", fontsize=10)
+    save(figure, file)

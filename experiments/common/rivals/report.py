@@ -1,0 +1,96 @@
+"""The report of a study of methods: `summary.json`, tables and figures, from its files alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.common import reports, runs, studies
+from experiments.common.reports import Statistics, percent, statistics
+from experiments.common.rivals import pictures
+from experiments.common.rivals.paper import PUBLISHED
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
+    """Writes the whole report into the folder of a study.
+
+    Args:
+      path: the folder, with `config.json`, `results.json` and `curves.npz`.
+      wanted: the names of all cells of the study.
+      description: of the data set.
+      command: that makes it.
+
+    Returns:
+      The tables as Markdown.
+    """
+    config, results = runs.read_json(path / "config.json"), studies.finished(path)
+    missing = sum(name not in results for name in wanted)
+    found = _by_method(results)
+    runs.write_json(
+        path / "summary.json",
+        {
+            "dataset_description": description,
+            "missing_cells": missing,
+            "seconds": round(sum(cell["seconds"] for cell in results.values()), 1),
+            "methods": {
+                name: {str(s): {"test_accuracy": stats} for s, stats in cells.items()}
+                for name, cells in found.items()
+            },
+        },
+    )
+    n = config["replicates"]
+    note = f"{n} replicate{'s' * (n > 1)}: mean and standard error"
+    if missing:
+        note = f"PARTIAL, {missing} of {len(wanted)} cells are missing; {note}"
+    what = f"{config['model']} on {config['dataset']}"
+    sparsities = sorted({cell["sparsity"] for cell in results.values()} - {0.0}, reverse=True)
+    published = PUBLISHED.get(config["model"], {}) if config["dataset"] == "mnist" else {}
+    text = [
+        f"# {what}: dynamic sparse training",
+        f"{note[0].upper()}{note[1:]}; test accuracy after {config['epochs']} epochs, evaluated "
+        f"once. Data: {description}. Made by `{command}`.",
+        "## By density",
+        _table(found, sparsities),
+    ]
+    if published:
+        text += ["## Against the paper", _against(found, published)]
+    text = "\n\n".join(text) + "\n"
+    (path / "table.md").write_text(text)
+    if sparsities:
+        curves = studies.read_arrays(path / "curves.npz")
+        pictures.error_against_density(path / "error.png", found, f"Test error, {what}", note)
+        pictures.layer_densities(path / "layers.png", curves, results, what, note)
+    return text
+
+
+def _by_method(results: Results) -> dict[str, dict[float, Statistics]]:
+    found: dict[str, dict[float, Statistics]] = {}
+    for cell in sorted(results.values(), key=lambda cell: -cell["sparsity"]):
+        stats = statistics(cell["test_accuracy"])
+        found.setdefault(cell["method"], {})[cell["sparsity"]] = stats
+    return found
+
+
+def _table(found: Mapping[str, Mapping[float, Statistics]], sparsities: Sequence[float]) -> str:
+    rows = []
+    for name, cells in found.items():
+        if name == "dense":
+            rows.append([name, *[percent(cells[0.0])] * len(sparsities)])
+        else:
+            rows.append([name, *(percent(cells[s]) if s in cells else "" for s in sparsities)])
+    return reports.markdown(["", *(f"{100 * (1 - s):g}%" for s in sparsities)], rows)
+
+
+def _against(found: Mapping[str, Mapping[float, Statistics]], published: Mapping) -> str:
+    rows = []
+    for name, densities in published.items():
+        for density, (value, error) in densities.items():
+            ours = found.get(name, {}).get(round(1 - density, 6))
+            if ours is None:
+                continue
+            theirs = f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
+            gap = 100 * ours["mean"] - value
+            spread = f"{percent(ours)}, n = {ours['n']}"
+            rows.append([name, f"{100 * density:g}%", theirs, spread, f"{gap:+.2f}"])
+    return reports.markdown(["", "weights", "paper", "ours", "difference"], rows)

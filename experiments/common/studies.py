@@ -1,0 +1,134 @@
+"""A study: groups of runs, trained one after the other into a folder, resumable at any moment.
+
+results.json   the finished cells, every replicate
+*.npz          what does not fit into JSON
+unfinished/    a checkpoint of the group under way; goes when it is done
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from experiments.common import runs
+from experiments.common.display import Display
+from experiments.common.training import Trainer, TrainState
+
+CHUNK_SECONDS = 3.0
+CHECKPOINT_SECONDS = 60.0
+
+
+class Group(NamedTuple):
+    """Cells that are trained side by side, in one call of one compiled function.
+
+    Attributes:
+      name: of the cells together; it also says whose a checkpoint is.
+      begin: the trainer, and its state before the first step; called when the group's turn comes.
+      finish: `(state, seconds) -> results by the names of the cells`, after the last step.
+      iterations: of the training.
+      every: iterations from one measurement to the next; training stops at multiples of it.
+    """
+
+    name: str
+    begin: Callable[[], tuple[Trainer, TrainState]]
+    finish: Callable[[TrainState, float], dict[str, Any]]
+    iterations: int
+    every: int
+
+
+def finished(path: Path) -> dict[str, Any]:
+    """The results of a folder by the names of the cells."""
+    return runs.read_json(path / "results.json") or {}
+
+
+def run(
+    groups: Sequence[Group],
+    path: Path,
+    console: Console,
+    *,
+    what: str,
+    minutes: float,
+    report: Callable[[], Any],
+) -> None:
+    """Trains groups whose cells are not in the results yet.
+
+    Args:
+      groups: in their order.
+      path: the folder.
+      console: where progress is shown.
+      what: the work, for the line with the estimate.
+      minutes: no group is begun after so many.
+      report: called whenever there are new results.
+    """
+    begun, done = time.perf_counter(), 0
+    with Display(console, what, sum(group.iterations for group in groups)) as display:
+        for group in groups:
+            if time.perf_counter() - begun > 60 * minutes:
+                break
+            began = time.perf_counter()
+            left = sum(other.iterations for other in groups) - done
+            state = _train(group, path, display, done, left)
+            found = group.finish(state, time.perf_counter() - began)
+            runs.write_json(path / "results.json", finished(path) | found)
+            shutil.rmtree(path / "unfinished", ignore_errors=True)
+            report()
+            done += group.iterations
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; none where there is no file."""
+    if not file.exists():
+        return {}
+    with np.load(file) as stored:
+        return dict(stored)
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file in one step: a reader sees the old one or the new one, whole."""
+    part = file.with_suffix(".part.npz")
+    np.savez_compressed(part, **arrays)
+    os.replace(part, file)
+
+
+def _train(group: Group, path: Path, display: Display, done: int, left: int) -> TrainState:
+    trainer, state = group.begin()
+    folder = runs.RunFolder(path / "unfinished", {"group": group.name})
+    restored, step = None, 0
+    if runs.read_json(folder.path / "config.json") == {"group": group.name}:
+        restored = folder.restore(jax.eval_shape(lambda: state))
+    else:
+        shutil.rmtree(folder.path, ignore_errors=True)
+    if restored is not None:
+        state, step = restored.state, restored.progress["step"]
+    size = group.every
+    compiled = False
+    saved = time.perf_counter()
+    while step < group.iterations:
+        began = time.perf_counter()
+        end = min(group.iterations, step + size)
+        state = jax.block_until_ready(trainer.advance(state, step, end))
+        now = time.perf_counter()
+        per_step = (now - began) / (end - step)
+        if compiled:
+            display.estimate(per_step * (left - end))
+        compiled = True
+        size = group.every * max(1, round(CHUNK_SECONDS / per_step / group.every))
+        step = end
+        display.update(done + step, f"{group.name}: {_shown(state, step // group.every - 1)}")
+        if now - saved > CHECKPOINT_SECONDS and step < group.iterations:
+            folder.begin()
+            folder.save(step, state, {"step": step})
+            saved = time.perf_counter()
+    folder.close()
+    return state
+
+
+def _shown(state: TrainState, point: int) -> str:
+    accuracy = float(state.tracked.curves["validation_accuracy"][:, point].mean())
+    return f"{100 * accuracy:.2f}%"
