@@ -1,22 +1,74 @@
 """Measuring sparse networks and their training.
 
 - `cost`: FLOPs of a forward pass and of training, bytes.
-- `landscape`: the loss between two solutions.
+- `curvature`: the Hessian of living weights, its spectrum by Lanczos or exactly.
+- `flow`: gradient norms, what a step gains, the flow across a mask update.
+- `landscape`: the loss between two solutions, on lines and on trained curves.
+- `solutions`: distances between networks, and how alike their predictions are.
 - `summaries`: a table of a sparse net.
 """
 
 from jaxsparse.analysis.cost import Cost, LeafCost, Memory, flops, memory, training_flops
-from jaxsparse.analysis.landscape import instability, interpolation
+from jaxsparse.analysis.curvature import (
+    Spectrum,
+    exact_hessian,
+    hessian_product,
+    lanczos,
+    spectrum,
+)
+from jaxsparse.analysis.flow import (
+    Flow,
+    RecordedFlow,
+    effective_flow,
+    first_order_change,
+    flow_across_update,
+    gradient_flow,
+    record_flow,
+)
+from jaxsparse.analysis.landscape import (
+    Bezier,
+    barrier,
+    instability,
+    interpolation,
+    train_bezier,
+)
+from jaxsparse.analysis.solutions import (
+    Agreement,
+    agreement,
+    disagreement,
+    distances,
+    multidimensional_scaling,
+)
 from jaxsparse.analysis.summaries import summary
 
 __all__ = [
+    "Agreement",
+    "Bezier",
     "Cost",
+    "Flow",
     "LeafCost",
     "Memory",
+    "RecordedFlow",
+    "Spectrum",
+    "agreement",
+    "barrier",
+    "disagreement",
+    "distances",
+    "effective_flow",
+    "exact_hessian",
+    "first_order_change",
     "flops",
+    "flow_across_update",
+    "gradient_flow",
+    "hessian_product",
     "instability",
     "interpolation",
+    "lanczos",
     "memory",
+    "multidimensional_scaling",
+    "record_flow",
+    "spectrum",
     "summary",
+    "train_bezier",
     "training_flops",
 ]

@@ -1,13 +1,14 @@
-"""The loss between two solutions: linear interpolation, barriers, instability."""
+"""The loss between two solutions: lines, trained Bezier curves, barriers, instability."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxsparse import trees
-from jaxsparse.types import Array, Params
+from jaxsparse.types import Array, Key, Masks, Params
 
 
 def interpolation(
@@ -88,3 +89,120 @@ def instability(
         raise ValueError(f"points must be at least 3, got {points}.")
     values = interpolation(function, start, end, jnp.linspace(0.0, 1.0, points))
     return jnp.max(values) - (values[0] + values[-1]) / 2
+
+
+def barrier(losses: Array) -> Array:
+    """How much higher the highest point of a path is than the higher of its ends.
+
+    Args:
+      losses: `(points,)`, the ends first and last.
+
+    Returns:
+      At least 0; 0 means that the path never rises above its ends.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(barrier(jnp.array([1.0, 5.0, 2.0])))
+      3.0
+    """
+    losses = jnp.asarray(losses)
+    if losses.ndim != 1 or losses.size < 2:
+        raise ValueError(f"losses must be a vector of two or more, got shape {losses.shape}.")
+    return jnp.max(losses) - jnp.maximum(losses[0], losses[-1])
+
+
+class Bezier(NamedTuple):
+    """A quadratic Bezier curve between two solutions.
+
+    Attributes:
+      start: parameters at t = 0.
+      control: parameters that bend the curve; it does not pass through them.
+      end: parameters at t = 1.
+    """
+
+    start: Params
+    control: Params
+    end: Params
+
+    def at(self, t: Array) -> Params:
+        """The parameters at t in [0, 1]: `(1 - t)^2 start + 2 t (1 - t) control + t^2 end`; the
+        ends bit for bit."""
+
+        def leaf(_: str, a: Array, c: Array, b: Array) -> Array:
+            if not trees.is_float(a):
+                return a
+            wide = trees.wide(a)
+            parts = zip(((1 - t) ** 2, 2 * t * (1 - t), t**2), (a, c, b), strict=True)
+            mixed = sum(weight * part.astype(wide) for weight, part in parts).astype(a.dtype)
+            return jnp.where(t == 0, a, jnp.where(t == 1, b, mixed))
+
+        return trees.map_arrays(leaf, *self, what="control")
+
+    def values(self, function: Callable[[Params], Any], ts: Array) -> Any:
+        """A function along the curve, in one compiled loop, stacked over the points."""
+        return jax.lax.map(lambda t: function(self.at(t)), jnp.asarray(ts))
+
+
+def train_bezier(
+    loss: Callable[[Params, Any], Array],
+    start: Params,
+    end: Params,
+    batches: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: Key,
+    masks: Masks | None = None,
+) -> Bezier:
+    """Trains the control point of a quadratic Bezier curve for a low loss all along it.
+
+    A step draws t uniformly from [0, 1] and follows the gradient of the loss at that point of the
+    curve. The control point begins half-way between the ends.
+
+    Args:
+      loss: `(params, batch) -> scalar`.
+      start: one solution, of floating arrays.
+      end: the other.
+      batches: a pytree of arrays, one batch a step on the first axis.
+      optimizer: moves the control point.
+      key: draws the points.
+      masks: where the control point may be other than zero: the union of the ends' masks stays in
+        the sparse subspace, None uses the dense space.
+
+    Returns:
+      A `Bezier`.
+
+    Raises:
+      ValueError: trees that differ.
+
+    References:
+      Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs" (2018),
+      section 3; Evci et al., "Rigging the Lottery" (2020), section 4.4, for sparse networks.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> start, end = {"w": jnp.array([-1.0, 0.0])}, {"w": jnp.array([1.0, 0.1])}
+      >>> loss = lambda p, _: (jnp.sum(p["w"] ** 2) - 1) ** 2  # a ring of minima
+      >>> curve = train_bezier(loss, start, end, jnp.zeros(500), optax.adam(0.05), key=0)
+      >>> bool(loss(curve.at(0.5), 0) < 0.2 < loss({"w": jnp.zeros(2)}, 0))
+      True
+    """
+    trees.check_same(start, end, "end")
+    half = interpolation(lambda p: p, start, end, jnp.array([0.5]))
+    control = jax.tree.map(lambda leaf: leaf[0] if trees.is_array(leaf) else leaf, half)
+
+    def within(tree: Params) -> Params:
+        return tree if masks is None else trees.apply(tree, masks)
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, None]:
+        (control, state), (batch, key) = carry, inputs
+        t = jax.random.uniform(key)
+        grads = jax.grad(lambda c: loss(Bezier(start, c, end).at(t), batch), allow_int=True)(
+            control
+        )
+        updates, state = optimizer.update(within(grads), state, control)
+        return (within(optax.apply_updates(control, updates)), state), None
+
+    control = within(control)
+    keys = jax.random.split(trees.as_key(key), len(jax.tree.leaves(batches)[0]))
+    (control, _), _ = jax.lax.scan(step, (control, optimizer.init(control)), (batches, keys))
+    return Bezier(start, control, end)

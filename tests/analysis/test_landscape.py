@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxsparse import analysis
@@ -69,3 +70,38 @@ def test_bad_input():
         analysis.interpolation(lambda p: p["w"].sum(), start, end, 0.5)
     with pytest.raises(ValueError, match="end at 'w' has shape"):
         analysis.interpolation(lambda p: p, start, end | {"w": jnp.ones(2)}, jnp.ones(2))
+
+
+def ring(params, _=None):
+    """A ring of minima of radius 1 in the first two weights."""
+    return (jnp.sum(params["w"][:2] ** 2) - 1) ** 2 + jnp.sum(params["w"][2:] ** 2)
+
+
+def test_a_trained_curve_goes_round_the_barrier_of_the_line():
+    start = {"w": jnp.array([-1.0, 0.0, 0.0])}
+    end = {"w": jnp.array([1.0, 0.05, 0.0])}
+    ts = jnp.linspace(0, 1, 21)
+    line = analysis.interpolation(ring, start, end, ts)
+    curve = analysis.train_bezier(ring, start, end, jnp.zeros(600), optax.adam(0.05), key=0)
+    bent = curve.values(ring, ts)
+    assert analysis.barrier(line) > 0.9 and analysis.barrier(bent) < 0.3
+    for t, tree in ((0.0, start), (1.0, end)):
+        assert np.array_equal(curve.at(jnp.float32(t))["w"], tree["w"])
+    a, c, b = (np.asarray(tree["w"]) for tree in curve)
+    np.testing.assert_allclose(curve.at(0.3)["w"], 0.49 * a + 0.42 * c + 0.09 * b, rtol=1e-5)
+
+
+def test_a_curve_in_the_sparse_subspace_stays_there():
+    start, end = {"w": jnp.array([-1.0, 0.0, 0.0])}, {"w": jnp.array([1.0, 0.0, 0.0])}
+    masks = {"w": jnp.array([True, False, True])}
+    options = {"key": 0, "masks": masks}
+    curve = analysis.train_bezier(ring, start, end, jnp.zeros(300), optax.adam(0.05), **options)
+    assert curve.control["w"][1] == 0
+    assert analysis.barrier(curve.values(ring, jnp.linspace(0, 1, 21))) > 0.9
+
+
+def test_barrier():
+    assert analysis.barrier(jnp.array([1.0, 0.2, 0.5])) == 0
+    assert analysis.barrier(jnp.array([1.0, 4.0, 2.0])) == 2
+    with pytest.raises(ValueError, match="losses must be a vector"):
+        analysis.barrier(jnp.ones((2, 2)))

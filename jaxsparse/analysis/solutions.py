@@ -1,0 +1,149 @@
+"""How alike trained networks are: in weights, and in what they predict."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse import trees
+from jaxsparse.types import Array, Params
+
+
+def distances(solutions: list[Params]) -> Array:
+    """The L2 distance between every two of several parameter trees.
+
+    Args:
+      solutions: at least one tree; all of one structure.
+
+    Returns:
+      float32 `(k, k)`, symmetric, zero on the diagonal.
+
+    Raises:
+      ValueError: no tree, or trees that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> distances([{"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([3.0, 4.0])}]).tolist()
+      [[0.0, 5.0], [5.0, 0.0]]
+    """
+    if not solutions:
+        raise ValueError("solutions must hold at least one tree, got none.")
+    flat = []
+    for tree in solutions:
+        leaves = trees.check_same(solutions[0], tree, "solutions")
+        parts = [leaf.reshape(-1).astype(jnp.float32) for leaf in leaves if trees.is_float(leaf)]
+        flat.append(jnp.concatenate(parts))
+    points = jnp.stack(flat)
+    return jax.lax.map(lambda one: jnp.sqrt(jnp.sum((points - one) ** 2, 1)), points)
+
+
+def multidimensional_scaling(distances: Array, dimensions: int = 2) -> Array:
+    """Points in the plane whose distances are as close to the given ones as a linear map allows.
+
+    Classical scaling: the leading eigenvectors of the doubly centred squared distances.
+
+    Args:
+      distances: `(k, k)`, symmetric, as `distances` gives them.
+      dimensions: of the points, in [1, k].
+
+    Returns:
+      `(k, dimensions)`, centred; the first axis spreads most. Signs are chosen so that in each
+      column the entry of the largest size is positive.
+
+    Raises:
+      ValueError: a matrix that is not square, or `dimensions` out of range.
+
+    References:
+      Torgerson, "Multidimensional scaling: I. Theory and method" (1952).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> points = multidimensional_scaling(jnp.array([[0.0, 2.0], [2.0, 0.0]]), 1)
+      >>> sorted(round(float(x), 3) for x in points[:, 0])
+      [-1.0, 1.0]
+    """
+    k = len(distances)
+    if distances.shape != (k, k):
+        raise ValueError(f"distances must be square, got shape {distances.shape}.")
+    if not 1 <= dimensions <= k:
+        raise ValueError(f"dimensions must be in [1, {k}], got {dimensions}.")
+    centre = jnp.eye(k) - 1 / k
+    values, vectors = jnp.linalg.eigh(-0.5 * centre @ distances**2 @ centre)
+    values, vectors = values[::-1][:dimensions], vectors[:, ::-1][:, :dimensions]
+    largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), 0)[None], 0)
+    return vectors * jnp.where(largest < 0, -1, 1) * jnp.sqrt(jnp.maximum(values, 0))
+
+
+class Agreement(NamedTuple):
+    """How alike the predictions of several networks are; float32 scalars.
+
+    Attributes:
+      disagreement: mean over pairs of the fraction of examples with different classes.
+      divergence: mean over ordered pairs of `KL(p_i || p_j)` in nats, averaged over examples.
+      accuracies: `(k,)`, of each alone.
+      ensemble: accuracy of their averaged probabilities.
+    """
+
+    disagreement: Array
+    divergence: Array
+    accuracies: Array
+    ensemble: Array
+
+
+def agreement(logits: Array, labels: Array) -> Agreement:
+    """Compares what several networks predict on the same examples.
+
+    Args:
+      logits: `(k, examples, classes)`, k at least 2.
+      labels: int `(examples,)`.
+
+    Raises:
+      ValueError: fewer than two networks, or shapes that do not fit.
+
+    References:
+      Fort et al., "Deep Ensembles: A Loss Landscape Perspective" (2019); Evci et al. (2020), table
+      2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> logits = jnp.array([[[2.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [3.0, 0.0]]])
+      >>> found = agreement(logits, jnp.array([0, 1]))
+      >>> float(found.disagreement), found.accuracies.tolist(), float(found.ensemble)
+      (0.5, [1.0, 0.5], 0.5)
+    """
+    if logits.ndim != 3 or len(logits) < 2 or logits.shape[1] != len(labels):
+        raise ValueError(
+            f"logits must be (k, {len(labels)}, classes) with k at least 2, got {logits.shape}."
+        )
+    k, classes = len(logits), logits.argmax(-1)
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    differ = jnp.mean((classes[:, None] != classes[None]).astype(jnp.float32), -1)
+    kl = jnp.mean(jnp.sum(jnp.exp(logs)[:, None] * (logs[:, None] - logs[None]), -1), -1)
+    pairs = k * (k - 1)
+    together = jnp.exp(logs).mean(0).argmax(-1)
+    return Agreement(
+        jnp.sum(differ) / pairs,
+        jnp.sum(kl) / pairs,
+        jnp.mean((classes == labels).astype(jnp.float32), -1),
+        jnp.mean((together == labels).astype(jnp.float32)),
+    )
+
+
+def disagreement(logits: Array, reference: Array) -> Array:
+    """The fraction of examples that each network puts into another class than a reference does.
+
+    Args:
+      logits: `(..., examples, classes)`.
+      reference: `(examples, classes)`, such as those of the pruning solution.
+
+    Returns:
+      float32 `(...)` in [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(
+      ...     disagreement(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+      ... )
+      0.5
+    """
+    return jnp.mean((logits.argmax(-1) != reference.argmax(-1)).astype(jnp.float32), -1)
