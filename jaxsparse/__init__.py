@@ -16,7 +16,7 @@ from jaxsparse.algorithms import (
 )
 from jaxsparse.analysis import summary
 from jaxsparse.distributions import by_path, erdos_renyi, erk, uniform
-from jaxsparse.initialization import sparse_init
+from jaxsparse.initialization import sparse_init, sparse_initializer
 from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
 from jaxsparse.plans import living
 from jaxsparse.pruning import prune, prune_iteratively, random_masks
@@ -89,6 +89,7 @@ __all__ = [
     "snip",
     "sparse_evolution",
     "sparse_init",
+    "sparse_initializer",
     "sparse_momentum",
     "sparsify",
     "sparsity",

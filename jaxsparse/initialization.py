@@ -1,16 +1,22 @@
 """Sparse-aware initialization: every unit is scaled by the weights it really has."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.axes import leaf_axes
 from jaxsparse.types import Array, Axes, AxesSpec, Key, Masks, Params, Prunable
 
+Initializer = Callable[..., Array]
+
 _FANS = ("fan_in", "fan_out", "fan_avg", "layer")
-_DISTRIBUTIONS = ("normal", "uniform")
+_DISTRIBUTIONS = ("normal", "uniform", "truncated_normal", "orthogonal")
+_TRUNCATED = 0.87962566103423978  # deviation of a standard normal cut off at +-2
 
 
 def sparse_init(
@@ -37,7 +43,10 @@ def sparse_init(
       masks: boolean arrays in the structure of `params`.
       scale: 2.0 suits ReLU; 1.0 with "fan_avg" and "uniform" is Glorot's.
       fan: "fan_in", "fan_out", "fan_avg" or "layer".
-      distribution: "normal", or "uniform" on +-sqrt(3 variance).
+      distribution: "normal"; "uniform" on +-sqrt(3 variance); "truncated_normal", cut off at two
+        deviations of the normal it is made from; or "orthogonal", for "fan_in": an orthogonal
+        matrix of inputs times outputs under the mask, each unit's living weights scaled to the
+        sum of squares `scale`; without dead weights its columns are orthogonal.
       prunable: which leaves are drawn anew; default as for `jaxsparse.prune`.
       axes: which axes are inputs and outputs; see `jaxsparse.axes.leaf_axes`.
 
@@ -66,6 +75,8 @@ def sparse_init(
         raise ValueError(
             f"distribution must be one of {', '.join(_DISTRIBUTIONS)}, got {distribution!r}."
         )
+    if distribution == "orthogonal" and fan != "fan_in":
+        raise ValueError(f'distribution="orthogonal" needs fan="fan_in", got {fan!r}.')
     if not isinstance(scale, jax.core.Tracer) and not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}.")
     key = trees.as_key(key)
@@ -75,8 +86,13 @@ def sparse_init(
         found = leaf_axes(axes, path, p)
         variance = jnp.float32(scale) / jnp.maximum(_fan(mask, found, fan), 1)
         stream, wide = trees.leaf_key(key, path), trees.wide(p)
+        if distribution == "orthogonal":
+            values = _orthogonal(stream, mask, found, wide) * jnp.sqrt(jnp.asarray(scale, wide))
+            return jnp.where(mask, values.astype(p.dtype), jnp.zeros((), p.dtype))
         if distribution == "normal":
             values = jax.random.normal(stream, p.shape, wide)
+        elif distribution == "truncated_normal":
+            values = jax.random.truncated_normal(stream, -2, 2, p.shape, wide) / _TRUNCATED
         else:
             bound = jnp.sqrt(jnp.asarray(3, wide))
             values = jax.random.uniform(stream, p.shape, wide, -bound, bound)
@@ -89,6 +105,64 @@ def sparse_init(
         draw(trees.name(path), p, mask) if used and mask is not None else p
         for (path, p), mask, used in zip(paths, found, chosen, strict=True)
     )
+
+
+def sparse_initializer(
+    mask: Array,
+    *,
+    scale: float = 2.0,
+    fan: str = "fan_in",
+    distribution: str = "normal",
+    axes: AxesSpec = "flax",
+) -> Initializer:
+    """`sparse_init` of one leaf in the form of `jax.nn.initializers`.
+
+    Args:
+      mask: of the leaf.
+      scale, fan, distribution: as for `sparse_init`.
+      axes: which axes are inputs and outputs; Flax's by default.
+
+    Returns:
+      `(key, shape, dtype=float32) -> array`, exactly zero off the mask.
+
+    Raises:
+      ValueError: an argument out of range; from the initializer, a shape other than the mask's.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> init = sparse_initializer(jnp.eye(4, dtype=bool))
+      >>> int((init(jax.random.key(0), (4, 4)) != 0).sum())
+      4
+    """
+
+    def init(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        if tuple(shape) != mask.shape:
+            raise ValueError(f"shape must be the mask's, {mask.shape}, got {tuple(shape)}.")
+        options = {"scale": scale, "fan": fan, "distribution": distribution, "axes": axes}
+        tree = {"kernel": jnp.zeros(shape, dtype)}
+        every = lambda path, leaf: True  # noqa: E731
+        return sparse_init(key, tree, {"kernel": mask}, prunable=every, **options)["kernel"]
+
+    return init
+
+
+def _orthogonal(key: Array, mask: Array, axes: Axes, dtype: Any) -> Array:
+    """Columns (outputs) of an orthogonal matrix under the mask, each of length 1."""
+    order = [*axes.stacked, *[a for a in range(mask.ndim) if a not in axes.outputs + axes.stacked]]
+    order += axes.outputs
+    stacked = [mask.shape[a] for a in axes.stacked]
+    rows = math.prod(
+        mask.shape[a] for a in range(mask.ndim) if a not in axes.outputs + axes.stacked
+    )
+    moved = jnp.transpose(mask, order)
+    flat = moved.reshape(math.prod(stacked), rows, -1)
+    keys = jax.random.split(key, len(flat))
+    draw = jax.nn.initializers.orthogonal()
+    whole = jax.vmap(lambda one: draw(one, flat.shape[1:], dtype))(keys)
+    living = jnp.where(flat, whole, jnp.zeros((), dtype))
+    length = jnp.sqrt(jnp.sum(living**2, 1, keepdims=True))
+    unit = living / jnp.where(length > 0, length, jnp.ones((), dtype))
+    return jnp.transpose(unit.reshape(moved.shape), np.argsort(order))
 
 
 def _fan(mask: Array, axes: Axes, fan: str) -> Array:

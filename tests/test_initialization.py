@@ -51,7 +51,7 @@ def test_every_weight_is_scaled_by_its_own_fan(layout, fan):
     assert np.allclose(found, np.where(mask, unit * scale, 0), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "truncated_normal"])
 def test_the_numbers_come_from_the_named_distribution(distribution):
     """Each of 40 units has its own fan-in, and the variance 1 / fan-in: 9,600 draws in all."""
     alive = np.arange(400)[:, None] < np.arange(40, 440, 10)[None, :]
@@ -63,10 +63,11 @@ def test_the_numbers_come_from_the_named_distribution(distribution):
     unit = (np.asarray(found["kernel"]) * np.sqrt(alive.sum(0)))[alive]
     tolerance = 5 / np.sqrt(unit.size)
     assert abs(unit.mean()) < tolerance and abs(unit.var() - 1) < 2 * tolerance
-    kurtosis = {"normal": 3.0, "uniform": 1.8}[distribution]
+    # Of a normal cut off at two deviations: 2.37 (its fourth moment over its squared variance).
+    kurtosis = {"normal": 3.0, "uniform": 1.8, "truncated_normal": 2.37}[distribution]
     assert abs((unit**4).mean() - kurtosis) < 0.4
-    if distribution == "uniform":
-        assert np.abs(unit).max() < np.sqrt(3) + 1e-5
+    largest = {"normal": np.inf, "uniform": np.sqrt(3), "truncated_normal": 2 / 0.8796}
+    assert np.abs(unit).max() < largest[distribution] + 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
@@ -95,3 +96,47 @@ def test_dense_leaves_and_traced_scale():
     doubled, single = init(0, 4.0), init(0, 1.0)
     assert np.allclose(doubled["kernel"], 2 * single["kernel"])
     assert doubled["bias"].tolist() == [1] * 7 and doubled["step"] == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_orthogonal_units_have_the_scale_as_sum_of_squares(layout):
+    shape, axes = LAYOUTS[layout]
+    mask = random_mask(shape)
+
+    def draw(mask):
+        options = {"distribution": "orthogonal", "scale": 2.0, "axes": axes}
+        masks = {"w": jnp.asarray(mask)}
+        found = jaxsparse.sparse_init(0, {"w": jnp.ones(shape)}, masks, **options)["w"]
+        order = [
+            *axes.outputs,
+            *[a for a in range(len(shape)) if a not in axes.outputs + axes.stacked],
+        ]
+        moved = np.transpose(found, [*axes.stacked, *order])
+        units = int(np.prod([shape[a] for a in axes.outputs]))
+        stacks = int(np.prod([shape[a] for a in axes.stacked]))
+        return np.asarray(found), moved.reshape(stacks, units, -1)
+
+    found, units = draw(mask)
+    assert np.array_equal(found != 0, mask)
+    squares = (units**2).sum(-1)
+    np.testing.assert_allclose(squares[squares > 0], 2.0, rtol=1e-5)
+    assert (squares == 0).sum() == (units == 0).all(-1).sum() >= 1
+    _, whole = draw(np.ones(shape, bool))
+    if whole.shape[1] <= whole.shape[2]:
+        for one in whole:
+            np.testing.assert_allclose(one @ one.T, 2 * np.eye(len(one)), atol=1e-4)
+
+
+def test_an_initializer_of_one_leaf():
+    mask = jnp.asarray(random_mask((9, 7)))
+    found = jaxsparse.sparse_initializer(mask, scale=1.0)(jax.random.key(3), (9, 7), jnp.bfloat16)
+    expected = jaxsparse.sparse_init(
+        jax.random.key(3), {"kernel": jnp.zeros((9, 7), jnp.bfloat16)}, {"kernel": mask}, scale=1.0
+    )
+    assert found.dtype == jnp.bfloat16 and np.array_equal(found, expected["kernel"])
+    with pytest.raises(ValueError, match="shape must be the mask's"):
+        jaxsparse.sparse_initializer(mask)(jax.random.key(3), (7, 9))
+    with pytest.raises(ValueError, match="needs fan="):
+        jaxsparse.sparse_init(
+            0, {"kernel": mask}, {"kernel": mask}, distribution="orthogonal", fan="fan_out"
+        )

@@ -24,6 +24,7 @@ from jaxsparse.analysis.flow import (
     flow_across_update,
     gradient_flow,
     record_flow,
+    signal_propagation,
 )
 from jaxsparse.analysis.landscape import (
     Bezier,
@@ -67,6 +68,7 @@ __all__ = [
     "memory",
     "multidimensional_scaling",
     "record_flow",
+    "signal_propagation",
     "spectrum",
     "summary",
     "train_bezier",

@@ -1,0 +1,123 @@
+"""The study of dynamic sparse training methods as its user meets it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import sparse_momentum
+from experiments.common import data, studies
+from experiments.common.rivals import cells, settings
+
+SMALL = ["--epochs", "3", "--replicates", "2", "--densities", "0.1,0.2"]
+SMALL += ["--methods", "dense,fixed,gradual,sparse_momentum"]
+FILES = {"config.json", "curves.npz", "error.png", "layers.png", "results.json", "summary.json"}
+FILES |= {"table.md"}
+
+
+def call(capsys, *args):
+    """Exit code, standard output and standard error of one command."""
+    try:
+        sparse_momentum.main(list(args))
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a small study."""
+    folder = tmp_path_factory.mktemp("study") / "small"
+    sparse_momentum.main([*SMALL, "--out", str(folder)])
+    return folder
+
+
+def test_the_files_of_a_study(finished):
+    assert {path.name for path in finished.iterdir()} == FILES
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["missing_cells"] == 0
+    assert set(summary["methods"]) == {"dense", "fixed", "gradual", "sparse_momentum"}
+    for name, found in summary["methods"].items():
+        assert set(found) == ({"0.0"} if name == "dense" else {"0.9", "0.8"})
+        for cell in found.values():
+            assert cell["test_accuracy"]["n"] == 2
+            assert 0.1 < cell["test_accuracy"]["mean"] <= 1
+
+
+def test_lanes_of_one_program_differ_by_their_masks_alone(finished):
+    """Every lane keeps its own number of weights, at each epoch; gradual reaches its own."""
+    curves = studies.read_arrays(finished / "curves.npz")
+    sizes = {"fc1": 64 * 300, "fc2": 300 * 100, "head": 100 * 10}
+    for method in ("fixed", "sparse_momentum", "gradual"):
+        for sparsity in (0.9, 0.8):
+            layers = {n: curves[f"{method}-{sparsity}/density/{n}"] for n in sizes}
+            alive = sum(sizes[name] * layers[name] for name in sizes)
+            wanted = sum(np.floor(n * (1 - sparsity) + 0.5) for n in sizes.values())
+            last = alive[:, -1:] if method == "gradual" else alive
+            np.testing.assert_allclose(last, wanted, rtol=1e-5)
+            moved = np.ptp(layers["fc1"], axis=1).max() > 0
+            assert moved == (method != "fixed")
+
+
+def test_a_finished_study_is_not_trained_again(finished, monkeypatch, capsys):
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(cells.training, "make_trainer", never)
+    code, out, _ = call(capsys, *SMALL, "--out", str(finished))
+    assert code == 0 and "By density" in out
+
+
+def test_another_configuration_is_refused(finished, capsys):
+    code, _, err = call(capsys, *SMALL, "--seed", "1", "--out", str(finished))
+    assert code == 1 and "seed 0 there, 1 here" in err
+
+
+BAD = [
+    (["--methods", "magic"], "--methods must be among"),
+    (["--densities", "0"], "--densities must be numbers in (0, 1]"),
+    (["--densities", "few"], "--densities must be numbers in (0, 1]"),
+    (["--epochs", "0"], "--epochs must be at least 1"),
+    (["--replicates", "0"], "--replicates must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), BAD)
+def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, capsys):
+    code, _, err = call(capsys, *args, "--out", str(tmp_path / "out"))
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_tenth_is_for_validation():
+    whole = data.load("digits")
+    split = data.split_last(whole, 0.1)
+    n = len(whole.train_labels)
+    assert len(split.validation_labels) == round(0.1 * n)
+    joined = np.concatenate([split.train_labels, split.validation_labels])
+    assert np.array_equal(joined, whole.train_labels)
+    with pytest.raises(ValueError, match="fraction is 1.5"):
+        data.split_last(whole, 1.5)
+
+
+def test_the_optimizer_is_the_papers():
+    chosen = settings.Settings("lenet_300_100", "mnist", 1, 1, (0.1,), drop_every=3)
+    tx, params = settings.optimizer(chosen), jnp.float32(2.0)
+    state, buffer = tx.init(params), 0.0
+    for step in range(7):
+        updates, state = tx.update(jnp.float32(1.0), state, params)
+        slope = 1.0 + 5e-4 * float(params)
+        buffer = 0.9 * buffer + slope
+        expected = -0.1 * 0.1 ** (step // 3) * (slope + 0.9 * buffer)
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)
+        params = optax.apply_updates(params, updates)
+
+
+def test_the_initialization_is_uniform_by_fan_in():
+    kernel = cells.TORCH(jax.random.key(0), (400, 300), jnp.float32)
+    assert abs(kernel).max() <= 1 / 20
+    np.testing.assert_allclose(kernel.std(), 1 / 20 / np.sqrt(3), rtol=0.02)
