@@ -97,7 +97,7 @@ def test_integer_leaves_and_dense_masks_are_left_alone():
     params = {"w": jnp.array([1.0, 2.0]), "count": jnp.int32(3)}
 
     def cubic(params, batch):
-        return (batch * params["w"] ** 3).sum() * params["count"] / 6
+        return (batch * params["w"] ** 3).sum() * params["count"].astype(jnp.float32) / 6
 
     found = analysis.exact_hessian(cubic, params, jnp.array([[1.0, 1.0]]))
     np.testing.assert_allclose(found, [[3.0, 0.0], [0.0, 6.0]])

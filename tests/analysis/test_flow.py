@@ -31,7 +31,7 @@ def test_norms_against_numpy():
     np.testing.assert_allclose(found.layers["kernel"], np.linalg.norm(kernel), rtol=1e-6)
     change = sum((np.asarray(grads[n]) * np.asarray(updates[n])).sum() for n in grads)
     np.testing.assert_allclose(analysis.first_order_change(grads, updates), change, rtol=1e-5)
-    each = [np.linalg.norm(kernel) / masks["kernel"].sum(), np.linalg.norm(grads["bias"]) / 5]
+    each = [np.linalg.norm(kernel) / int(masks["kernel"].sum()), np.linalg.norm(grads["bias"]) / 5]
     np.testing.assert_allclose(analysis.effective_flow(grads, masks), np.mean(each), rtol=1e-5)
 
 

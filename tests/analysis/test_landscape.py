@@ -77,6 +77,7 @@ def ring(params, _=None):
     return (jnp.sum(params["w"][:2] ** 2) - 1) ** 2 + jnp.sum(params["w"][2:] ** 2)
 
 
+@pytest.mark.standard_promotion  # Adam's own bias correction needs it
 def test_a_trained_curve_goes_round_the_barrier_of_the_line():
     start = {"w": jnp.array([-1.0, 0.0, 0.0])}
     end = {"w": jnp.array([1.0, 0.05, 0.0])}
@@ -91,6 +92,7 @@ def test_a_trained_curve_goes_round_the_barrier_of_the_line():
     np.testing.assert_allclose(curve.at(0.3)["w"], 0.49 * a + 0.42 * c + 0.09 * b, rtol=1e-5)
 
 
+@pytest.mark.standard_promotion  # Adam's own bias correction needs it
 def test_a_curve_in_the_sparse_subspace_stays_there():
     start, end = {"w": jnp.array([-1.0, 0.0, 0.0])}, {"w": jnp.array([1.0, 0.0, 0.0])}
     masks = {"w": jnp.array([True, False, True])}
