@@ -15,10 +15,9 @@ from jaxsparse.algorithms import (
     sparse_momentum,
 )
 from jaxsparse.analysis import summary
-from jaxsparse.distributions import by_path, erdos_renyi, erk, uniform
+from jaxsparse.distributions import by_path, erdos_renyi, erk, living, uniform
 from jaxsparse.initialization import sparse_init, sparse_initializer
 from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
-from jaxsparse.plans import living
 from jaxsparse.pruning import prune, prune_iteratively, random_masks
 from jaxsparse.redistribution import redistribute
 from jaxsparse.regrowth import drop_and_grow

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.axes import leaf_axes
@@ -169,6 +170,20 @@ def first_match(
             f"{', '.join(names)}."
         )
     return found
+
+
+def living(size: int, sparsity: float | Array) -> int | Array:
+    """The number of weights that live: `floor(size * (1 - sparsity) + 0.5)`, as a Python int.
+
+    Every count in the library comes from here. A traced sparsity gives a traced int32.
+
+    Example:
+      >>> living(1000, 0.9), living(5, 0.5)
+      (100, 3)
+    """
+    if isinstance(sparsity, jax.core.Tracer):
+        return jnp.floor(size * (1 - sparsity) + 0.5).astype(jnp.int32)
+    return math.floor(size * (1 - float(sparsity)) + 0.5)
 
 
 def check_sparsity(sparsity: Any, argument: str = "sparsity") -> None:

@@ -4,6 +4,7 @@ live. Plans are made from shapes and Python numbers while tracing, so they cost 
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 
 from jaxsparse import distributions, trees
 from jaxsparse.axes import leaf_axes
-from jaxsparse.patterns import Groups, Pattern, group_mask, select, unstructured
+from jaxsparse.distributions import living
+from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select, unstructured
 from jaxsparse.selection import global_top_k_masks
 from jaxsparse.types import (
     Array,
@@ -26,20 +28,6 @@ from jaxsparse.types import (
 )
 
 
-def living(size: int, sparsity: float | Array) -> int | Array:
-    """The number of weights that live: `floor(size * (1 - sparsity) + 0.5)`, as a Python int.
-
-    Every count in the library comes from here. A traced sparsity gives a traced int32.
-
-    Example:
-      >>> living(1000, 0.9), living(5, 0.5)
-      (100, 3)
-    """
-    if isinstance(sparsity, jax.core.Tracer):
-        return jnp.floor(size * (1 - sparsity) + 0.5).astype(jnp.int32)
-    return math.floor(size * (1 - float(sparsity)) + 0.5)
-
-
 class LeafPlan(NamedTuple):
     """What is decided about one leaf that may be sparse.
 
@@ -51,6 +39,8 @@ class LeafPlan(NamedTuple):
       axes: its axes, where the pattern uses them.
       groups: rows, columns and weights per group.
       least: groups that each row keeps at least.
+      units: the axes by which every output unit keeps a weight; None where units may be empty.
+      strict: whether a leaf that would be empty is an error.
     """
 
     path: str
@@ -60,6 +50,8 @@ class LeafPlan(NamedTuple):
     axes: Axes | None
     groups: Groups
     least: int
+    units: Axes | None = None
+    strict: bool = False
 
     def kept(self, sparsity: float | Array) -> int | Array:
         """Groups per row that live at a sparsity."""
@@ -67,6 +59,17 @@ class LeafPlan(NamedTuple):
             return self._fixed(sparsity)
         count = living(self.groups.columns, sparsity)
         if isinstance(count, int):
+            if count < 1 and self.strict:
+                raise ValueError(
+                    f"sparsity {sparsity} leaves no weight of {self.path!r}; lower it, or let "
+                    "min_alive keep some."
+                )
+            if count < self.least:
+                warnings.warn(
+                    f"sparsity {sparsity} leaves {count} in {self.path!r}; it keeps {self.least} "
+                    "by min_alive.",
+                    stacklevel=2,
+                )
             return min(max(count, self.least), self.groups.columns)
         return jnp.clip(count, self.least, self.groups.columns)
 
@@ -76,7 +79,12 @@ class LeafPlan(NamedTuple):
 
     def select(self, scores: Array, k: int | Array, where: Array | None = None) -> Array:
         """The mask of the `k` best groups of every row; see `jaxsparse.patterns.select`."""
-        return select(self.pattern, self.axes, scores, k, where)
+        if self.units is None:
+            return select(self.pattern, self.axes, scores, k, where)
+        safe = select(fan_in, self.units, scores, 1, where)  # the best of every output unit
+        others = ~safe if where is None else where & ~safe
+        left = k - jnp.sum(safe, dtype=jnp.int32)
+        return safe | select(self.pattern, self.axes, scores, left, others)
 
     def count(self, mask: Array, by_rows: bool = False) -> Array:
         """Living groups of a mask, an int32 scalar, or one per row."""
@@ -108,7 +116,8 @@ class Spec(NamedTuple):
       prunable: `(path, leaf) -> bool`; None means `jaxsparse.default_prunable`.
       pattern: which weights live or die together.
       axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
-      min_alive: weights that every sparse leaf keeps at least; None means 1.
+      min_alive: weights that every sparse leaf keeps at least; None means 1. "unit": one for every
+        output unit. "raise": a leaf that would be empty is an error.
     """
 
     sparsity: Any
@@ -117,7 +126,7 @@ class Spec(NamedTuple):
     prunable: Prunable | None = None
     pattern: Pattern = unstructured
     axes: AxesSpec = None
-    min_alive: int | None = None
+    min_alive: int | str | None = None
 
     def checked(self) -> "Spec":
         """Raises for whatever can be told to be wrong without parameters."""
@@ -134,6 +143,12 @@ class Spec(NamedTuple):
         if self.prunable is not None and not callable(self.prunable):
             raise TypeError(f"prunable must be a function (path, leaf), got {self.prunable!r}.")
         least = 1 if self.min_alive is None else self.min_alive
+        if isinstance(least, str):
+            if least not in ("unit", "raise"):
+                raise ValueError(f'min_alive must be an int, "unit" or "raise", got {least!r}.')
+            if least == "unit" and self.pattern is not unstructured:
+                raise ValueError('min_alive="unit" needs the unstructured pattern.')
+            least = 1
         if isinstance(least, bool) or not isinstance(least, int):
             raise TypeError(f"min_alive must be an int, got {least!r}.")
         if least < 0:
@@ -198,9 +213,14 @@ class Spec(NamedTuple):
         uses = self.pattern.uses_axes
         axes = leaf_axes(self.axes, path, leaf) if uses else None
         groups = self.pattern.groups(path, leaf.shape, axes)
-        wanted = 1 if self.min_alive is None else self.min_alive
+        wanted, units = 1 if self.min_alive is None else self.min_alive, None
+        strict = wanted == "raise"
+        if wanted == "unit":
+            units = leaf_axes(self.axes, path, leaf)
+            wanted = math.prod(leaf.shape[a] for a in units.outputs + units.stacked)
+        wanted = 0 if strict else wanted
         least = min(-(-wanted // max(groups.rows * groups.size, 1)), groups.columns)
-        return LeafPlan(path, leaf.shape, target, self.pattern, axes, groups, least)
+        return LeafPlan(path, leaf.shape, target, self.pattern, axes, groups, least, units, strict)
 
 
 def map_plan(

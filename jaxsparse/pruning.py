@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.distributions import check_sparsity, uniform
+from jaxsparse.distributions import check_sparsity, living, uniform
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import Spec, check_total, full_mask, living, select_by_layer, select_globally
+from jaxsparse.plans import Spec, check_total, full_mask, select_by_layer, select_globally
 from jaxsparse.scores import random_scores
 from jaxsparse.trees import apply
 from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
@@ -25,7 +25,7 @@ def prune(
     prunable: Prunable | None = None,
     pattern: Pattern = unstructured,
     axes: AxesSpec = None,
-    min_alive: int = 1,
+    min_alive: int | str = 1,
 ) -> Masks:
     """Keeps the weights with the highest scores.
 
@@ -43,7 +43,8 @@ def prune(
       prunable: `(path, leaf) -> bool`; the other leaves stay dense.
       pattern: `unstructured`, `n_m(n, m)`, `block(r, c)`, `channel` or `fan_in`.
       axes: what the axes of the leaves mean, for patterns and distributions that ask.
-      min_alive: weights that every leaf keeps at least.
+      min_alive: weights that every leaf keeps at least, with a warning where that makes it denser;
+        "unit", one weight for every output unit; or "raise", an error where a leaf would be empty.
 
     Returns:
       Masks in the structure of `scores`; dense leaves are all True.
@@ -80,7 +81,7 @@ def random_masks(
     prunable: Prunable | None = None,
     pattern: Pattern = unstructured,
     axes: AxesSpec = None,
-    min_alive: int = 1,
+    min_alive: int | str = 1,
 ) -> Masks:
     """Random masks with exact counts: the masks of uniform random scores.
 

@@ -145,7 +145,7 @@ def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """Brings the `counts[i]` highest-scored dead groups of every leaf (or row) to life."""
 
     def leaf(entry: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
-        return mask | entry.select(score, count, ~mask)
+        return mask | entry._replace(units=None).select(score, count, ~mask)
 
     return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(scores), counts)
 
@@ -161,7 +161,7 @@ def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Mas
 
 def grow_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
     """Brings the `total` highest-scored dead groups of all leaves to life."""
-    free = [entry and entry._replace(least=0) for entry in plan]
+    free = [entry and entry._replace(least=0, units=None) for entry in plan]
     dead = [~mask for mask in jax.tree.leaves(masks)]
     chosen = select_globally(free, scores, total, dead)
     both = lambda _, mask, new: new | mask  # noqa: E731

@@ -27,7 +27,7 @@ def fixed(
     prunable: Prunable | None = None,
     pattern: Pattern = unstructured,
     axes: AxesSpec = None,
-    min_alive: int = 1,
+    min_alive: int | str = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains with masks that never change: random ones, or masks of your own.
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, sparse_tree
+from jaxsparse.distributions import living
 from jaxsparse.plans import (
     Plan,
     Spec,
     check_total,
     full_masks,
-    living,
     select_by_layer,
     select_globally,
 )

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from jaxsparse import distributions, trees
+from jaxsparse.distributions import living
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, living, select_by_layer, select_globally
+from jaxsparse.plans import LeafPlan, Plan, Spec, select_by_layer, select_globally
 from jaxsparse.types import AxesSpec, Masks, Params, Prunable, Scores
 
 
@@ -21,7 +22,7 @@ def ladder(
     prunable: Prunable | None = None,
     pattern: Pattern = unstructured,
     axes: AxesSpec = None,
-    min_alive: int = 1,
+    min_alive: int | str = 1,
 ) -> list[Any]:
     """How many weights live after 0, 1, ..., `rounds` rounds of pruning.
 
@@ -95,7 +96,7 @@ def prune_to(
     prunable: Prunable | None = None,
     pattern: Pattern = unstructured,
     axes: AxesSpec = None,
-    min_alive: int = 1,
+    min_alive: int | str = 1,
 ) -> Masks:
     """The masks of one step of `ladder`: iterative pruning with `within`, one-shot without.
 
@@ -168,7 +169,7 @@ def _plan(
     prunable: Prunable | None,
     pattern: Pattern,
     axes: AxesSpec,
-    min_alive: int,
+    min_alive: int | str,
 ) -> Plan:
     # The sparsity is not asked for here: counts come from the ladder.
     return Spec(0.5, None, scope, prunable, pattern, axes, min_alive).checked().plan(params)

@@ -46,7 +46,7 @@ def find_tickets(
     prunable: Prunable | None = None,
     pattern: Pattern = unstructured,
     axes: AxesSpec = None,
-    min_alive: int = 1,
+    min_alive: int | str = 1,
 ) -> tuple[Round, ...]:
     """Iterative pruning: round r trains the ticket that the rounds before it have left.
 

@@ -59,6 +59,7 @@ def over_training(
             late.append(values[:, values.shape[1] // 10 :].min())
             high = max(high, values.max())
         axes.set_xlabel("iterations")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if axes.lines:
             axes.legend(frameon=False, fontsize=8, title="weights remaining", title_fontsize=8)
         axes.yaxis.set_major_formatter(PERCENT)
