@@ -78,7 +78,8 @@ def drop_and_grow(
         if importance is not None:
             raise ValueError('importance: with scope="global" the scores decide; leave it out.')
         check_movable(plan)
-        total = jnp.floor(jnp.asarray(fraction, jnp.float32) * _living(plan, masks))
+        alive = living(plan, masks).astype(jnp.float32)
+        total = jnp.floor(jnp.asarray(fraction, jnp.float32) * alive)
         kept = drop_globally(plan, masks, drop_scores, total.astype(jnp.int32))
         return grow_globally(plan, kept, grow_scores, lost(plan, masks, kept))
     if importance is None:
@@ -152,9 +153,8 @@ def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
 
 def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
     """Takes the `total` lowest-scored living groups out of all leaves; each keeps its least."""
-    alive = sum(entry.count(mask) for entry, mask in sparse_pairs(plan, masks))
     eligible = jax.tree.leaves(masks)
-    chosen = select_globally(plan, scores, alive - total, eligible)
+    chosen = select_globally(plan, scores, living(plan, masks) - total, eligible)
     both = lambda _, mask, new: new & mask  # noqa: E731
     return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
 
@@ -204,20 +204,27 @@ def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float
     return counts
 
 
-def shared_counts(plan: Plan, before: Masks, after: Masks, shares: Array) -> Counts:
-    """How many groups each leaf grows by its share; in total, what was dropped. No leaf fills more
-    than 0.99 of its free places while another has room."""
-    room = jnp.stack(
+def shared_counts(
+    plan: Plan, before: Masks, after: Masks, shares: Array, caps: Array | None = None
+) -> Counts:
+    """How many groups each leaf grows by its share; in total, what was dropped.
+
+    No leaf grows beyond its cap while another has room; by default 0.99 of its free places.
+    """
+    room = free_places(plan, after)
+    caps = 0.99 * room.astype(jnp.float32) if caps is None else caps
+    quotas = iter(redistribute(lost(plan, before, after), shares, room, caps))
+    return [entry and next(quotas) for entry in plan]
+
+
+def free_places(plan: Plan, masks: Masks) -> Array:
+    """Dead groups of every sparse leaf, int32 of shape (leaves,)."""
+    return jnp.stack(
         [
             entry.groups.rows * entry.groups.columns - entry.count(mask)
-            for entry, mask in sparse_pairs(plan, after)
+            for entry, mask in sparse_pairs(plan, masks)
         ]
     )
-    quotas = redistribute(lost(plan, before, after), shares, room, 0.99 * room.astype(jnp.float32))
-    counts: Counts = [None] * len(plan)
-    for layer, i in enumerate(i for i, entry in enumerate(plan) if entry):
-        counts[i] = quotas[layer]
-    return counts
 
 
 def check_movable(plan: Plan) -> None:
@@ -240,14 +247,24 @@ def sparse_pairs(plan: Plan, tree: Any) -> list[tuple[LeafPlan, Any]]:
     return [(e, leaf) for e, leaf in zip(plan, jax.tree.leaves(tree), strict=True) if e]
 
 
-def _living(plan: Plan, masks: Masks) -> Array:
-    return sum(entry.count(mask) for entry, mask in sparse_pairs(plan, masks)).astype(jnp.float32)
+def living(plan: Plan, masks: Masks) -> Array:
+    """Living groups of all sparse leaves together."""
+    return sum(entry.count(mask) for entry, mask in sparse_pairs(plan, masks))
 
 
 def lost(plan: Plan, before: Masks, after: Masks) -> Array:
     """How many living groups went missing, in all leaves together."""
-    pairs = zip(sparse_pairs(plan, before), sparse_pairs(plan, after), strict=True)
-    return sum(entry.count(old) - entry.count(new) for (entry, old), (_, new) in pairs)
+    return living(plan, before) - living(plan, after)
+
+
+def dropped_last(plan: Plan, scores: Scores, before: Masks, after: Masks) -> Scores:
+    """Scores in [0, 1) by which what was just dropped grows only where no other place is left."""
+
+    def leaf(_: LeafPlan, score: Array, old: Array, new: Array) -> Array:
+        return jnp.where(old & ~new, score - 1, score)
+
+    masks = jax.tree.leaves(before), jax.tree.leaves(after)
+    return map_plan(plan, leaf, lambda score: score, scores, *masks)
 
 
 def _normalised(shares: Array) -> Array:

@@ -47,6 +47,11 @@ def wide(leaf: Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
 
 
+def as_float(leaf: Array) -> Any:
+    """What a filter is asked about a mask: a float of its shape; other arrays are as they are."""
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32) if leaf.dtype == jnp.bool_ else leaf
+
+
 def default_prunable(path: str, leaf: Any) -> bool:
     """The default filter: at least two axes longer than 1, and no bias, scale or embedding.
 
@@ -189,8 +194,7 @@ def _counted(masks: Masks, prunable: Prunable | None) -> list[Array]:
     found = [
         (name(path), mask) for path, mask in jax.tree.leaves_with_path(masks) if is_array(mask)
     ]
-    like = [jax.ShapeDtypeStruct(mask.shape, jnp.float32) for _, mask in found]
-    chosen = [m for (path, m), p in zip(found, like, strict=True) if prunable(path, p)]
+    chosen = [mask for path, mask in found if prunable(path, as_float(mask))]
     return chosen or [mask for _, mask in found]
 
 

@@ -9,7 +9,7 @@ from jaxsparse import trees
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
 from jaxsparse.patterns import unstructured
 from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
-from jaxsparse.regrowth import grow, refill_counts
+from jaxsparse.regrowth import dropped_last, grow, refill_counts
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import random_scores
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule
@@ -96,15 +96,8 @@ def deep_rewiring(
 
         rest = jax.tree.leaves(params), jax.tree.leaves(sign)
         alive = map_plan(plan, steady, lambda mask: mask, masks, *rest)
-        scores = map_plan(
-            plan,
-            lambda _, drawn, before, after: jnp.where(before & ~after, drawn - 1, drawn),
-            lambda drawn: drawn,
-            random_scores(key, params),
-            jax.tree.leaves(masks),
-            jax.tree.leaves(alive),
-        )
-        return grow(plan, alive, scores, refill_counts(plan, masks, alive)), sign
+        drawn = dropped_last(plan, random_scores(key, params), masks, alive)
+        return grow(plan, alive, drawn, refill_counts(plan, masks, alive)), sign
 
     rule = dynamic_rule(spec, periodic(every, start, stop), update)
 

@@ -6,9 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
-from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
-from jaxsparse.redistribution import redistribute
-from jaxsparse.regrowth import check_movable, count_shares, drop, grow, lost, sparse_pairs
+from jaxsparse.plans import LeafPlan, Plan, Spec
+from jaxsparse.regrowth import (
+    check_movable,
+    count_shares,
+    drop,
+    dropped_last,
+    free_places,
+    grow,
+    living,
+    lost,
+    shared_counts,
+)
 from jaxsparse.schedules import check_fraction, periodic
 from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.types import Array, Masks, Params, Rule
@@ -82,28 +91,14 @@ def dynamic_reparameterization(
         check_movable(plan)
         limit, size = kept["threshold"], magnitude(params)
         alive = drop(plan, masks, size, _below(plan, masks, size, limit))
-        total = lost(plan, masks, alive)
-        living = sum(entry.count(m) for entry, m in sparse_pairs(plan, masks))
-        wanted = jnp.asarray(target, jnp.float32) * living.astype(jnp.float32)
-        moved = total.astype(jnp.float32)
+        wanted = jnp.asarray(target, jnp.float32) * living(plan, masks).astype(jnp.float32)
+        moved = lost(plan, masks, alive).astype(jnp.float32)
         factor = jnp.where(moved < (1 - TOLERANCE) * wanted, 2.0, 1.0)
         factor = jnp.where(moved > (1 + TOLERANCE) * wanted, 0.5, factor).astype(jnp.float32)
-        scores = map_plan(
-            plan,
-            lambda _, drawn, before, after: jnp.where(before & ~after, drawn - 1, drawn),
-            lambda drawn: drawn,
-            random_scores(key, params),
-            jax.tree.leaves(masks),
-            jax.tree.leaves(alive),
-        )
-        free, room = (
-            jnp.stack([m.size // entry.groups.size - entry.count(m) for entry, m in pairs])
-            for pairs in (sparse_pairs(plan, masks), sparse_pairs(plan, alive))
-        )
-        shares = count_shares(plan, alive)
-        quotas = iter(redistribute(total, shares, room, free.astype(jnp.float32)))
-        counts = [entry and next(quotas) for entry in plan]
-        return grow(plan, alive, scores, counts), {"threshold": limit * factor}
+        drawn = dropped_last(plan, random_scores(key, params), masks, alive)
+        free = free_places(plan, masks).astype(jnp.float32)
+        counts = shared_counts(plan, masks, alive, count_shares(plan, alive), free)
+        return grow(plan, alive, drawn, counts), {"threshold": limit * factor}
 
     return dynamic_rule(
         spec,

@@ -167,8 +167,7 @@ def _where_prunable(
     prunable = prunable or trees.default_prunable
 
     def leaf(path: str, value: Array, *others: Any) -> Array:
-        kind = jnp.float32 if value.dtype == jnp.bool_ else value.dtype
-        use = prunable(path, jax.ShapeDtypeStruct(value.shape, kind))
+        use = prunable(path, trees.as_float(value))
         return function(path, value, *others) if use else value
 
     return trees.map_arrays(leaf, tree, *rest, what="magnitudes")

@@ -64,7 +64,7 @@ def layer_densities(masks: Masks, *, prunable: Prunable | None = None) -> dict[s
     found = {}
     for path, mask in jax.tree.leaves_with_path(masks):
         name = trees.name(path)
-        if trees.is_array(mask) and prunable(name, jax.ShapeDtypeStruct(mask.shape, jnp.float32)):
+        if trees.is_array(mask) and prunable(name, trees.as_float(mask)):
             alive = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
             found[name] = alive / jnp.float32(mask.size)
     return found
