@@ -11,18 +11,11 @@ goes on where it was stopped, also in the middle of a cell.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from rich.console import Console
-
-from experiments.common import cli, execution, runs, studies
+from experiments.common import commands, studies, training
 from experiments.common.cli import option
-from experiments.common.data import DataNotFound
 from experiments.common.tickets import cells, report, study
 from experiments.common.tickets.settings import PRESETS, Settings, scaled
 
@@ -30,7 +23,7 @@ PROG = "python -m experiments.lottery_ticket"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(commands.StudyOptions):
     """Finds lottery tickets and tests them against their controls, as in the paper."""
 
     preset: str = option(
@@ -45,17 +38,6 @@ class Options:
         "preset's)",
     )
     controls: str = option(",".join(cells.CONTROLS), "controls, with commas between them")
-    replicates: int = option(5, "runs of every cell, each with weights and batches of its own")
-    seed: int = option(0, "seed of the first replicate; the others count on from it")
-    minutes: float = option(
-        float("inf"), "begin no further cell after that many minutes", identity=False
-    )
-    data_dir: str | None = option(
-        None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
-    )
-    out: str | None = option(
-        None, "output folder (default: runs/lottery_ticket-PRESET)", identity=False
-    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -64,42 +46,28 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
       args: its arguments; by default those of the process.
     """
-    options = cli.parse(Options, PROG, args)
-    execution.use_every_core()
-    console = Console()
-    path = Path(options.out or f"runs/lottery_ticket-{options.preset}")
-    try:
-        settings, controls = resolve(options)
-        folder = runs.find_run(path, identity(options, settings, controls), resume=True)
-        wanted = study.all_cells(settings.rounds, controls, settings.levels)
-        calls, lab = study.schedule(wanted, studies.finished(path)), None
-        if calls:
-            keys = jax.vmap(jax.random.key)(options.seed + jnp.arange(options.replicates))
-            lab = cells.build(settings, keys, options.data_dir)
-    except (ValueError, TypeError, DataNotFound) as error:
-        cli.stop(str(error))
-    except runs.FolderError as error:
-        cli.stop(str(error), code=1)
-    folder.begin()
-    names = [cell.name for cell in wanted]
-    command = f"{PROG}{cli.options(options)}"
-    if lab is not None:
-        draw = functools.partial(report.report, path, names, lab.dataset.description, command)
-        what = (
-            f"{sum(map(len, calls))} of {len(wanted)} cells, {options.replicates} replicates each, "
-            f"{settings.iterations:,} iterations"
-        )
-        groups = study.groups(lab, calls, path)
-        try:
-            studies.run(groups, path, console, what=what, minutes=options.minutes, report=draw)
-        except KeyboardInterrupt:
-            cli.stop("stopped; the same command goes on from here", code=130)
-    if not studies.finished(path):
-        cli.stop("no cell is finished yet; the same command goes on from here", code=1)
-    description = runs.read_json(path / "summary.json")["dataset_description"]
-    text = report.report(path, names, description, command)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"The report with pictures is {path}/report.html.")
+    commands.run(Options, PROG, prepare, args)
+
+
+def prepare(options: Options) -> commands.Study:
+    """The study that the options ask for."""
+    settings, controls = resolve(options)
+    wanted = study.all_cells(settings.rounds, controls, settings.levels)
+
+    def begin(path: Path) -> tuple[str, list[studies.Group]]:
+        keys = training.replicate_keys(options.seed, options.replicates)
+        lab = cells.build(settings, keys, options.data_dir)
+        calls = study.schedule(wanted, studies.finished(path))
+        return lab.dataset.description, study.groups(lab, calls, path)
+
+    return commands.Study(
+        f"lottery_ticket-{options.preset}",
+        commands.identity(options, settings, controls=controls),
+        [cell.name for cell in wanted],
+        f"{settings.iterations:,} iterations",
+        begin,
+        report.report,
+    )
 
 
 def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
@@ -112,8 +80,6 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     if options.dataset is not None:
         settings = dataclasses.replace(settings, dataset=options.dataset)
     settings = scaled(settings, options.scale)
-    if options.replicates < 1:
-        raise ValueError(f"--replicates must be at least 1, got {options.replicates}.")
     rounds = settings.rounds if options.rounds is None else options.rounds
     if not 1 <= rounds <= 255:
         raise ValueError(f"--rounds must be in [1, 255], got {rounds}.")
@@ -127,18 +93,6 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
             raise ValueError(f"--controls must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
     settings = dataclasses.replace(settings, rounds=rounds, levels=levels, curves=curves)
     return settings, controls
-
-
-def identity(options: Options, settings: Settings, controls: Sequence[str]) -> dict[str, Any]:
-    """What makes two studies the same study, as JSON values."""
-    found = dataclasses.asdict(settings)
-    found |= {name: list(value) for name, value in found.items() if isinstance(value, tuple)}
-    return {
-        **found,
-        "controls": list(controls),
-        "replicates": options.replicates,
-        "seed": options.seed,
-    }
 
 
 def _levels(text: str, rounds: int) -> tuple[int, ...]:

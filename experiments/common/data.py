@@ -19,10 +19,12 @@ from experiments.common.tfds_source import DataNotFound
 __all__ = [
     "DataNotFound",
     "Dataset",
+    "as_floats",
     "augment",
     "batch_indices",
     "load",
     "normalize",
+    "pixel_statistics",
     "split_last",
     "split_validation",
     "stream",
@@ -152,6 +154,34 @@ def split_last(dataset: Dataset, fraction: float) -> Dataset:
         validation_inputs=dataset.train_inputs[kept:],
         validation_labels=dataset.train_labels[kept:],
     )
+
+
+def pixel_statistics(dataset: Dataset) -> tuple[float, float]:
+    """Mean and standard deviation of the training pixels in [0, 1]; (0, 1) of what is no image."""
+    pixels = dataset.train_inputs
+    if pixels.dtype != np.uint8:
+        return 0.0, 1.0
+    return float(pixels.mean() / 255), float(pixels.std() / 255)
+
+
+def as_floats(dataset: Dataset, mean: float = 0.0, std: float = 1.0) -> Dataset:
+    """The same data set with its images as float32, normalised once and for all.
+
+    On a CPU, normalising in the step is a fifth of a step of LeNet-300-100.
+
+    Args:
+      dataset: other inputs than uint8 are left alone.
+      mean: of the pixels in [0, 1], subtracted.
+      std: what they are then divided by.
+    """
+
+    def floats(inputs: np.ndarray | None) -> np.ndarray | None:
+        if inputs is None or inputs.dtype != np.uint8:
+            return inputs
+        return (inputs.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+
+    parts = [f"{name}_inputs" for name in ("train", "validation", "test")]
+    return dataclasses.replace(dataset, **{name: floats(getattr(dataset, name)) for name in parts})
 
 
 def _digits() -> Dataset:

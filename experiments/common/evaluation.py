@@ -1,7 +1,7 @@
 """Loss and accuracy of stacked replicates on examples that lie on the device."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.common.data import Dataset
 from experiments.common.execution import Execution, over_replicates, place
 
 Array = jax.Array
@@ -50,6 +51,18 @@ def evaluation_set(inputs: Array, labels: Array, size: int = 1000) -> Evaluation
     )
 
 
+def sets_of(dataset: Dataset, names: Sequence[str]) -> dict[str, EvaluationSet]:
+    """Parts of a data set on the device: of "train", "validation" and "test" those that it has."""
+    return {
+        name: evaluation_set(
+            jnp.asarray(getattr(dataset, f"{name}_inputs")),
+            jnp.asarray(getattr(dataset, f"{name}_labels")),
+        )
+        for name in names
+        if getattr(dataset, f"{name}_inputs") is not None
+    }
+
+
 def evaluate(
     apply: Apply, loss: Loss, execution: Execution, params: Any, examples: EvaluationSet
 ) -> dict[str, np.ndarray]:
@@ -67,19 +80,15 @@ def evaluate(
 
 
 def sums(apply: Apply, loss: Loss, params: Any, examples: EvaluationSet) -> Array:
-    """Of one replicate: the sums of losses, of right answers, and of examples, float32 `(3,)`."""
-    batches = jax.lax.map(lambda batch: _sums(apply, loss, params, *batch), tuple(examples))
-    return batches.sum(0)
+    """Of one replicate: sums of losses, right answers and examples, float32 `(batches, 3)`."""
+    return jax.lax.map(lambda batch: _sums(apply, loss, params, *batch), tuple(examples))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sums_of_all(
     apply: Apply, loss: Loss, form: str, params: Any, examples: EvaluationSet
 ) -> Array:
-    def replicate(params: Any, examples: EvaluationSet) -> Array:
-        return jax.lax.map(lambda batch: _sums(apply, loss, params, *batch), tuple(examples))
-
-    return over_replicates(replicate, form)((params,), examples)
+    return over_replicates(functools.partial(sums, apply, loss), form)((params,), examples)
 
 
 def _sums(apply: Apply, loss: Loss, params: Any, inputs: Array, labels: Array) -> Array:

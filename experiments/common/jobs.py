@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import jaxsparse
 from experiments.common import data, evaluation, methods, networks, training
@@ -58,7 +57,7 @@ def build(config: Config) -> Job:
         )
     steps = config.epochs * (n // config.batch_size)
     updates = mask_updates(config, steps)
-    pixels = _pixel_statistics(dataset.train_inputs)
+    pixels = data.pixel_statistics(dataset)
     network = networks.network(config.model, dataset, *pixels)
 
     def prunable(path: str, leaf: Any) -> bool:
@@ -113,14 +112,11 @@ def build(config: Config) -> Job:
         return made
 
     names = dict.fromkeys(["dense"] * config.dense_twin + [config.algorithm])
-    sets = {"test": (dataset.test_inputs, dataset.test_labels)}
-    if dataset.validation_inputs is not None:
-        sets["validation"] = (dataset.validation_inputs, dataset.validation_labels)
     return Job(
         config,
         dataset,
         {name: trainer(name) for name in names},
-        {name: evaluation.evaluation_set(*map(jnp.asarray, pair)) for name, pair in sets.items()},
+        evaluation.sets_of(dataset, ("test", "validation")),
         steps,
         network.apply,
         prunable,
@@ -152,15 +148,9 @@ def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
 
 def keys(config: Config) -> jax.Array:
     """One key for each replicate."""
-    return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds))
+    return training.replicate_keys(config.seed, config.seeds)
 
 
 def weight_name(path: tuple[Any, ...]) -> str:
     """A key path as text, such as `fc1/kernel`; the `value` of a Flax variable is left out."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-
-
-def _pixel_statistics(pixels: np.ndarray) -> tuple[float, float]:
-    if pixels.dtype != np.uint8:
-        return 0.0, 1.0
-    return float(pixels.mean() / 255), float(pixels.std() / 255)

@@ -85,13 +85,16 @@ def _update(
 ) -> Tracked:
     (validation, test), params = sets, state.params
 
+    def measured(params: Any, examples: evaluation.EvaluationSet) -> Array:
+        return evaluation.sums(apply, evaluation.cross_entropy, params, examples).sum(0)
+
     def accuracy(params: Any) -> Array:
-        _, correct, counts = evaluation.sums(apply, evaluation.cross_entropy, params, test)
+        _, correct, counts = measured(params, test)
         return correct / counts
 
     point = count // every - 1
     tests = tracked.tests & (point % TEST_EVERY == TEST_EVERY - 1)
-    total, correct, counts = evaluation.sums(apply, evaluation.cross_entropy, params, validation)
+    total, correct, counts = measured(params, validation)
     now = {
         "loss": loss,
         "validation_loss": total / counts,

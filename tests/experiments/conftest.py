@@ -129,3 +129,18 @@ def made(tmp_path, own_cache):
     splits = {"train": train_examples, "test": test_examples}
     prepare(tmp_path / "sets", "made", FEATURES, splits)
     return str(tmp_path / "sets"), train, test
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs a command: its exit code, standard output and standard error."""
+
+    def run(main, *args):
+        try:
+            main(list(args))
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run

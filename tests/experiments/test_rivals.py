@@ -15,17 +15,7 @@ from experiments.common.rivals import cells, settings
 SMALL = ["--epochs", "3", "--replicates", "2", "--densities", "0.1,0.2"]
 SMALL += ["--methods", "dense,fixed,gradual,sparse_momentum"]
 FILES = {"config.json", "curves.npz", "error.png", "layers.png", "results.json", "summary.json"}
-FILES |= {"table.md"}
-
-
-def call(capsys, *args):
-    """Exit code, standard output and standard error of one command."""
-    try:
-        sparse_momentum.main(list(args))
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
+FILES |= {"table.md", "report.html"}
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +53,17 @@ def test_lanes_of_one_program_differ_by_their_masks_alone(finished):
             assert moved == (method != "fixed")
 
 
-def test_a_finished_study_is_not_trained_again(finished, monkeypatch, capsys):
+def test_a_finished_study_is_not_trained_again(finished, monkeypatch, call):
     def never(*_, **__):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(cells.training, "make_trainer", never)
-    code, out, _ = call(capsys, *SMALL, "--out", str(finished))
+    code, out, _ = call(sparse_momentum.main, *SMALL, "--out", str(finished))
     assert code == 0 and "By density" in out
 
 
-def test_another_configuration_is_refused(finished, capsys):
-    code, _, err = call(capsys, *SMALL, "--seed", "1", "--out", str(finished))
+def test_another_configuration_is_refused(finished, call):
+    code, _, err = call(sparse_momentum.main, *SMALL, "--seed", "1", "--out", str(finished))
     assert code == 1 and "seed 0 there, 1 here" in err
 
 
@@ -87,8 +77,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("args", "message"), BAD)
-def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, capsys):
-    code, _, err = call(capsys, *args, "--out", str(tmp_path / "out"))
+def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call):
+    code, _, err = call(sparse_momentum.main, *args, "--out", str(tmp_path / "out"))
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

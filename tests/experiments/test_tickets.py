@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import lottery_ticket
-from experiments.common import networks, studies
+from experiments.common import networks, studies, training
 from experiments.common.tickets import cells, claims, report, settings, study
 from experiments.common.tickets.cells import Cell
 from jaxsparse import lottery
@@ -23,20 +23,10 @@ FILES = {
 STATISTICS = {"mean", "std", "standard_error", "min", "max", "n"}
 
 
-def call(capsys, *args):
-    """Exit code, standard output and standard error of one command."""
-    try:
-        lottery_ticket.main(list(args))
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
-
-
-def lab_of(path, monkeypatch=None):
-    study_ = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", replicates=2)
-    chosen, _ = lottery_ticket.resolve(study_)
-    return cells.build(chosen, jax.vmap(jax.random.key)(jnp.arange(2)))
+def lab_of_the_study():
+    options = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", replicates=2)
+    chosen, _ = lottery_ticket.resolve(options)
+    return cells.build(chosen, training.replicate_keys(0, 2))
 
 
 def read(path):
@@ -89,7 +79,7 @@ def test_the_early_stop_is_the_lowest_validation_loss(finished):
 
 
 def test_masks_have_the_counts_of_the_ladder_and_are_nested(finished):
-    lab = lab_of(finished)
+    lab = lab_of_the_study()
     stored = read(finished / "masks.npz")
     counts = {}
     for level, alive in enumerate(lab.counts):
@@ -104,7 +94,7 @@ def test_masks_have_the_counts_of_the_ladder_and_are_nested(finished):
 
 
 def test_every_control_changes_what_it_says(finished):
-    lab = lab_of(finished)
+    lab = lab_of_the_study()
     masks = study.read_masks(lab, finished)
     found = {
         kind: cells.start(lab, masks, [Cell(kind, 3), Cell(kind, 3)])
@@ -125,7 +115,7 @@ def test_every_control_changes_what_it_says(finished):
 
 
 def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
-    finished, tmp_path, monkeypatch, capsys
+    finished, tmp_path, monkeypatch, call
 ):
     folder = tmp_path / "killed"
     monkeypatch.setattr(studies, "CHECKPOINT_SECONDS", 0.0)
@@ -145,14 +135,14 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
 
     monkeypatch.setattr(cells, "build", dying)
     stop = 15  # in the middle of the third call of the study
-    code, _, err = call(capsys, *SMALL, "--out", str(folder))
+    code, _, err = call(lottery_ticket.main, *SMALL, "--out", str(folder))
     assert code == 130 and "goes on from here" in err
     assert (folder / "unfinished").exists()
     assert "PARTIAL" in (folder / "table.md").read_text()
     begun, calls[:] = calls[-1][0], []
     assert begun > 0
     stop = None
-    code, out, _ = call(capsys, *SMALL, "--out", str(folder))
+    code, out, _ = call(lottery_ticket.main, *SMALL, "--out", str(folder))
     assert code == 0 and calls[0][0] == begun
     assert without_seconds(folder) == without_seconds(finished)
     for name in ("curves.npz", "masks.npz"):
@@ -163,7 +153,7 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
     assert {path.name for path in folder.iterdir()} == FILES
 
 
-def test_a_finished_study_is_drawn_anew_without_training(finished, tmp_path, monkeypatch, capsys):
+def test_a_finished_study_is_drawn_anew_without_training(finished, tmp_path, monkeypatch, call):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     for picture in folder.glob("*.png"):
@@ -173,14 +163,14 @@ def test_a_finished_study_is_drawn_anew_without_training(finished, tmp_path, mon
         raise AssertionError("trained again")
 
     monkeypatch.setattr(cells, "build", never)
-    code, out, _ = call(capsys, *SMALL, "--out", str(folder))
+    code, out, _ = call(lottery_ticket.main, *SMALL, "--out", str(folder))
     assert code == 0 and "Tickets and controls" in out
     assert {path.name for path in folder.iterdir()} == FILES
 
 
-def test_another_configuration_is_refused_and_nothing_overwritten(finished, capsys):
+def test_another_configuration_is_refused_and_nothing_overwritten(finished, call):
     before = {path: path.read_bytes() for path in finished.iterdir()}
-    code, _, err = call(capsys, *SMALL, "--seed", "1", "--out", str(finished))
+    code, _, err = call(lottery_ticket.main, *SMALL, "--seed", "1", "--out", str(finished))
     assert code == 1 and "seed 0 there, 1 here" in err
     assert before == {path: path.read_bytes() for path in finished.iterdir()}
 
@@ -219,9 +209,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("args", "message"), BAD)
-def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    code, _, err = call(capsys, *args, "--out", str(tmp_path / "out"))
+    code, _, err = call(lottery_ticket.main, *args, "--out", str(tmp_path / "out"))
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

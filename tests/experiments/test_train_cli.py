@@ -23,17 +23,6 @@ SMALL = ["--epochs", "2", "--seeds", "2", "--batch-size", "100"]
 FILES = ["accuracy.png", "config.json", "density.png", "masks.png", "metrics.jsonl", "summary.json"]
 
 
-def call(capsys, *args, main=train.main):
-    """Exit code, standard output and standard error of one command."""
-    try:
-        main(list(args))
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
 def contents(folder):
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -46,8 +35,8 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_help_explains_every_option_with_its_default(capsys):
-    code, out, _ = call(capsys, "--help")
+def test_help_explains_every_option_with_its_default(call):
+    code, out, _ = call(train.main, "--help")
     assert code == 0
     described = out[out.index("options:") :]
     for field in dataclasses.fields(Config):
@@ -97,9 +86,9 @@ def test_help_explains_every_option_with_its_default(capsys):
         ("--colour red", "unrecognized arguments: --colour red"),
     ],
 )
-def test_a_wrong_value_is_one_line_and_nothing_is_written(capsys, tmp_path, args, message):
+def test_a_wrong_value_is_one_line_and_nothing_is_written(call, tmp_path, args, message):
     out = tmp_path / "out"
-    code, printed, error = call(capsys, *args.split(), "--out", str(out))
+    code, printed, error = call(train.main, *args.split(), "--out", str(out))
     assert code == 2
     assert printed == ""
     assert error.startswith("error: ") and error.count("\n") == 1, error
@@ -138,42 +127,42 @@ def test_a_run_leaves_its_files_and_numbers(finished):
     assert dense["bytes_training"] < summary["bytes_training"]
 
 
-def test_a_finished_folder_is_refused_without_resume(capsys, finished):
+def test_a_finished_folder_is_refused_without_resume(call, finished):
     before = contents(finished)
-    code, _, error = call(capsys, *SMALL, "--out", str(finished))
+    code, _, error = call(train.main, *SMALL, "--out", str(finished))
     assert code == 1 and error.count("\n") == 1
     assert "finished" in error and "--resume" in error
     assert contents(finished) == before
 
 
-def test_resume_prints_the_table_of_a_finished_run(capsys, finished):
+def test_resume_prints_the_table_of_a_finished_run(call, finished):
     before = contents(finished)
-    code, out, _ = call(capsys, *SMALL, "--out", str(finished), "--resume")
+    code, out, _ = call(train.main, *SMALL, "--out", str(finished), "--resume")
     assert code == 0 and "5,020 (10%)" in out and "50,200" in out and "±" in out
     assert contents(finished) == before
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["plain", "resume"])
-def test_a_folder_of_another_run_is_refused(capsys, finished, resume):
+def test_a_folder_of_another_run_is_refused(call, finished, resume):
     before = contents(finished)
     args = [*SMALL, "--sparsity", "0.8", "--every", "7", "--out", str(finished), *resume]
-    code, _, error = call(capsys, *args)
+    code, _, error = call(train.main, *args)
     assert code == 1 and error.count("\n") == 1
     assert "sparsity 0.9 there, 0.8 here" in error and "every None there, 7 here" in error
     assert "epochs" not in error
     assert contents(finished) == before
 
 
-def test_a_folder_that_is_no_run_is_refused(capsys, tmp_path):
+def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    code, _, error = call(capsys, *SMALL, "--out", str(tmp_path))
+    code, _, error = call(train.main, *SMALL, "--out", str(tmp_path))
     assert code == 1 and "letter.txt" in error and error.count("\n") == 1
-    code, _, error = call(capsys, *SMALL, "--out", str(tmp_path / "letter.txt"))
+    code, _, error = call(train.main, *SMALL, "--out", str(tmp_path / "letter.txt"))
     assert code == 1 and "is a file" in error
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_the_default_folder_says_the_configuration(capsys, monkeypatch, tmp_path, finished):
+def test_the_default_folder_says_the_configuration(call, monkeypatch, tmp_path, finished):
     assert default_folder(resolve(Config())).as_posix() == "runs/digits-lenet_300_100-rigl-0.9"
     other = resolve(Config(sparsity=0.98, epochs=3, dense_twin=False))
     assert default_folder(other).name == "digits-lenet_300_100-rigl-0.98-epochs_3-dense_twin_False"
@@ -182,7 +171,7 @@ def test_the_default_folder_says_the_configuration(capsys, monkeypatch, tmp_path
     folder = default_folder(resolve(Config(epochs=2, seeds=2, batch_size=100)))
     folder.parent.mkdir()
     folder.symlink_to(finished)
-    code, out, _ = call(capsys, *SMALL)
+    code, out, _ = call(train.main, *SMALL)
     assert code == 0 and "5,020 (10%)" in out and "finished before" in out
 
 
@@ -243,22 +232,22 @@ def test_a_checkpoint_comes_back_whole_and_drops_later_lines(tmp_path):
     again.close()
 
 
-def test_a_study_reports_after_every_cell_and_goes_on(capsys, tmp_path):
+def test_a_study_reports_after_every_cell_and_goes_on(call, tmp_path):
     args = "--algorithms fixed --sparsities 0.5 --epochs 1 --seeds 2 --batch-size 200".split()
     args += ["--out", str(tmp_path)]
-    code, _, _ = call(capsys, *args, "--minutes", "-1", main=compare.main)
+    code, _, _ = call(compare.main, *args, "--minutes", "-1")
     assert code == 0 and not (tmp_path / "results.json").exists()
     config = compare.cells(compare.Study(**{"algorithms": "fixed", "sparsities": "0.5"}))
     assert [(c.algorithm, c.sparsity, c.dense_twin) for c in config] == [
         ("dense", 0.0, False),
         ("fixed", 0.5, False),
     ]
-    code, out, _ = call(capsys, *args, main=compare.main)
+    code, out, _ = call(compare.main, *args)
     assert code == 0 and "| fixed |" in out
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results) == ["dense", "fixed-0.5"]
     del results["fixed-0.5"]
     runs.write_json(tmp_path / "results.json", results)
-    code, out, _ = call(capsys, *args, "--minutes", "-1", main=compare.main)
+    code, out, _ = call(compare.main, *args, "--minutes", "-1")
     assert code == 0 and "PARTIAL" in out
     assert "PARTIAL: 1 of 2 cells" in (tmp_path / "table.md").read_text()

@@ -4,15 +4,13 @@ A method at all its sparsities is trained in one compiled function, the lanes si
 tells them apart is their masks. Gradual pruning alone has its sparsity in the mask update.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 import jaxsparse
@@ -46,7 +44,8 @@ class Lab(NamedTuple):
       dataset: the examples, on the host.
       keys: one key for each replicate.
       network: the network.
-      sets: "train", "validation" and "test", on the device.
+      examples: inputs and labels for training, on the device.
+      sets: "validation" and "test", on the device.
       steps_per_epoch: batches in one pass.
     """
 
@@ -54,6 +53,7 @@ class Lab(NamedTuple):
     dataset: data.Dataset
     keys: Array
     network: networks.Network
+    examples: tuple[Array, Array]
     sets: dict[str, evaluation.EvaluationSet]
     steps_per_epoch: int
 
@@ -65,19 +65,13 @@ def build(settings: Settings, keys: Array, data_dir: str | None = None) -> Lab:
       DataNotFound: the data set is not there.
       ValueError: settings that do not fit the data set.
     """
-    dataset = _normalised(
-        data.split_last(data.load(settings.dataset, data_dir), settings.validation)
-    )
-    sets = {
-        name: evaluation.evaluation_set(
-            jnp.asarray(getattr(dataset, f"{name}_inputs")),
-            jnp.asarray(getattr(dataset, f"{name}_labels")),
-        )
-        for name in ("validation", "test")
-    }
+    dataset = data.split_last(data.load(settings.dataset, data_dir), settings.validation)
+    dataset = data.as_floats(dataset, *data.pixel_statistics(dataset))
+    examples = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
+    sets = evaluation.sets_of(dataset, ("validation", "test"))
     network = networks.network(settings.model, dataset, kernel_init=TORCH)
     steps = len(dataset.train_labels) // settings.batch_size
-    return Lab(settings, dataset, keys, network, sets, steps)
+    return Lab(settings, dataset, keys, network, examples, sets, steps)
 
 
 def groups(lab: Lab, wanted: Sequence[Cell], path: Path) -> list[studies.Group]:
@@ -109,27 +103,15 @@ def layer_densities(params: Any, opt_state: Any, dense: bool) -> dict[str, Array
     return {f"density/{name.removesuffix('/kernel')}": value for name, value in found.items()}
 
 
-def _normalised(dataset: data.Dataset) -> data.Dataset:
-    # Once and for all: on a CPU it would be a fifth of a step of LeNet-300-100.
-    pixels = dataset.train_inputs
-    if pixels.dtype != np.uint8:
-        return dataset
-    mean, std = pixels.mean() / 255, pixels.std() / 255
-    parts = [f"{name}_inputs" for name in ("train", "validation", "test")]
-    floats = {name: (getattr(dataset, name) / np.float32(255) - mean) / std for name in parts}
-    return dataclasses.replace(dataset, **{k: v.astype(np.float32) for k, v in floats.items()})
-
-
 def _begin(lab: Lab, now: Sequence[Cell]) -> tuple[training.Trainer, training.TrainState]:
     name, dense = now[0].method, now[0].method == "dense"
-    examples = jnp.asarray(lab.dataset.train_inputs), jnp.asarray(lab.dataset.train_labels)
 
     def trainer(sparsity: float) -> training.Trainer:
         return training.make_trainer(
             lab.network.apply,
             lab.network.init_params,
             lambda key: method(lab.settings, name, sparsity, key, lab.steps_per_epoch),
-            *examples,
+            *lab.examples,
             batch_size=lab.settings.batch_size,
             execution=execution(lab.settings.model, jax.default_backend()),
             start=training.start_dense if dense else jaxsparse.init,
@@ -151,14 +133,9 @@ def _begin(lab: Lab, now: Sequence[Cell]) -> tuple[training.Trainer, training.Tr
 def _finish(
     lab: Lab, now: Sequence[Cell], path: Path, state: training.TrainState, seconds: float
 ) -> dict[str, Any]:
-    evaluate: Callable[..., Any] = functools.partial(
-        evaluation.evaluate,
-        lab.network.apply,
-        evaluation.cross_entropy,
-        execution(lab.settings.model, jax.default_backend()),
-        state.params,
-    )
-    test = evaluate(lab.sets["test"])["accuracy"]
+    form = execution(lab.settings.model, jax.default_backend())
+    loss, test_set = evaluation.cross_entropy, lab.sets["test"]
+    test = evaluation.evaluate(lab.network.apply, loss, form, state.params, test_set)["accuracy"]
     curves, count = jax.device_get(state.tracked.curves), len(lab.keys)
     stored, results = studies.read_arrays(path / "curves.npz"), {}
     for i, cell in enumerate(now):

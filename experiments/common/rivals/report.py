@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common import reports, runs, studies
+from experiments.common import pages, runs, studies
+from experiments.common.pages import Table
 from experiments.common.reports import Statistics, percent, statistics
 from experiments.common.rivals import pictures
 from experiments.common.rivals.paper import PUBLISHED
 
+PICTURES = {
+    "error.png": "Test error against the weights that live",
+    "layers.png": "Density of the layers while training",
+}
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -39,29 +44,23 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
             },
         },
     )
-    n = config["replicates"]
-    note = f"{n} replicate{'s' * (n > 1)}: mean and standard error"
-    if missing:
-        note = f"PARTIAL, {missing} of {len(wanted)} cells are missing; {note}"
+    note = f"{pages.spread(config, wanted, results)}: mean and standard error"
     what = f"{config['model']} on {config['dataset']}"
     sparsities = sorted({cell["sparsity"] for cell in results.values()} - {0.0}, reverse=True)
     published = PUBLISHED.get(config["model"], {}) if config["dataset"] == "mnist" else {}
-    text = [
-        f"# {what}: dynamic sparse training",
+    facts = [
         f"{note[0].upper()}{note[1:]}; test accuracy after {config['epochs']} epochs, evaluated "
-        f"once. Data: {description}. Made by `{command}`.",
-        "## By density",
-        _table(found, sparsities),
+        f"once. Data: {description}. Made by `{command}`."
     ]
-    if published:
-        text += ["## Against the paper", _against(found, published)]
-    text = "\n\n".join(text) + "\n"
-    (path / "table.md").write_text(text)
+    tables = {
+        "By density": _table(found, sparsities),
+        "Against the paper": _against(found, published),
+    }
     if sparsities:
         curves = studies.read_arrays(path / "curves.npz")
         pictures.error_against_density(path / "error.png", found, f"Test error, {what}", note)
         pictures.layer_densities(path / "layers.png", curves, results, what, note)
-    return text
+    return pages.write(path, f"Dynamic sparse training: {what}", facts, tables, PICTURES)
 
 
 def _by_method(results: Results) -> dict[str, dict[float, Statistics]]:
@@ -72,17 +71,17 @@ def _by_method(results: Results) -> dict[str, dict[float, Statistics]]:
     return found
 
 
-def _table(found: Mapping[str, Mapping[float, Statistics]], sparsities: Sequence[float]) -> str:
+def _table(found: Mapping[str, Mapping[float, Statistics]], sparsities: Sequence[float]) -> Table:
     rows = []
     for name, cells in found.items():
         if name == "dense":
             rows.append([name, *[percent(cells[0.0])] * len(sparsities)])
         else:
             rows.append([name, *(percent(cells[s]) if s in cells else "" for s in sparsities)])
-    return reports.markdown(["", *(f"{100 * (1 - s):g}%" for s in sparsities)], rows)
+    return ["", *(f"{100 * (1 - s):g}%" for s in sparsities)], rows
 
 
-def _against(found: Mapping[str, Mapping[float, Statistics]], published: Mapping) -> str:
+def _against(found: Mapping[str, Mapping[float, Statistics]], published: Mapping) -> Table:
     rows = []
     for name, densities in published.items():
         for density, (value, error) in densities.items():
@@ -93,4 +92,4 @@ def _against(found: Mapping[str, Mapping[float, Statistics]], published: Mapping
             gap = 100 * ours["mean"] - value
             spread = f"{percent(ours)}, n = {ours['n']}"
             rows.append([name, f"{100 * density:g}%", theirs, spread, f"{gap:+.2f}"])
-    return reports.markdown(["", "weights", "paper", "ours", "difference"], rows)
+    return ["", "weights", "paper", "ours", "difference"], rows

@@ -79,13 +79,8 @@ def build(settings: Settings, keys: Array, data_dir: str | None = None) -> Lab:
     if dataset.validation_inputs is None:
         dataset = data.split_validation(dataset, settings.validation, seed=0)
     network = networks.network(settings.model, dataset, dropout=settings.dropout)
-    parts = {
-        name: (_floats(getattr(dataset, f"{name}_inputs")), getattr(dataset, f"{name}_labels"))
-        for name in ("train", "validation", "test")
-    }
-    sets = {
-        name: evaluation.evaluation_set(*map(jnp.asarray, pair)) for name, pair in parts.items()
-    }
+    dataset = data.as_floats(dataset)
+    sets = evaluation.sets_of(dataset, ("train", "validation", "test"))
     tx = jaxsparse.fixed(
         optimizer(settings),
         masks=jax.tree.map(lambda _: None, jax.eval_shape(network.init_params, keys[0])),
@@ -94,7 +89,8 @@ def build(settings: Settings, keys: Array, data_dir: str | None = None) -> Lab:
         network.apply,
         network.init_params,
         lambda key: tx,
-        *map(jnp.asarray, parts["train"]),
+        jnp.asarray(dataset.train_inputs),
+        jnp.asarray(dataset.train_labels),
         batch_size=settings.batch_size,
         execution=execution(settings.model, jax.default_backend()),
         start=jaxsparse.init,
@@ -220,11 +216,6 @@ def lanes(tree: Any, index: int, count: int) -> Any:
     """The replicates of one of several cells, on the first device."""
     cut = jax.tree.map(lambda leaf: np.asarray(leaf[index * count : (index + 1) * count]), tree)
     return jax.tree.map(jnp.asarray, cut)
-
-
-def _floats(inputs: np.ndarray) -> np.ndarray:
-    # In [0, 1], once and for all: on a CPU that is a fifth of a step of LeNet.
-    return inputs.astype(np.float32) / 255 if inputs.dtype == np.uint8 else inputs
 
 
 def _concatenate(trees: Sequence[Any]) -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from experiments.common import reports
+from experiments.common.pages import Table
 from experiments.common.reports import statistics
 
 Results = Mapping[str, Mapping[str, Any]]
-Table = tuple[list[str], list[list[str]]]
 
 
 def claims(results: Results, from_the_paper: bool) -> Table:

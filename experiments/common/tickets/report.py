@@ -3,8 +3,6 @@
 Made from the files of the study alone, so that everything can be drawn anew without training.
 """
 
-import base64
-import html
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import reports, runs
+from experiments.common import pages, reports, runs, studies
+from experiments.common.pages import Table
 from experiments.common.reports import statistics
 from experiments.common.tickets import pictures
-from experiments.common.tickets.claims import Results, Table, claims, share_of
+from experiments.common.tickets.claims import Results, claims, share_of
 
 MEASURES = ("early_stop_iteration", "early_stop_accuracy", "final_accuracy", "final_train_accuracy")
 PICTURES = {
@@ -38,21 +37,11 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     Returns:
       The tables as Markdown.
     """
-    config = runs.read_json(path / "config.json")
-    results = runs.read_json(path / "results.json") or {}
+    config, results = runs.read_json(path / "config.json"), studies.finished(path)
     missing = sum(name not in results for name in wanted)
-    note = f"{config['replicates']} replicates: mean, and from worst to best"
-    if missing:
-        note = f"PARTIAL, {missing} of {len(wanted)} cells are missing; {note}"
+    note = f"{pages.spread(config, wanted, results)}: mean, and from worst to best"
     runs.write_json(path / "summary.json", summarize(results, missing, description))
     _draw(path, config, results, note)
-    what = f"{config['model']} on {config['dataset']}"
-    tables = {
-        "Against the paper": claims(results, _is_the_papers(config)),
-        "Tickets and controls": levels(results, ("ticket", "reinit", "random")),
-        "One-shot pruning": levels(results, ("ticket", "one_shot")),
-        "Where the weights of the tickets are": _places(path, results),
-    }
     facts = [
         f"{note[0].upper()}{note[1:]}. ± is one standard error.",
         f"Data: {description}. Early stop: the iteration of the lowest validation loss "
@@ -60,14 +49,14 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
         "measured on the test set.",
         f"Made by `{command}`.",
     ]
-    text = [f"# Lottery tickets: {what}", *facts]
-    for title, table in tables.items():
-        if table[1]:
-            text += [f"## {title}", reports.markdown(*table)]
-    text = "\n\n".join(text) + "\n"
-    (path / "table.md").write_text(text)
-    _write_page(path, what, facts, config, tables)
-    return text
+    tables = {
+        "Against the paper": claims(results, _is_the_papers(config)),
+        "Tickets and controls": levels(results, ("ticket", "reinit", "random")),
+        "One-shot pruning": levels(results, ("ticket", "one_shot")),
+        "Where the weights of the tickets are": _places(path, results),
+    }
+    title = f"Lottery tickets: {config['model']} on {config['dataset']}"
+    return pages.write(path, title, facts, tables, PICTURES)
 
 
 def summarize(results: Results, missing: int, description: str) -> dict[str, Any]:
@@ -185,37 +174,3 @@ def _draw(path: Path, config: Mapping[str, Any], results: Results, note: str) ->
         ("final.png", controls, end, "Tickets and their controls at the end"),
     ):
         pictures.against_weights(path / file, results, kinds, measures, title, note)
-
-
-def _write_page(
-    path: Path,
-    what: str,
-    facts: Sequence[str],
-    config: Mapping[str, Any],
-    tables: Mapping[str, Table],
-) -> None:
-    settings = [[name, str(value)] for name, value in config.items()]
-    body = [f"<h1>Lottery tickets: {html.escape(what)}</h1>"]
-    body += [f"<p>{html.escape(fact)}</p>" for fact in facts]
-    body += [_html(title, table) for title, table in tables.items() if table[1]]
-    for file, title in PICTURES.items():
-        if (path / file).exists():
-            data = base64.b64encode((path / file).read_bytes()).decode()
-            body.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">')
-    body.append(_html("Settings", (["setting", "value"], settings)))
-    (path / "report.html").write_text(
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>Lottery tickets: {html.escape(what)}</title><style>"
-        "body{font:15px/1.5 sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse;font-size:13px}td,th{padding:.2rem .6rem;text-align:right;"
-        "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}"
-        "img{max-width:100%}</style></head><body>" + "\n".join(body) + "</body></html>\n"
-    )
-
-
-def _html(title: str, table: Table) -> str:
-    header, rows = table
-    lines = ["".join(f"<th>{html.escape(text)}</th>" for text in header)]
-    lines += ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows]
-    text = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<h2>{html.escape(title)}</h2><table>{text}</table>"

@@ -1,0 +1,112 @@
+"""The command line of a study: its options, its folder, what is left to train, its report."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from rich.console import Console
+
+from experiments.common import cli, execution, runs, studies
+from experiments.common.cli import option
+from experiments.common.data import DataNotFound
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """The options of every study."""
+
+    replicates: int = option(5, "runs of every cell, each with weights and batches of its own")
+    seed: int = option(0, "seed of the first replicate; the others count on from it")
+    minutes: float = option(
+        float("inf"), "begin no further cell after that many minutes", identity=False
+    )
+    data_dir: str | None = option(
+        None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
+    )
+    out: str | None = option(None, "output folder (default: runs/STUDY-PRESET)", identity=False)
+
+
+Options = TypeVar("Options", bound=StudyOptions)
+
+
+class Study(NamedTuple):
+    """What a study is, before anything is loaded.
+
+    Attributes:
+      name: of its folder below runs/.
+      identity: what makes two studies the same study, as JSON values.
+      cells: the names of all cells.
+      what: the work, in a few words.
+      begin: loads the data; `(folder) -> (description of the data, groups left to train)`.
+      report: `(folder, cells, description, command) -> tables as Markdown`.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    cells: list[str]
+    what: str
+    begin: Callable[[Path], tuple[str, list[studies.Group]]]
+    report: Callable[[Path, Sequence[str], str, str], str]
+
+
+def run(
+    kind: type[Options],
+    prog: str,
+    prepare: Callable[[Options], Study],
+    args: Sequence[str] | None = None,
+) -> None:
+    """Runs a study from its command line: trains what is not done, and draws the report.
+
+    Args:
+      kind: the options.
+      prog: the command, as the user types it.
+      prepare: the study that the options ask for; `ValueError` for values that cannot be.
+      args: its arguments; by default those of the process.
+    """
+    options = cli.parse(kind, prog, args)
+    execution.use_every_core()
+    console = Console()
+    groups: list[studies.Group] = []
+    try:
+        if options.replicates < 1:
+            raise ValueError(f"--replicates must be at least 1, got {options.replicates}.")
+        study = prepare(options)
+        path = Path(options.out or f"runs/{study.name}")
+        folder = runs.find_run(path, study.identity, resume=True)
+        finished = studies.finished(path)
+        left = sum(name not in finished for name in study.cells)
+        if left:
+            description, groups = study.begin(path)
+        else:
+            description = runs.read_json(path / "summary.json")["dataset_description"]
+    except (ValueError, TypeError, DataNotFound) as error:
+        cli.stop(str(error))
+    except runs.FolderError as error:
+        cli.stop(str(error), code=1)
+    folder.begin()
+    command = f"{prog}{cli.options(options)}"
+    report = functools.partial(study.report, path, study.cells, description, command)
+    what = f"{left} of {len(study.cells)} cells, {options.replicates} replicates each, {study.what}"
+    try:
+        studies.run(groups, path, console, what=what, minutes=options.minutes, report=report)
+    except KeyboardInterrupt:
+        cli.stop("stopped; the same command goes on from here", code=130)
+    if not studies.finished(path):
+        cli.stop("no cell is finished yet; the same command goes on from here", code=1)
+    console.print(report(), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Tables and pictures on one page: {path}/report.html")
+
+
+def identity(options: StudyOptions, settings: Any, **more: Any) -> dict[str, Any]:
+    """What makes two studies the same study, as JSON values.
+
+    Args:
+      options: of the command line.
+      settings: a dataclass.
+      **more: what else belongs to it.
+    """
+    found = dataclasses.asdict(settings) | more
+    found |= {"replicates": options.replicates, "seed": options.seed}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
