@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 import jaxsparse  # noqa: E402
-from experiments.common import data, networks, training  # noqa: E402
+from experiments.common import data, networks  # noqa: E402
 from experiments.common.tickets import cells, study  # noqa: E402
 from experiments.common.tickets.settings import PRESETS  # noqa: E402
 
@@ -76,7 +76,7 @@ def plain_loop(settings, dataset):
 
 
 def compiled_study(settings):
-    lab = cells.build(settings, training.replicate_keys(0, REPLICATES))
+    lab = cells.build(settings, execution.replicate_keys(0, REPLICATES))
     side_by_side = [cells.Cell("ticket", 1)] * study.SIDE_BY_SIDE
     begin = cells.start(lab, cells.no_masks(lab), side_by_side)
 

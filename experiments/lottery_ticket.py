@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common import commands, studies, training
+from experiments.common import commands, execution, studies
 from experiments.common.cli import option
 from experiments.common.tickets import cells, report, study
 from experiments.common.tickets.settings import PRESETS, Settings, scaled
@@ -55,7 +55,7 @@ def prepare(options: Options) -> commands.Study:
     wanted = study.all_cells(settings.rounds, controls, settings.levels)
 
     def begin(path: Path) -> tuple[str, list[studies.Group]]:
-        keys = training.replicate_keys(options.seed, options.replicates)
+        keys = execution.replicate_keys(options.seed, options.replicates)
         lab = cells.build(settings, keys, options.data_dir)
         calls = study.schedule(wanted, studies.finished(path))
         return lab.dataset.description, study.groups(lab, calls, path)

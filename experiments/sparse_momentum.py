@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common import commands, studies, training
+from experiments.common import commands, execution, studies
 from experiments.common.cli import option
 from experiments.common.rivals import cells, report
 from experiments.common.rivals.settings import METHODS, PRESETS, Settings
@@ -50,7 +50,7 @@ def prepare(options: Options) -> commands.Study:
     wanted = all_cells(settings, names)
 
     def begin(path: Path) -> tuple[str, list[studies.Group]]:
-        keys = training.replicate_keys(options.seed, options.replicates)
+        keys = execution.replicate_keys(options.seed, options.replicates)
         lab = cells.build(settings, keys, options.data_dir)
         return lab.dataset.description, cells.groups(lab, wanted, path)
 

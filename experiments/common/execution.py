@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -85,6 +86,11 @@ def use_every_core() -> None:
         return
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", _cores())
+
+
+def replicate_keys(seed: int, count: int) -> jax.Array:
+    """One key for each replicate; those of the seeds `seed, seed + 1, ...`."""
+    return jax.vmap(jax.random.key)(seed + jnp.arange(count))
 
 
 def over_replicates(function: Callable, form: str) -> Callable:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jaxsparse
 from experiments.common import data, evaluation, methods, networks, training
 from experiments.common.config import Config
-from experiments.common.execution import execution
+from experiments.common.execution import execution, replicate_keys
 
 
 class Job(NamedTuple):
@@ -148,7 +148,7 @@ def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
 
 def keys(config: Config) -> jax.Array:
     """One key for each replicate."""
-    return training.replicate_keys(config.seed, config.seeds)
+    return replicate_keys(config.seed, config.seeds)
 
 
 def weight_name(path: tuple[Any, ...]) -> str:

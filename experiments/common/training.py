@@ -96,11 +96,6 @@ class Chunk(NamedTuple):
     seconds_per_step: float | None
 
 
-def replicate_keys(seed: int, count: int) -> Array:
-    """One key for each replicate; those of the seeds `seed, seed + 1, ...`."""
-    return jax.vmap(jax.random.key)(seed + jnp.arange(count))
-
-
 def start_dense(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
     """`(params, opt_state)` of a plain optimizer; a sparse one starts with `jaxsparse.init`."""
     return params, tx.init(params)

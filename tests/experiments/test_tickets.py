@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import lottery_ticket
-from experiments.common import networks, studies, training
+from experiments.common import execution, networks, studies
 from experiments.common.tickets import cells, claims, report, settings, study
 from experiments.common.tickets.cells import Cell
 from jaxsparse import lottery
@@ -26,7 +26,7 @@ STATISTICS = {"mean", "std", "standard_error", "min", "max", "n"}
 def lab_of_the_study():
     options = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", replicates=2)
     chosen, _ = lottery_ticket.resolve(options)
-    return cells.build(chosen, training.replicate_keys(0, 2))
+    return cells.build(chosen, execution.replicate_keys(0, 2))
 
 
 def read(path):

@@ -206,9 +206,12 @@ def measure(lab: Lab, state: training.TrainState) -> dict[str, np.ndarray]:
         "early_stop_iteration": np.asarray(state.tracked.iteration),
         "early_stop_validation_loss": np.asarray(state.tracked.loss, np.float64),
     }
-    for when, params in (("early_stop", state.tracked.params), ("final", state.params)):
-        for name, key in (("test", "accuracy"), ("train", "train_accuracy")):
-            found[f"{when}_{key}"] = lab.trainer.evaluate(params, lab.sets[name])["accuracy"]
+    for name, params, examples in (
+        ("early_stop_accuracy", state.tracked.params, "test"),
+        ("final_accuracy", state.params, "test"),
+        ("final_train_accuracy", state.params, "train"),
+    ):
+        found[name] = lab.trainer.evaluate(params, lab.sets[examples])["accuracy"]
     return found
 
 
