@@ -131,6 +131,9 @@ PRESETS = {
         _LENET, dataset="digits", iterations=2000, every=20, validation=200
     ),
     "lenet": _LENET,
+    "lenet_one_shot": dataclasses.replace(
+        _LENET, rates={"head": 0.475, "": 0.95}, rounds=1, levels=(), curves=(0, 1)
+    ),
     "conv_2": _CONV_2,
     "conv_4": _CONV_4,
     "conv_6": _CONV_6,
@@ -159,7 +162,9 @@ PRESETS = {
 }
 """The settings by name.
 
-`digits` is LeNet on the small set inside scikit-learn, for a first try. `low` and `warmup` are the
+`digits` is LeNet on the small set inside scikit-learn, for a first try. `lenet_one_shot` prunes
+once to 5.17%, the output layer at half the rate: the paper's smallest one-shot ticket that is no
+worse than dense. `low` and `warmup` are the
 learning rates with which the paper finds tickets in deep networks. `transformer` is no setting of
 the paper: it asks whether the hypothesis carries over to a language model.
 """
