@@ -56,7 +56,7 @@ def prepare(options: Options) -> commands.Study:
 
     def begin(path: Path) -> tuple[str, list[studies.Group]]:
         keys = execution.replicate_keys(options.seed, options.replicates)
-        lab = cells.build(settings, keys, options.data_dir)
+        lab = cells.build(settings, keys, options.data_dir, options.examples)
         calls = study.schedule(wanted, studies.finished(path))
         return lab.dataset.description, study.groups(lab, calls, path)
 
@@ -79,6 +79,9 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     settings = PRESETS[options.preset]
     if options.dataset is not None:
         settings = dataclasses.replace(settings, dataset=options.dataset)
+    if options.examples is not None:
+        most = max(1, options.examples // 10)
+        settings = dataclasses.replace(settings, validation=min(settings.validation, most))
     settings = scaled(settings, options.scale)
     rounds = settings.rounds if options.rounds is None else options.rounds
     if not 1 <= rounds <= 255:

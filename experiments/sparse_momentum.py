@@ -51,7 +51,7 @@ def prepare(options: Options) -> commands.Study:
 
     def begin(path: Path) -> tuple[str, list[studies.Group]]:
         keys = execution.replicate_keys(options.seed, options.replicates)
-        lab = cells.build(settings, keys, options.data_dir)
+        lab = cells.build(settings, keys, options.data_dir, options.examples)
         return lab.dataset.description, cells.groups(lab, wanted, path)
 
     return commands.Study(

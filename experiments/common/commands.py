@@ -19,6 +19,9 @@ class StudyOptions:
 
     replicates: int = option(5, "runs of every cell, each with weights and batches of its own")
     seed: int = option(0, "seed of the first replicate; the others count on from it")
+    examples: int | None = option(
+        None, "use only the first so many examples, for a try of a large net (default: all)"
+    )
     minutes: float = option(
         float("inf"), "begin no further cell after that many minutes", identity=False
     )
@@ -72,6 +75,8 @@ def run(
     try:
         if options.replicates < 1:
             raise ValueError(f"--replicates must be at least 1, got {options.replicates}.")
+        if options.examples is not None and options.examples < 10:
+            raise ValueError(f"--examples must be at least 10, got {options.examples}.")
         study = prepare(options)
         path = Path(options.out or f"runs/{study.name}")
         folder = runs.find_run(path, study.identity, resume=True)
@@ -109,4 +114,6 @@ def identity(options: StudyOptions, settings: Any, **more: Any) -> dict[str, Any
     """
     found = dataclasses.asdict(settings) | more
     found |= {"replicates": options.replicates, "seed": options.seed}
+    if options.examples is not None:
+        found["examples"] = options.examples
     return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}

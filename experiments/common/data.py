@@ -22,6 +22,7 @@ __all__ = [
     "as_floats",
     "augment",
     "batch_indices",
+    "first",
     "load",
     "normalize",
     "pixel_statistics",
@@ -154,6 +155,19 @@ def split_last(dataset: Dataset, fraction: float) -> Dataset:
         validation_inputs=dataset.train_inputs[kept:],
         validation_labels=dataset.train_labels[kept:],
     )
+
+
+def first(dataset: Dataset, count: int | None) -> Dataset:
+    """The same data set with at most `count` examples of each part; None keeps all."""
+    if count is None:
+        return dataset
+    parts = [
+        f"{n}_{what}" for n in ("train", "validation", "test") for what in ("inputs", "labels")
+    ]
+    found = {name: getattr(dataset, name) for name in parts}
+    cut = {name: None if part is None else part[:count] for name, part in found.items()}
+    description = f"{dataset.description}; the first {count:,} examples of each part"
+    return dataclasses.replace(dataset, description=description, **cut)
 
 
 def pixel_statistics(dataset: Dataset) -> tuple[float, float]:

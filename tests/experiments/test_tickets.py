@@ -203,6 +203,7 @@ BAD = [
     (["--levels", "some"], "--levels must be rounds in [1, 18]"),
     (["--controls", "magic"], "--controls must be among one_shot, reinit, random"),
     (["--replicates", "0"], "--replicates must be at least 1"),
+    (["--examples", "9"], "--examples must be at least 10"),
     (["--preset", "lenet_6"], "--preset"),
     (["--dataset", "nowhere"], "nowhere"),
 ]
@@ -214,6 +215,15 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call,
     code, _, err = call(lottery_ticket.main, *args, "--out", str(tmp_path / "out"))
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_try_uses_the_first_examples(tmp_path, call):
+    small = ["--scale", "0.02", "--rounds", "1", "--levels", "1", "--replicates", "1"]
+    folder = tmp_path / "try"
+    code, out, _ = call(lottery_ticket.main, *small, "--examples", "100", "--out", str(folder))
+    assert code == 0 and "the first 100 examples of each part" in out and "(10 examples," in out
+    code, _, err = call(lottery_ticket.main, *small, "--out", str(folder))
+    assert code == 1 and "examples 100 there, not set here" in err
 
 
 def test_every_cell_is_trained_after_what_it_needs():

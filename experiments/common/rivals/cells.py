@@ -58,14 +58,17 @@ class Lab(NamedTuple):
     steps_per_epoch: int
 
 
-def build(settings: Settings, keys: Array, data_dir: str | None = None) -> Lab:
+def build(
+    settings: Settings, keys: Array, data_dir: str | None = None, examples: int | None = None
+) -> Lab:
     """Loads the data and puts the lab together.
 
     Raises:
       DataNotFound: the data set is not there.
       ValueError: settings that do not fit the data set.
     """
-    dataset = data.split_last(data.load(settings.dataset, data_dir), settings.validation)
+    dataset = data.first(data.load(settings.dataset, data_dir), examples)
+    dataset = data.split_last(dataset, settings.validation)
     dataset = data.as_floats(dataset, *data.pixel_statistics(dataset))
     examples = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
     sets = evaluation.sets_of(dataset, ("validation", "test"))

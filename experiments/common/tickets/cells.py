@@ -63,19 +63,22 @@ class Lab(NamedTuple):
     prune: Callable[..., Any]
 
 
-def build(settings: Settings, keys: Array, data_dir: str | None = None) -> Lab:
+def build(
+    settings: Settings, keys: Array, data_dir: str | None = None, examples: int | None = None
+) -> Lab:
     """Loads the data and puts the lab together.
 
     Args:
       settings: what to train.
       keys: one key for each replicate.
       data_dir: folder of the prepared data sets.
+      examples: how many to use of each part of the data set; None uses all.
 
     Raises:
       DataNotFound: the data set is not there.
       ValueError: settings that do not fit the data set.
     """
-    dataset = data.load(settings.dataset, data_dir)
+    dataset = data.first(data.load(settings.dataset, data_dir), examples)
     if dataset.validation_inputs is None:
         dataset = data.split_validation(dataset, settings.validation, seed=0)
     network = networks.network(settings.model, dataset, dropout=settings.dropout)
