@@ -4,6 +4,7 @@ Every function maps trees to a tree of the same structure; leaves that are not f
 through. Scores are where gradients stop: no derivative flows through a selection made from them.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -108,8 +109,10 @@ def snip(loss: Loss, params: Params, batches: Iterable[Any]) -> Scores:
       >>> snip(loss, {"w": jnp.array([1.0, 3.0])}, [jnp.ones(2)])["w"].tolist()
       [0.25, 0.75]
     """
-    scores = saliency(params, _total_gradient(loss, params, _several(batches)))
-    return _normalised(scores)
+    floats, whole = trees.floats(params)
+    gradient = jax.grad(lambda floats, batch: loss(whole(floats), batch))
+    total = _total(gradient(floats, batch) for batch in _several(batches))
+    return _normalised(saliency(params, whole(total)))
 
 
 def grasp(
@@ -138,15 +141,19 @@ def grasp(
       [[0.20000000298023224, 0.800000011920929], [0.0, 0.0]]
     """
     batches = _several(batches)
-    total, treedef = jax.tree.flatten(_total_gradient(loss, params, batches))
-    chosen = trees.sparse_leaves(params, prunable)
-    flow = treedef.unflatten(
-        g if use else jnp.zeros_like(g) for g, use in zip(total, chosen, strict=True)
-    )
-    products = None
-    for batch in batches:
-        _, product = jax.jvp(lambda p, b=batch: jax.grad(loss)(p, b), (params,), (flow,))
-        products = product if products is None else jax.tree.map(jnp.add, products, product)
+    floats, whole = trees.floats(params)
+    gradient = jax.grad(lambda floats, batch: loss(whole(floats), batch))
+    pairs = zip(jax.tree.leaves(params), trees.sparse_leaves(params, prunable), strict=True)
+    chosen = [use for leaf, use in pairs if trees.is_float(leaf)]
+    flow = [
+        g if use else jnp.zeros_like(g)
+        for g, use in zip(_total(gradient(floats, b) for b in batches), chosen, strict=True)
+    ]
+
+    def product(batch: Any) -> list[Array]:
+        return jax.jvp(lambda floats: gradient(floats, batch), (floats,), (flow,))[1]
+
+    products = whole(_total(map(product, batches)))
     scores = _floats(lambda _, p, h: p * h, params, products, what="params")
     return _normalised(scores)
 
@@ -185,12 +192,8 @@ def _several(batches: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _total_gradient(loss: Loss, params: Params, batches: list[Any]) -> Params:
-    total = None
-    for batch in batches:
-        grads = jax.grad(loss)(params, batch)
-        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
-    return total
+def _total(lists: Iterable[list[Array]]) -> list[Array]:
+    return functools.reduce(lambda total, more: jax.tree.map(jnp.add, total, more), lists)
 
 
 def _normalised(scores: Scores) -> Scores:

@@ -75,6 +75,18 @@ def why_dense(path: str, leaf: Any) -> str | None:
     return None
 
 
+def floats(params: Params) -> tuple[list[Array], Callable[[list[Array]], Params]]:
+    """The floating leaves, for derivatives, and a function that puts others in their places."""
+    leaves, treedef = jax.tree.flatten(params)
+    places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+    def whole(others: list[Array]) -> Params:
+        full = dict(enumerate(leaves)) | dict(zip(places, others, strict=True))
+        return treedef.unflatten(full.values())
+
+    return [leaves[i] for i in places], whole
+
+
 def sparse_leaves(params: Params, prunable: Prunable | None) -> list[bool]:
     """One bool per leaf: floating and let through by the filter.
 

@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxsparse
+from tests import reference
 
 
 def net(seed=0):
@@ -96,6 +97,33 @@ def test_grasp_is_the_weight_times_hessian_times_gradient():
     scores = np.asarray(flat, np.float64) * (np.asarray(jax.hessian(total)(flat)) @ flow)
     expected = unravel(jnp.asarray(scores / abs(scores.sum()), jnp.float32))
     assert_close(jaxsparse.grasp(loss, params, data), expected)
+
+
+@pytest.mark.parametrize("score", [jaxsparse.snip, jaxsparse.grasp])
+def test_scores_over_data_pass_other_leaves_through(score):
+    """A whole model may hold counters and functions: only its floats are differentiated."""
+    extra = {"step": jnp.int32(3), "act": jnp.tanh, "none": None}
+    params, data = net(), batches(2)
+    found = score(lambda p, batch: loss(p["net"], batch), {"net": params} | extra, data)
+    assert {name: found[name] for name in extra} == extra
+    assert_close(found["net"], score(loss, params, data))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_pruning_at_initialization_keeps_the_best_scores(name, scope):
+    """One-shot masks of several batches, by layer and across layers, against a stable sort."""
+    params, data = net(), batches(3)
+    scores = getattr(jaxsparse, name)(loss, params, data)
+    masks = jaxsparse.prune(scores, 0.5, scope=scope)
+    kernels = [np.asarray(scores[layer]["kernel"]) for layer in ("fc1", "fc2")]
+    if scope == "global":
+        expected = reference.global_top_k_masks(kernels, 9)
+    else:
+        expected = [reference.top_k_mask(kernel, kernel.size // 2) for kernel in kernels]
+    for layer, mask in zip(("fc1", "fc2"), expected, strict=True):
+        assert np.array_equal(masks[layer]["kernel"], mask)
+    assert bool(masks["fc1"]["bias"].all())
 
 
 def test_synflow_is_the_flow_through_absolute_weights():
