@@ -1,4 +1,4 @@
-"""Deep convolutional networks with batch normalization, for small images."""
+"""Deep convolutional networks with batch normalization: VGG and AlexNet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,16 @@ from flax import nnx
 from experiments.common.layers import Convolution, Form, max_pool
 
 Array = jax.Array
+Layer = int | tuple[int, int, int]
+
+
+def batch_norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Batch normalization as the papers of these networks have it."""
+    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
 
 class Normalized(nnx.Module):
-    """A 3x3 (or 1x1) convolution without bias, then batch normalization."""
+    """A convolution without bias, 3x3 if nothing else is said, then batch normalization."""
 
     def __init__(
         self, features_in: int, features_out: int, *, size: int = 3, rngs: nnx.Rngs, **common: Any
@@ -20,38 +26,73 @@ class Normalized(nnx.Module):
         self.conv = Convolution(
             features_in, features_out, size, padding="SAME", use_bias=False, rngs=rngs, **common
         )
-        self.norm = nnx.BatchNorm(features_out, momentum=0.9, epsilon=1e-5, rngs=rngs)
+        self.norm = batch_norm(features_out, rngs)
 
     def __call__(self, images: Array, train: bool) -> Array:
         return self.norm(self.conv(images), use_running_average=not train)
 
 
-class VGG(nnx.Module):
-    """Stages of convolutions, 2x2 max pooling between them, the mean over all pixels, one layer.
+class NormalizedDense(nnx.Module):
+    """A dense layer without bias, then batch normalization."""
+
+    def __init__(
+        self, features_in: int, features_out: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs
+    ):
+        self.linear = nnx.Linear(
+            features_in, features_out, use_bias=False, kernel_init=kernel_init, rngs=rngs
+        )
+        self.norm = batch_norm(features_out, rngs)
+
+    def __call__(self, features: Array, train: bool) -> Array:
+        return self.norm(self.linear(features), use_running_average=not train)
+
+
+class Stack(nnx.Module):
+    """Stages of convolutions, 2x2 max pooling between them, then dense layers.
+
+    Every layer but the last is normalized and followed by ReLU. Without hidden dense layers the
+    head sees the mean over all pixels. The layers are `conv1`, ..., `fc1`, ... and `head`.
 
     References:
-      The CIFAR variant of Liu et al., "Rethinking the Value of Network Pruning" (2019).
+      VGG-19: the CIFAR variant of Liu et al., "Rethinking the Value of Network Pruning" (2019).
+      AlexNet-s and -b, VGG-16-C, -D and -like: Lee et al., "SNIP" (2019), with batch normalization
+      in place of dropout as in Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019).
+
+    Differs from the published code:
+      every convolution keeps the size of the image; there the 11x11 of AlexNet is padded by 2
+      pixels only and the 1x1 of VGG-16-C by 1, which makes that one's first dense layer four times
+      larger. Biases in front of a normalization are left out, and VGG's dense layers too are
+      normalized before their ReLU.
     """
 
     def __init__(
         self,
-        channels: int,
+        input_shape: Sequence[int],
         num_classes: int,
         *,
-        stages: Sequence[Sequence[int]],
+        stages: Sequence[Sequence[Layer]],
+        dense: Sequence[int] = (),
         form: Form,
         kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
     ):
-        common = {"form": form, "kernel_init": kernel_init, "rngs": rngs}
-        self.stages = tuple(len(stage) for stage in stages)
+        height, width, channels = input_shape
+        common = {"kernel_init": kernel_init, "rngs": rngs}
+        self.stages, self.dense = tuple(len(stage) for stage in stages), len(dense)
         index = 0
-        for stage in stages:
-            for features in stage:
+        for stage, layers in enumerate(stages):
+            height, width = (height // 2, width // 2) if stage else (height, width)
+            for layer in layers:
                 index += 1
-                setattr(self, f"conv{index}", Normalized(channels, features, **common))
-                channels = features
-        self.head = nnx.Linear(channels, num_classes, kernel_init=kernel_init, rngs=rngs)
+                features, size, stride = layer if isinstance(layer, tuple) else (layer, 3, 1)
+                made = Normalized(channels, features, size=size, stride=stride, form=form, **common)
+                setattr(self, f"conv{index}", made)
+                height, width, channels = -(-height // stride), -(-width // stride), features
+        features = channels * height * width if dense else channels
+        for index, features_out in enumerate(dense, start=1):
+            setattr(self, f"fc{index}", NormalizedDense(features, features_out, **common))
+            features = features_out
+        self.head = nnx.Linear(features, num_classes, **common)
 
     def __call__(
         self, images: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
@@ -63,62 +104,7 @@ class VGG(nnx.Module):
             for _ in range(convolutions):
                 index += 1
                 images = nnx.relu(getattr(self, f"conv{index}")(images, train))
-        return self.head(images.mean((1, 2)))
-
-
-class Block(nnx.Module):
-    """Two convolutions and a shortcut, which is a 1x1 convolution where shapes change."""
-
-    def __init__(self, features_in: int, features_out: int, *, stride: int, **common: Any):
-        self.conv1 = Normalized(features_in, features_out, stride=stride, **common)
-        self.conv2 = Normalized(features_out, features_out, **common)
-        if stride > 1 or features_in != features_out:
-            self.shortcut = Normalized(features_in, features_out, size=1, stride=stride, **common)
-        else:
-            self.shortcut = None
-
-    def __call__(self, images: Array, train: bool) -> Array:
-        out = self.conv2(nnx.relu(self.conv1(images, train)), train)
-        return nnx.relu(out + (images if self.shortcut is None else self.shortcut(images, train)))
-
-
-class ResNet(nnx.Module):
-    """A residual network for small images: one convolution, stages of blocks, mean, one layer.
-
-    References:
-      He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2; with 1x1
-      convolutions as shortcuts, as Frankle & Carbin (2018), appendix I.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        *,
-        blocks: Sequence[int],
-        features: Sequence[int],
-        form: Form,
-        kernel_init: nnx.Initializer,
-        rngs: nnx.Rngs,
-    ):
-        common = {"form": form, "kernel_init": kernel_init, "rngs": rngs}
-        width = features[0]
-        self.conv = Normalized(channels, width, **common)
-        self.blocks = sum(blocks)
-        index = 0
-        for stage, (count, wide) in enumerate(zip(blocks, features, strict=True)):
-            for number in range(count):
-                index += 1
-                stride = 2 if stage and not number else 1
-                setattr(self, f"block{index}", Block(width, wide, stride=stride, **common))
-                width = wide
-        self.head = nnx.Linear(width, num_classes, kernel_init=kernel_init, rngs=rngs)
-
-    def __call__(
-        self, images: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Array:
-        """Logits `(batch, num_classes)` of images `(batch, height, width, channels)`."""
-        images = nnx.relu(self.conv(images, train))
-        for index in range(1, self.blocks + 1):
-            images = getattr(self, f"block{index}")(images, train)
-        return self.head(images.mean((1, 2)))
+        features = images.reshape(len(images), -1) if self.dense else images.mean((1, 2))
+        for index in range(1, self.dense + 1):
+            features = nnx.relu(getattr(self, f"fc{index}")(features, train))
+        return self.head(features)

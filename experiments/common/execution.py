@@ -33,7 +33,17 @@ MODELS = (
     "conv_4",
     "conv_6",
     "resnet_18",
+    "resnet_50",
     "vgg_19",
+    "alexnet_s",
+    "alexnet_b",
+    "vgg_16_c",
+    "vgg_16_d",
+    "vgg_16_like",
+    "wrn_16_8",
+    "wrn_16_10",
+    "wrn_22_8",
+    "wrn_28_2",
     "character_transformer",
 )
 

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from experiments.common.deep import VGG, ResNet
+from experiments.common.deep import Stack
 from experiments.common.execution import execution
 from experiments.common.layers import Convolution, Form, Padding, max_pool
+from experiments.common.residual import ResNet, WideResNet
 from experiments.common.transformer import CharacterTransformer
 
 Array = jax.Array
@@ -132,16 +133,20 @@ def _deep(
     input_shape: Sequence[int],
     num_classes: int,
     *,
+    smallest: int = 16,
     dropout: float = 0.0,
     **common: Any,
 ) -> nnx.Module:
-    if len(input_shape) != 3 or min(input_shape[:2]) < 16:
+    if len(input_shape) != 3 or min(input_shape[:2]) < smallest:
         raise ValueError(
-            f"input_shape is {tuple(input_shape)}; {name} takes images of at least 16x16 pixels, "
-            "(height, width, channels)"
+            f"input_shape is {tuple(input_shape)}; {name} takes images of at least "
+            f"{smallest}x{smallest} pixels, (height, width, channels)"
         )
-    _no_dropout(name, dropout)
-    return network(input_shape[-1], num_classes, **common)
+    if network is WideResNet:
+        common["dropout"] = dropout
+    else:
+        _no_dropout(name, dropout)
+    return network(input_shape, num_classes, **common)
 
 
 def _no_dropout(name: str, dropout: float) -> None:
@@ -166,6 +171,13 @@ def _transformer(
 
 _lenet_5 = partial(_classifier, size=5, padding="VALID")
 _VGG_19 = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
+# The empty stage is for the pooling in front of it.
+_VGG_16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3, ())
+_VGG_16_C = tuple((*stage[:2], (stage[2], 1, 1)) if stage[2:] else stage for stage in _VGG_16)
+_ALEXNET = ((96, 11, 2), (256, 5, 2), (384, 3, 2), (384, 3, 2), (256, 3, 2))
+_alexnet = partial(_deep, Stack, stages=(_ALEXNET,))
+_vgg_16 = partial(_deep, Stack, smallest=32)
+_wrn = partial(_deep, WideResNet)
 _conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -176,7 +188,19 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "conv_4": partial(_conv, stages=((64, 64), (128, 128))),
     "conv_6": partial(_conv, stages=((64, 64), (128, 128), (256, 256))),
     "resnet_18": partial(_deep, ResNet, blocks=(3, 3, 3), features=(16, 32, 64)),
-    "vgg_19": partial(_deep, VGG, stages=_VGG_19),
+    "resnet_50": partial(
+        _deep, ResNet, blocks=(3, 4, 6, 3), features=(256, 512, 1024, 2048), imagenet=True
+    ),
+    "vgg_19": partial(_deep, Stack, stages=_VGG_19),
+    "alexnet_s": partial(_alexnet, dense=(1024, 1024)),
+    "alexnet_b": partial(_alexnet, dense=(2048, 2048)),
+    "vgg_16_c": partial(_vgg_16, stages=_VGG_16_C, dense=(512, 512)),
+    "vgg_16_d": partial(_vgg_16, stages=_VGG_16, dense=(512, 512)),
+    "vgg_16_like": partial(_vgg_16, stages=_VGG_16, dense=(512,)),
+    "wrn_16_8": partial(_wrn, depth=16, widen=8),
+    "wrn_16_10": partial(_wrn, depth=16, widen=10),
+    "wrn_22_8": partial(_wrn, depth=22, widen=8),
+    "wrn_28_2": partial(_wrn, depth=28, widen=2),
     "character_transformer": _transformer,
 }
 
@@ -201,8 +225,8 @@ def build(
       kernel_init: initializer of all kernels; default Gaussian Glorot. Biases start at zero.
       convolution: how convolutions are computed; "auto" is what `execution` says for the backend.
         The parameters do not depend on it.
-      dropout: fraction of the features dropped before each dense layer while training, in [0, 1);
-        for networks with hidden dense layers.
+      dropout: fraction of the features dropped while training, in [0, 1): before each dense layer
+        of networks with hidden ones, inside the blocks of wide residual networks.
 
     Raises:
       ValueError: an unknown name, a shape of the wrong kind or too small for the network, or

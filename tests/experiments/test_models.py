@@ -13,13 +13,13 @@ from experiments.common.models import MODELS, build
 
 IMAGES = {name for name in MODELS if name != "character_transformer"}
 CONVOLUTIONAL = IMAGES - {"lenet_300_100"}
-NORMALIZED = {"resnet_18", "vgg_19"}
+NORMALIZED = {name for name in MODELS if name.startswith(("alexnet", "resnet", "vgg", "wrn"))}
 
 
 def shape_for(name, size=None):
     if name == "character_transformer":
         return (128,)
-    colour = name.startswith(("conv", "resnet", "vgg"))
+    colour = name.startswith("conv") or name in NORMALIZED
     return (size or 32, size or 32, 3) if colour else (size or 28, size or 28, 1)
 
 
@@ -224,7 +224,8 @@ def test_the_default_initializer_is_gaussian_glorot():
 @pytest.mark.parametrize("name", sorted(IMAGES))
 def test_the_smallest_image_is_exactly_what_the_error_says(name):
     known = {"lenet_5": 16, "lenet_5_caffe": 16, "conv_2": 2, "conv_4": 4, "conv_6": 8}
-    smallest = (known | {"resnet_18": 16, "vgg_19": 16}).get(name, 1)
+    known |= {deep: 32 if deep.startswith("vgg_16") else 16 for deep in NORMALIZED}
+    smallest = known.get(name, 1)
     images = jnp.zeros((2, smallest, smallest, 1))
 
     def logits():
