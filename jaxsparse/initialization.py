@@ -1,7 +1,8 @@
 """Sparse-aware initialization: every unit is scaled by the weights it really has."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxsparse.types import Array, Axes, AxesSpec, Key, Masks, Params, Prunable
 
 Initializer = Callable[..., Array]
 
-_FANS = ("fan_in", "fan_out", "fan_avg", "layer")
+_FANS = ("fan_in", "fan_out", "fan_avg", "layer", "dense")
 _DISTRIBUTIONS = ("normal", "uniform", "truncated_normal", "orthogonal")
 _TRUNCATED = 0.87962566103423978  # deviation of a standard normal cut off at +-2
 
@@ -29,33 +30,42 @@ def sparse_init(
     distribution: str = "normal",
     prunable: Prunable | None = None,
     axes: AxesSpec = None,
+    groups: int | Mapping[str, int] = 1,
 ) -> Params:
     """Draws the living weights anew with variance `scale / max(1, fan)`.
 
     The fan counts living weights: for "fan_in" the inputs of the weight's target unit, for
     "fan_out" the outputs of its source unit, for "fan_avg" the mean of both; over the spatial axes
-    of a kernel the mask is summed. "layer" is the older per-layer variant of Liu et al.: the dense
-    fan-in times the density of the layer, one factor for all units.
+    of a kernel the mask is summed. Two baselines have one factor for all units of a layer: "layer"
+    (Liu et al.), the dense fan-in times the density of the layer; and "dense", the dense fan-in,
+    as if there were no mask.
+
+    A unit without living inputs has nothing to draw: its output is its bias, for every input. A
+    leaf without any living weight is an error.
 
     Args:
       key: an int, a typed key or raw key data; every leaf has its own stream.
       params: dense leaves are returned as they are.
       masks: boolean arrays in the structure of `params`.
       scale: 2.0 suits ReLU; 1.0 with "fan_avg" and "uniform" is Glorot's.
-      fan: "fan_in", "fan_out", "fan_avg" or "layer".
+      fan: "fan_in", "fan_out", "fan_avg", "layer" or "dense".
       distribution: "normal"; "uniform" on +-sqrt(3 variance); "truncated_normal", cut off at two
-        deviations of the normal it is made from; or "orthogonal", for "fan_in": an orthogonal
-        matrix of inputs times outputs under the mask, each unit's living weights scaled to the
-        sum of squares `scale`; without dead weights its columns are orthogonal.
+        deviations of the normal it is made from; or "orthogonal", for "fan_in": a random matrix of
+        inputs times outputs with orthogonal columns (orthogonal rows, where there are more outputs
+        than inputs) under the mask, each unit's living weights then scaled to the sum of squares
+        `scale`. The dead weights cost exact orthogonality, not the scale.
       prunable: which leaves are drawn anew; default as for `jaxsparse.prune`.
       axes: which axes are inputs and outputs; see `jaxsparse.axes.leaf_axes`.
+      groups: of grouped convolutions (`feature_group_count`): an int for every leaf, or `{path
+        regex: int}`, 1 elsewhere. The outputs of the first group come first, and a unit feeds
+        those of its own group only.
 
     Returns:
-      Parameters of the same structure and types, exactly zero off the masks. A unit without
-      living weights has nothing to draw.
+      Parameters of the same structure and types, exactly zero off the masks.
 
     Raises:
-      ValueError: an argument out of range, trees that differ, or ambiguous axes.
+      ValueError: an argument out of range, trees that differ, ambiguous axes, groups that do not
+        divide the outputs, or a leaf without a living weight (where masks are not traced).
 
     References:
       Evci et al., "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win" (2020),
@@ -69,26 +79,25 @@ def sparse_init(
       >>> round(float(jnp.sqrt((kernel**2).sum(0).mean() / 2)), 1)
       1.0
     """
-    if fan not in _FANS:
-        raise ValueError(f"fan must be one of {', '.join(_FANS)}, got {fan!r}.")
-    if distribution not in _DISTRIBUTIONS:
-        raise ValueError(
-            f"distribution must be one of {', '.join(_DISTRIBUTIONS)}, got {distribution!r}."
-        )
-    if distribution == "orthogonal" and fan != "fan_in":
-        raise ValueError(f'distribution="orthogonal" needs fan="fan_in", got {fan!r}.')
-    if not isinstance(scale, jax.core.Tracer) and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}.")
+    _check(scale, fan, distribution)
     key = trees.as_key(key)
     chosen = trees.sparse_leaves(params, prunable)
+    paths, treedef = jax.tree.flatten_with_path(params)
+    names = [trees.name(path) for path, _ in paths]
+    grouped = _groups(groups, [name for name, use in zip(names, chosen, strict=True) if use])
 
     def draw(path: str, p: Array, mask: Array) -> Array:
         found = leaf_axes(axes, path, p)
-        variance = jnp.float32(scale) / jnp.maximum(_fan(mask, found, fan), 1)
+        _check_alive(path, mask)
+        by_group, mine = mask, found
+        if grouped[path] != 1 and fan != "layer":
+            shape, mine = _split(path, p.shape, found, grouped[path])
+            by_group = mask.reshape(shape)
         stream, wide = trees.leaf_key(key, path), trees.wide(p)
         if distribution == "orthogonal":
-            values = _orthogonal(stream, mask, found, wide) * jnp.sqrt(jnp.asarray(scale, wide))
-            return jnp.where(mask, values.astype(p.dtype), jnp.zeros((), p.dtype))
+            unit = _orthogonal(stream, by_group, mine, wide).reshape(p.shape)
+            values = (unit * jnp.sqrt(jnp.asarray(scale, wide))).astype(p.dtype)
+            return jnp.where(mask, values, jnp.zeros((), p.dtype))
         if distribution == "normal":
             values = jax.random.normal(stream, p.shape, wide)
         elif distribution == "truncated_normal":
@@ -96,14 +105,15 @@ def sparse_init(
         else:
             bound = jnp.sqrt(jnp.asarray(3, wide))
             values = jax.random.uniform(stream, p.shape, wide, -bound, bound)
-        values = (values * jnp.sqrt(variance).astype(wide)).astype(p.dtype)
+        count = jnp.broadcast_to(_fan(by_group, mine, fan), by_group.shape).reshape(p.shape)
+        deviation = jnp.sqrt(jnp.float32(scale) / jnp.maximum(count, 1))
+        values = (values * deviation.astype(wide)).astype(p.dtype)
         return jnp.where(mask, values, jnp.zeros((), p.dtype))
 
-    paths, treedef = jax.tree.flatten_with_path(params)
     found = trees.check_same(params, masks, "masks")
     return treedef.unflatten(
-        draw(trees.name(path), p, mask) if used and mask is not None else p
-        for (path, p), mask, used in zip(paths, found, chosen, strict=True)
+        draw(name, p, mask) if used and mask is not None else p
+        for name, (_, p), mask, used in zip(names, paths, found, chosen, strict=True)
     )
 
 
@@ -114,19 +124,25 @@ def sparse_initializer(
     fan: str = "fan_in",
     distribution: str = "normal",
     axes: AxesSpec = "flax",
+    groups: int = 1,
 ) -> Initializer:
     """`sparse_init` of one leaf in the form of `jax.nn.initializers`.
 
+    Goes wherever a framework takes an initializer, such as `kernel_init=` of a Flax layer.
+
     Args:
       mask: of the leaf.
-      scale, fan, distribution: as for `sparse_init`.
+      scale, fan, distribution, groups: as for `sparse_init`.
       axes: which axes are inputs and outputs; Flax's by default.
 
     Returns:
-      `(key, shape, dtype=float32) -> array`, exactly zero off the mask.
+      `(key, shape, dtype=float32) -> array`, exactly zero off the mask. The shape is the mask's or,
+      as Flax asks for the kernels of attention, the matrix of inputs times outputs that it flattens
+      to.
 
     Raises:
-      ValueError: an argument out of range; from the initializer, a shape other than the mask's.
+      ValueError: an argument out of range, axes that do not exist; from the initializer, another
+        shape.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -134,16 +150,82 @@ def sparse_initializer(
       >>> int((init(jax.random.key(0), (4, 4)) != 0).sum())
       4
     """
+    _check(scale, fan, distribution)
+    found = leaf_axes(axes, "kernel", mask)
+    ordered = found.inputs + found.outputs == tuple(range(mask.ndim))
+    matrix = tuple(math.prod(mask.shape[a] for a in part) for part in found[:2])
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        if tuple(shape) != mask.shape:
+        if tuple(shape) != mask.shape and not (ordered and tuple(shape) == matrix):
             raise ValueError(f"shape must be the mask's, {mask.shape}, got {tuple(shape)}.")
-        options = {"scale": scale, "fan": fan, "distribution": distribution, "axes": axes}
-        tree = {"kernel": jnp.zeros(shape, dtype)}
-        every = lambda path, leaf: True  # noqa: E731
-        return sparse_init(key, tree, {"kernel": mask}, prunable=every, **options)["kernel"]
+        drawn = sparse_init(
+            key,
+            {"kernel": jnp.zeros(mask.shape, dtype)},
+            {"kernel": mask},
+            scale=scale,
+            fan=fan,
+            distribution=distribution,
+            prunable=lambda path, leaf: True,
+            axes=found,
+            groups=groups,
+        )
+        return drawn["kernel"].reshape(shape)
 
     return init
+
+
+def _check(scale: float, fan: str, distribution: str) -> None:
+    if fan not in _FANS:
+        raise ValueError(f"fan must be one of {', '.join(_FANS)}, got {fan!r}.")
+    if distribution not in _DISTRIBUTIONS:
+        raise ValueError(
+            f"distribution must be one of {', '.join(_DISTRIBUTIONS)}, got {distribution!r}."
+        )
+    if distribution == "orthogonal" and fan != "fan_in":
+        raise ValueError(f'distribution="orthogonal" needs fan="fan_in", got {fan!r}.')
+    if not isinstance(scale, jax.core.Tracer) and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}.")
+
+
+def _check_alive(path: str, mask: Array) -> None:
+    if isinstance(mask, jax.core.Tracer) or not mask.size:
+        return
+    with jax.ensure_compile_time_eval():  # the caller may be traced where the mask is not
+        alive = bool(jnp.any(mask))
+    if not alive:
+        raise ValueError(
+            f"masks leave no weight of {path!r}: nothing passes it. Lower its sparsity, or leave "
+            "it out with prunable=."
+        )
+
+
+def _groups(groups: int | Mapping[str, int], paths: list[str]) -> dict[str, int]:
+    """The number of groups of every leaf that is drawn."""
+    spec = groups if isinstance(groups, Mapping) else {"": groups}
+    for regex, count in spec.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"groups must be ints of at least 1, got {groups!r}.")
+        if paths and not any(re.search(regex, path) for path in paths):
+            raise ValueError(f"groups: {regex!r} matches none of {', '.join(paths)}.")
+    return {path: next((n for r, n in spec.items() if re.search(r, path)), 1) for path in paths}
+
+
+def _split(
+    path: str, shape: tuple[int, ...], axes: Axes, groups: int
+) -> tuple[tuple[int, ...], Axes]:
+    """A grouped kernel as a stack of kernels: the first output axis becomes (groups, outputs)."""
+    split = axes.outputs[0]
+    if shape[split] % groups:
+        raise ValueError(
+            f"groups: {groups} does not divide the {shape[split]} outputs of {path!r}."
+        )
+
+    def moved(axes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(axis + (axis >= split) for axis in axes)
+
+    inputs, outputs, stacked = map(moved, axes)
+    shape = (*shape[:split], groups, shape[split] // groups, *shape[split + 1 :])
+    return shape, Axes(inputs, outputs, (*stacked, split))
 
 
 def _orthogonal(key: Array, mask: Array, axes: Axes, dtype: Any) -> Array:
@@ -166,10 +248,12 @@ def _orthogonal(key: Array, mask: Array, axes: Axes, dtype: Any) -> Array:
 
 
 def _fan(mask: Array, axes: Axes, fan: str) -> Array:
-    """The number of living weights that share a unit with each weight, broadcast to the mask."""
+    """The number of weights that share a unit with each weight, in a form that fits the mask."""
     spatial = tuple(
         a for a in range(mask.ndim) if a not in axes.inputs + axes.outputs + axes.stacked
     )
+    if fan == "dense":
+        return jnp.float32(math.prod(mask.shape[a] for a in axes.inputs + spatial))
     alive = mask.astype(jnp.float32)
     if fan == "layer":
         over = axes.inputs + axes.outputs + spatial

@@ -156,6 +156,21 @@ def fan(mask, inputs, outputs, stacked, kind):
     return found / units
 
 
+def grouped_fan(mask, groups, kind):
+    """The same of a grouped kernel `(..., inputs of a group, outputs)`, weight by weight.
+
+    Output o belongs to group `o // (outputs / groups)`, and input i of a group feeds that group.
+    """
+    each = mask.shape[-1] // groups
+    found = np.zeros(mask.shape)
+    for index in np.ndindex(*mask.shape):
+        for other in np.ndindex(*mask.shape):
+            same_group = other[-1] // each == index[-1] // each
+            shared = {"fan_in": other[-1] == index[-1], "fan_out": other[-2] == index[-2]}[kind]
+            found[index] += mask[other] and same_group and shared
+    return found
+
+
 def cubic(final, start, stop, count):
     progress = min(max((count - start) / (stop - start), 0), 1)
     return final * (1 - (1 - progress) ** 3)

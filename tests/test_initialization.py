@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxsparse
 from jaxsparse import Axes
@@ -14,6 +15,8 @@ LAYOUTS = {
     "equinox": ((7, 9), Axes((1,), (0,))),
     "convolution": ((3, 2, 4, 5), Axes((2,), (3,))),
     "stacked": ((2, 9, 7), Axes((1,), (2,), (0,))),
+    "query, key, value": ((6, 2, 4), Axes((0,), (1, 2))),
+    "attention output": ((2, 4, 6), Axes((0, 1), (2,))),
 }
 
 
@@ -25,13 +28,15 @@ def random_mask(shape):
 
 
 def expected_fan(mask, axes, fan):
+    if fan == "dense":
+        return reference.fan(np.ones_like(mask), *axes, "fan_in")
     if fan == "fan_avg":
         return (expected_fan(mask, axes, "fan_in") + expected_fan(mask, axes, "fan_out")) / 2
     return reference.fan(mask, *axes, fan)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("fan", ["fan_in", "fan_out", "fan_avg", "layer"])
+@pytest.mark.parametrize("fan", ["fan_in", "fan_out", "fan_avg", "layer", "dense"])
 def test_every_weight_is_scaled_by_its_own_fan(layout, fan):
     """The same key draws the same normal numbers, so their ratio shows the scales exactly."""
     shape, axes = LAYOUTS[layout]
@@ -136,7 +141,80 @@ def test_an_initializer_of_one_leaf():
     assert found.dtype == jnp.bfloat16 and np.array_equal(found, expected["kernel"])
     with pytest.raises(ValueError, match="shape must be the mask's"):
         jaxsparse.sparse_initializer(mask)(jax.random.key(3), (7, 9))
-    with pytest.raises(ValueError, match="needs fan="):
-        jaxsparse.sparse_init(
-            0, {"kernel": mask}, {"kernel": mask}, distribution="orthogonal", fan="fan_out"
-        )
+
+
+def test_an_initializer_inside_flax_layers():
+    """Dense layers, convolutions, and attention, whose kernels Flax asks for as matrices."""
+    rngs = nnx.Rngs(0)
+    dense, conv, heads = (random_mask(shape) for shape in ((9, 7), (3, 3, 2, 5), (6, 2, 4)))
+    made = {
+        "dense": (dense, "flax", lambda init: nnx.Linear(9, 7, kernel_init=init, rngs=rngs)),
+        "conv": (conv, "flax", lambda init: nnx.Conv(2, 5, (3, 3), kernel_init=init, rngs=rngs)),
+        "qkv": (
+            heads,
+            "qkv",
+            lambda init: nnx.LinearGeneral(6, (2, 4), kernel_init=init, rngs=rngs),
+        ),
+    }
+    for mask, axes, build in made.values():
+        layer = build(jaxsparse.sparse_initializer(jnp.asarray(mask), axes=axes))
+        assert np.array_equal(np.asarray(layer.kernel[...]) != 0, mask)
+    traced = jax.jit(jaxsparse.sparse_initializer(jnp.asarray(dense)), static_argnums=1)
+    assert np.array_equal(np.asarray(traced(jax.random.key(1), (9, 7))) != 0, dense)
+
+
+@pytest.mark.parametrize("fan", ["fan_in", "fan_out", "fan_avg"])
+@pytest.mark.parametrize("groups", [2, 3])
+def test_grouped_kernels(fan, groups):
+    """Fans by looking at every pair of weights; the groups have different densities."""
+    mask = np.random.default_rng(3).random((2, 2, 3, 6)) < np.linspace(0.1, 0.9, 6)
+    kinds = ["fan_in", "fan_out"] if fan == "fan_avg" else [fan]
+    counts = np.mean([reference.grouped_fan(mask, groups, kind) for kind in kinds], 0)
+    params, masks = {"kernel": jnp.zeros(mask.shape)}, {"kernel": jnp.asarray(mask)}
+    found = jaxsparse.sparse_init(0, params, masks, fan=fan, groups={"kernel": groups})["kernel"]
+    one = jaxsparse.sparse_init(0, params, masks, fan="dense", scale=12.0)["kernel"]  # fan 12
+    expected = np.where(mask, np.asarray(one) * np.sqrt(2 / np.maximum(counts, 1)), 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_orthogonal_groups_are_orthogonal_each_for_itself():
+    """Twelve outputs of four inputs: only three by three can their columns be orthogonal."""
+    params, masks = {"kernel": jnp.zeros((4, 12))}, {"kernel": jnp.ones((4, 12), bool)}
+    options = {"distribution": "orthogonal", "scale": 1.0, "groups": 4}
+    found = np.asarray(jaxsparse.sparse_init(0, params, masks, **options)["kernel"])
+    for group in np.split(found, 4, 1):
+        np.testing.assert_allclose(group.T @ group, np.eye(3), atol=1e-5)
+
+
+def test_a_unit_without_inputs_gives_its_bias_and_an_empty_layer_is_an_error():
+    params = {"kernel": jnp.ones((9, 7)), "bias": jnp.full(7, 0.5)}
+    masks = {"kernel": jnp.asarray(random_mask((9, 7))), "bias": jnp.ones(7, bool)}
+    found = jaxsparse.sparse_init(0, params, masks)
+    outputs = jnp.ones((2, 9)) @ found["kernel"] + found["bias"]
+    assert np.isfinite(outputs).all() and outputs[:, 1].tolist() == [0.5, 0.5]
+    empty = masks | {"kernel": jnp.zeros((9, 7), bool)}
+    with pytest.raises(ValueError, match="masks leave no weight of 'kernel'"):
+        jaxsparse.sparse_init(0, params, empty)
+    assert not jax.jit(lambda m: jaxsparse.sparse_init(0, params, m))(empty)["kernel"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distribution": "orthogonal", "fan": "fan_out"}, "needs fan="),
+        ({"groups": 2}, "groups: 2 does not divide the 7 outputs of 'kernel'"),
+        ({"groups": 0}, "groups must be ints of at least 1, got 0"),
+        ({"groups": {"conv": 7}}, "groups: 'conv' matches none of kernel"),
+        ({"axes": Axes((0,), (2,))}, "does not fit 'kernel'"),
+    ],
+)
+def test_bad_options(options, message):
+    mask = jnp.ones((9, 7), bool)
+    with pytest.raises(ValueError, match=message):
+        jaxsparse.sparse_init(0, {"kernel": jnp.ones((9, 7))}, {"kernel": mask}, **options)
+
+
+def test_an_initializer_checks_its_options_when_it_is_made():
+    for options in ({"fan": "fanin"}, {"scale": -1.0}, {"axes": Axes((0,), (2,))}):
+        with pytest.raises(ValueError, match="fan must|scale must|does not fit"):
+            jaxsparse.sparse_initializer(jnp.ones((9, 7), bool), **options)
