@@ -1,5 +1,6 @@
 """Scores -> masks: one-shot and iterative pruning, per layer and globally; random masks."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxsparse import trees
 from jaxsparse.distributions import check_sparsity, living, uniform
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import Spec, check_total, full_mask, select_by_layer, select_globally
+from jaxsparse.plans import Plan, Spec, check_total, full_mask, select_by_layer, select_globally
 from jaxsparse.scores import random_scores
 from jaxsparse.trees import apply
 from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
@@ -30,7 +31,9 @@ def prune(
     """Keeps the weights with the highest scores.
 
     Of a leaf with n weights exactly `floor(n * (1 - sparsity) + 0.5)` live, ties going to the
-    lowest flat index; with `scope="global"` that holds for all prunable leaves together.
+    lowest flat index; with `scope="global"` that holds for all prunable leaves together. There a
+    layer may collapse: where it is left with no more than `min_alive` saves, a warning names it
+    (not under `jit`, where `jaxsparse.analysis.empty_units` counts).
 
     Args:
       scores: floats in the structure of the parameters, higher = kept; NaN ranks lowest.
@@ -44,14 +47,15 @@ def prune(
       pattern: `unstructured`, `n_m(n, m)`, `block(r, c)`, `channel` or `fan_in`.
       axes: what the axes of the leaves mean, for patterns and distributions that ask.
       min_alive: weights that every leaf keeps at least, with a warning where that makes it denser;
-        "unit", one weight for every output unit; or "raise", an error where a leaf would be empty.
+        "unit", one weight for every output unit; or "raise", an error where a leaf would be empty
+        (with scope "global" only where the scores are not traced).
 
     Returns:
       Masks in the structure of `scores`; dense leaves are all True.
 
     Raises:
       ValueError: an argument out of range, trees that differ, a filter that matches nothing, a
-        pattern that does not fit.
+        pattern that does not fit, an empty layer with `min_alive="raise"`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +72,7 @@ def prune(
         eligible = trees.check_same(scores, within, "within")
     if scope == "global":
         total = living(sum(p.groups.rows * p.groups.columns for p in plan if p), sparsity)
-        return select_globally(plan, scores, total, eligible)
+        return _report_collapse(plan, select_globally(plan, scores, total, eligible))
     return select_by_layer(plan, scores, [p and p.kept(p.sparsity) for p in plan], eligible)
 
 
@@ -135,7 +139,8 @@ def prune_iteratively(
       **options: `prunable`, `pattern`, `axes`, `min_alive` of `jaxsparse.prune`.
 
     Returns:
-      Masks in the structure of `params`; a weight that died in one round stays dead.
+      Masks in the structure of `params`; a weight that died in one round stays dead. A warning
+      names the layers that collapse, as for `prune`.
 
     Raises:
       ValueError: an argument out of range.
@@ -163,8 +168,9 @@ def prune_iteratively(
     totals = [living(size, s) for s in steps]
     if scope == "global":
         check_total(plan, totals[-1])
-    totals = jnp.array(totals, jnp.int32)
-    kept = [p and jnp.array([p.kept(s) for s in steps], jnp.int32) for p in plan]
+        totals = jnp.array(totals, jnp.int32)
+    else:
+        kept = [p and jnp.array([p.kept(s) for s in steps], jnp.int32) for p in plan]
 
     arrays, treedef = jax.tree.flatten(jax.tree.map(full_mask, params))
     traced = [i for i, leaf in enumerate(arrays) if trees.is_array(leaf)]
@@ -184,4 +190,20 @@ def prune_iteratively(
     final, _ = jax.lax.scan(one_round, [arrays[i] for i in traced], jnp.arange(rounds))
     for i, mask in zip(traced, final, strict=True):
         arrays[i] = mask
-    return treedef.unflatten(arrays)
+    masks = treedef.unflatten(arrays)
+    return _report_collapse(plan, masks) if scope == "global" else masks
+
+
+def _report_collapse(plan: Plan, masks: Masks) -> Masks:
+    """Names the layers in which a global choice leaves no more than `min_alive` saves."""
+    for entry, mask in zip(plan, jax.tree.leaves(masks), strict=True):
+        if entry is None or isinstance(mask, jax.core.Tracer):
+            continue
+        alive = int(entry.count(mask)) * entry.groups.size
+        size = entry.groups.rows * entry.groups.columns * entry.groups.size
+        found = f"layer collapse: {alive} of {size} weights of {entry.path!r} are left"
+        if entry.strict and not alive:
+            raise ValueError(f"{found}; lower the sparsity, or let min_alive keep some.")
+        if alive <= entry.least * entry.groups.size and alive < size:
+            warnings.warn(f"{found}.", stacklevel=3)
+    return masks

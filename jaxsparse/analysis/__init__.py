@@ -1,5 +1,6 @@
 """Measuring sparse networks and their training.
 
+- `collapse`: units and layers that pruning has cut off.
 - `cost`: FLOPs of a forward pass and of training, bytes.
 - `curvature`: the Hessian of living weights, its spectrum by Lanczos or exactly.
 - `flow`: gradient norms, what a step gains, the flow across a mask update.
@@ -8,6 +9,7 @@
 - `summaries`: a table of a sparse net.
 """
 
+from jaxsparse.analysis.collapse import EmptyUnits, empty_units
 from jaxsparse.analysis.cost import Cost, LeafCost, Memory, flops, memory, training_flops
 from jaxsparse.analysis.curvature import (
     Spectrum,
@@ -46,6 +48,7 @@ __all__ = [
     "Agreement",
     "Bezier",
     "Cost",
+    "EmptyUnits",
     "Flow",
     "LeafCost",
     "Memory",
@@ -56,6 +59,7 @@ __all__ = [
     "disagreement",
     "distances",
     "effective_flow",
+    "empty_units",
     "exact_hessian",
     "first_order_change",
     "flops",

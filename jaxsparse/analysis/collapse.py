@@ -1,0 +1,71 @@
+"""What pruning has cut off: units without weights, and layers of nothing but such units."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse import trees
+from jaxsparse.axes import leaf_axes
+from jaxsparse.types import Array, AxesSpec, Masks, Prunable
+
+
+class EmptyUnits(NamedTuple):
+    """Units of one layer without living weights, int32 scalars.
+
+    Attributes:
+      no_input: output units into which no living weight leads; all they give is their bias.
+      outputs: output units in all.
+      no_output: input units out of which no living weight leads; nothing that they compute counts.
+      inputs: input units in all.
+    """
+
+    no_input: Array
+    outputs: int
+    no_output: Array
+    inputs: int
+
+
+def empty_units(
+    masks: Masks, *, prunable: Prunable | None = None, axes: AxesSpec = None
+) -> dict[str, EmptyUnits]:
+    """Counts the units of every layer that the masks cut off; a layer of only such units is empty.
+
+    Args:
+      masks: boolean arrays.
+      prunable: `(path, leaf) -> bool`, which leaves to look at.
+      axes: which axes are inputs, outputs and stacked layers; see `jaxsparse.axes.leaf_axes`. Units
+        of stacked layers count together.
+
+    Returns:
+      An `EmptyUnits` for every prunable leaf, by its path.
+
+    Raises:
+      ValueError: the filter matches nothing, or the axes of a leaf are ambiguous.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = empty_units({"kernel": jnp.array([[True, False, False], [True, False, True]])})
+      >>> int(found["kernel"].no_input), found["kernel"].outputs, int(found["kernel"].no_output)
+      (1, 3, 0)
+    """
+    shapes = jax.tree.map(lambda m: trees.as_float(m) if trees.is_array(m) else m, masks)
+    chosen = trees.sparse_leaves(shapes, prunable)
+    found = {}
+    for (path, mask), use in zip(jax.tree.leaves_with_path(masks), chosen, strict=True):
+        if use:
+            name = trees.name(path)
+            found[name] = _count(mask, *leaf_axes(axes, name, mask))
+    return found
+
+
+def _count(
+    mask: Array, inputs: tuple[int, ...], outputs: tuple[int, ...], stacked: tuple[int, ...]
+) -> EmptyUnits:
+    def empty(units: tuple[int, ...]) -> tuple[Array, int]:
+        over = tuple(a for a in range(mask.ndim) if a not in units + stacked)
+        count = math.prod(mask.shape[a] for a in units + stacked)
+        return jnp.sum(~jnp.any(mask, over), dtype=jnp.int32), count
+
+    return EmptyUnits(*empty(outputs), *empty(inputs))
