@@ -120,8 +120,7 @@ def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """Takes the `counts[i]` lowest-scored living groups out of every leaf, over all its rows."""
 
     def leaf(entry: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
-        flat = entry._replace(pattern=entry.pattern._replace(by_rows=False))
-        return flat.select(score, entry.count(mask) - count, mask)
+        return in_one_row(entry).select(score, entry.count(mask) - count, mask)
 
     return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(scores), counts)
 
@@ -225,6 +224,11 @@ def free_places(plan: Plan, masks: Masks) -> Array:
             for entry, mask in sparse_pairs(plan, masks)
         ]
     )
+
+
+def in_one_row(entry: LeafPlan) -> LeafPlan:
+    """The same leaf with all its groups in one competition."""
+    return entry._replace(pattern=entry.pattern._replace(by_rows=False))
 
 
 def check_movable(plan: Plan) -> None:

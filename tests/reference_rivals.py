@@ -28,6 +28,51 @@ def evolution_by_sign(fraction, drawn):
     return move
 
 
+class ConstantFanIn:
+    """Lasby et al.: RigL in which every output unit that is left has the same number of inputs."""
+
+    def __init__(self, fraction, min_salient):
+        self.fraction, self.share = fraction, min_salient
+        self.log = {"removed": 0, "back": 0, "uneven": 0, "trimmed": 0}
+
+    def move(self, t, masks, weights, grads):
+        return {
+            layer: self.layer(
+                mask.T,
+                np.abs(weights[layer]["kernel"].T),
+                np.abs(grads[layer]["kernel"].T),
+                F(self.fraction(t)),
+            ).T
+            for layer, mask in masks.items()
+        }
+
+    def layer(self, mask, size, dense, fraction):
+        """Rows are output units."""
+        alive, units = int(mask.sum()), list(range(len(mask)))
+        dropped = math.floor(fraction * F(alive))
+        kept = best(size, alive - dropped, mask)
+        salient = (kept | best(dense, dropped, ~kept)).sum(1)
+        ranked = sorted(units, key=lambda unit: -salient[unit])
+        stays = ranked
+        if self.share is not None:
+            fan = alive // int(mask.any(1).sum())
+            least = max(F(self.share) * F(fan), 1)
+            needed = math.ceil(alive / mask.shape[1])
+            stays = [u for i, u in enumerate(ranked) if salient[u] >= least or i < needed]
+            self.log["removed"] += sum(mask[u].any() for u in units if u not in stays)
+            self.log["back"] += sum(not mask[u].any() for u in stays)
+        kept = best(size, alive - dropped, mask & np.isin(units, stays)[:, None])
+        after = np.zeros(mask.shape, bool)
+        for i, unit in enumerate(stays):
+            fan = alive // len(stays) + (i < alive % len(stays))
+            mine = best(size[unit], fan, kept[unit])
+            self.log["trimmed"] += int(kept[unit].sum() - mine.sum())
+            after[unit] = mine | best(dense[unit], fan - int(mine.sum()), ~mine)
+        self.log["uneven"] += alive % len(stays) > 0
+        assert after.sum() == alive
+        return after
+
+
 class Reparameterization:
     """Mostafa & Wang: one threshold for all layers; growth where weights are left, at random."""
 

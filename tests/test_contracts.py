@@ -36,6 +36,15 @@ ALGORITHMS = {
     "rigl accumulate": lambda inner, key: jaxsparse.rigl(
         inner, 0.7, key=key, every=3, accumulate=2, drop_fraction=0.5
     ),
+    "rigl removing units": lambda inner, key: jaxsparse.rigl(
+        inner,
+        0.7,
+        key=key,
+        every=2,
+        drop_fraction=0.5,
+        pattern=jaxsparse.fan_in,
+        min_salient=0.6,
+    ),
     "sparse_momentum": lambda inner, key: jaxsparse.sparse_momentum(
         inner, 0.7, key=key, every=2, drop_fraction=0.5
     ),
@@ -233,6 +242,7 @@ RULES = {
     "sparse_evolution": jaxsparse.sparse_evolution.rule(0.7),
     "rigl": jaxsparse.rigl.rule(0.7),
     "rigl accumulate": jaxsparse.rigl.rule(0.7),
+    "rigl removing units": jaxsparse.rigl.rule(0.7, pattern=jaxsparse.fan_in, min_salient=0.6),
     "sparse_momentum": jaxsparse.sparse_momentum.rule(0.7),
     "sparse_momentum by neuron": jaxsparse.sparse_momentum.rule(0.7),
     "sparse_momentum global": jaxsparse.sparse_momentum.rule(0.7),
@@ -248,6 +258,7 @@ RULES = {
     "name",
     [
         "rigl",
+        "rigl removing units",
         "sparse_evolution",
         "sparse_momentum",
         "gradual",

@@ -1,5 +1,7 @@
 """DSR, DeepR, SET by sign, and sparse momentum's other options, step for step against NumPy."""
 
+import math
+
 import jax
 import numpy as np
 import optax
@@ -49,6 +51,40 @@ def test_set_by_sign(problem):
         rule = rivals.evolution_by_sign(fraction, lambda t: drawn(net, t))
         assert (difference(run, expected(problem, rule)) is None) == same
     assert changes(run) == UPDATES
+
+
+@pytest.mark.parametrize("min_salient", [None, 0.6])
+def test_rigl_with_constant_fan_in(problem, min_salient):
+    """SRigL, with and without the removal of output units."""
+    net, batches = problem
+    tx = jaxsparse.rigl(
+        optax.sgd(0.1, 0.9),
+        SPARSITY,
+        key=KEY,
+        pattern=jaxsparse.fan_in,
+        min_salient=min_salient,
+        drop_fraction=0.3,
+        **WHEN,
+    )
+    run = library_run(tx, *problem)
+    masks = {}
+    for layer, scores in drawn(net).items():
+        fan = math.floor(len(scores) * (1 - SPARSITY[layer]) + 0.5)
+        columns = [reference.best(s, fan, np.ones(len(s), bool)) for s in scores.T]
+        masks[layer] = np.stack(columns, 1)
+
+    def truth(fraction, share=min_salient):
+        rule = rivals.ConstantFanIn(lambda t: fraction, share)
+        optimizer = reference.Momentum(0.1)
+        return rule, list(reference.train(net, masks, optimizer, batches, fires, rule.move, True))
+
+    rule, expected = truth(0.3)
+    assert difference(run, expected) is None
+    assert changes(run) == UPDATES
+    if min_salient is not None:
+        assert min(rule.log.values()) > 0, rule.log  # every way of the rule was taken
+        assert "masks" in difference(run, truth(0.3, 0.5)[1])
+    assert "masks" in difference(run, truth(0.25)[1])
 
 
 @pytest.mark.parametrize("sparsity", [SPARSITY, NEARLY_FULL], ids=["sparse", "nearly full"])
