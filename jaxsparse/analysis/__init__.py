@@ -6,6 +6,7 @@
 - `flow`: gradient norms, what a step gains, the flow across a mask update.
 - `landscape`: the loss between two solutions, on lines and on trained curves.
 - `solutions`: distances between networks, and how alike their predictions are.
+- `speedup`: the sparse momentum paper's estimate of a speed-up, from densities.
 - `summaries`: a table of a sparse net.
 """
 
@@ -14,9 +15,11 @@ from jaxsparse.analysis.cost import Cost, LeafCost, Memory, flops, memory, train
 from jaxsparse.analysis.curvature import (
     Spectrum,
     exact_hessian,
+    exact_spectrum,
     hessian_product,
     lanczos,
     spectrum,
+    spectrum_across_update,
 )
 from jaxsparse.analysis.flow import (
     Flow,
@@ -42,6 +45,7 @@ from jaxsparse.analysis.solutions import (
     distances,
     multidimensional_scaling,
 )
+from jaxsparse.analysis.speedup import LayerShares, SpeedupEstimate, estimated_speedup
 from jaxsparse.analysis.summaries import summary
 
 __all__ = [
@@ -51,16 +55,20 @@ __all__ = [
     "EmptyUnits",
     "Flow",
     "LeafCost",
+    "LayerShares",
     "Memory",
     "RecordedFlow",
     "Spectrum",
+    "SpeedupEstimate",
     "agreement",
     "barrier",
     "disagreement",
     "distances",
     "effective_flow",
+    "estimated_speedup",
     "empty_units",
     "exact_hessian",
+    "exact_spectrum",
     "first_order_change",
     "flops",
     "flow_across_update",
@@ -74,6 +82,7 @@ __all__ = [
     "record_flow",
     "signal_propagation",
     "spectrum",
+    "spectrum_across_update",
     "summary",
     "train_bezier",
     "training_flops",

@@ -1,0 +1,133 @@
+"""The speed-up that the sparse momentum paper estimates from densities; nothing here is timed."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsparse import trees
+from jaxsparse.axes import leaf_axes
+from jaxsparse.types import Array, AxesSpec, Masks
+
+
+class LayerShares(NamedTuple):
+    """What is left of one layer's dense cost, in [0, 1].
+
+    Attributes:
+      weights: density of the weights times density of the inputs.
+      channels: fraction of input channels that some living weight reads, times fraction of the
+        channels of an example's input that are not all zero.
+    """
+
+    weights: float
+    channels: float
+
+
+class SpeedupEstimate(NamedTuple):
+    """Dense cost over estimated sparse cost, by the paper's two ways of counting.
+
+    Attributes:
+      weights: if every zero of weights and inputs were skipped.
+      channels: if empty input channels were skipped, which dense products over fewer channels can.
+      layers: a `LayerShares` for every layer, by path.
+    """
+
+    weights: float
+    channels: float
+    layers: dict[str, LayerShares]
+
+
+def estimated_speedup(
+    dense: Mapping[str, float],
+    masks: Masks,
+    inputs: Mapping[str, Array] | None = None,
+    *,
+    axes: AxesSpec = None,
+) -> SpeedupEstimate:
+    r"""Sparse momentum's estimate of what skipping zeros would gain in a forward pass.
+
+    $$S = \sum_l t_l \Big/ \sum_l t_l\, a_l\, b_l$$
+
+    with $t_l$ the cost of dense layer l. For `weights`, $a_l$ and $b_l$ are the densities of its
+    weights and of its inputs; for `channels`, the fractions of its input channels that are not
+    empty, in the weights and in the inputs. This is the paper's estimate and no measurement: it
+    assumes that the time of a layer shrinks as its zeros grow, without overhead. Masked arrays take
+    the dense time whatever it says; only a clock tells what another representation gains.
+
+    Args:
+      dense: the cost of a forward pass of every dense layer to count, above 0, by the path of its
+        weights: times that a clock has shown, as published, or FLOPs, such as
+        `{path: leaf.dense for path, leaf in flops(...).leaves.items()}`.
+      masks: boolean arrays, the layers named in `dense` among them.
+      inputs: what the layers read, by the same paths: arrays of shape (examples, ..., channels).
+        A layer without one counts as if no input were zero.
+      axes: which axes of the weights are inputs; see `jaxsparse.axes.leaf_axes`.
+
+    Returns:
+      A `SpeedupEstimate`; infinite where nothing is left to compute.
+
+    Raises:
+      ValueError: a path without a mask, a cost that is not above 0, inputs of a layer that is not
+        in `dense` or with another number of channels, or axes that are ambiguous.
+
+    References:
+      Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019), section 5, and its code.
+
+    Differs from the paper:
+      It counts convolutions only, timed and averaged over the whole training; here any layer, with
+      the cost that is given, at one moment.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> mask = jnp.array([[True, True], [True, False], [False, False], [False, False]])
+      >>> x = jnp.array([[1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+      >>> found = estimated_speedup({"kernel": 2.0}, {"kernel": mask}, {"kernel": x})
+      >>> found.layers["kernel"]
+      LayerShares(weights=0.234375, channels=0.3125)
+      >>> round(found.weights, 2), found.channels
+      (4.27, 3.2)
+    """
+    inputs = {} if inputs is None else inputs
+    known = {
+        trees.name(path): mask
+        for path, mask in jax.tree.leaves_with_path(masks)
+        if trees.is_array(mask)
+    }
+    for path in inputs:
+        if path not in dense:
+            raise ValueError(f"inputs: {path!r} is not in dense, which has {', '.join(dense)}.")
+    layers = {}
+    for path, cost in dense.items():
+        if path not in known:
+            raise ValueError(f"dense: {path!r} has no mask; masks has {', '.join(known)}.")
+        if not (math.isfinite(cost) and cost > 0):
+            raise ValueError(f"dense: the cost of {path!r} must be above 0, got {cost}.")
+        layers[path] = _shares(path, np.asarray(known[path]), inputs.get(path), axes)
+    return SpeedupEstimate(
+        _ratio(dense, {path: share.weights for path, share in layers.items()}),
+        _ratio(dense, {path: share.channels for path, share in layers.items()}),
+        layers,
+    )
+
+
+def _shares(path: str, mask: np.ndarray, x: Any, axes: AxesSpec) -> LayerShares:
+    named = leaf_axes(axes, path, mask)
+    others = tuple(a for a in range(mask.ndim) if a not in named.inputs + named.stacked)
+    weights, read = mask.mean(), mask.any(others).mean()
+    if x is None:
+        return LayerShares(float(weights), float(read))
+    x, channels = np.asarray(x) != 0, math.prod(mask.shape[a] for a in named.inputs)
+    if x.ndim < 2 or x.shape[-1] != channels:
+        raise ValueError(
+            f"inputs: {path!r} reads {channels} channels, so its inputs must have shape "
+            f"(examples, ..., {channels}), got {x.shape}."
+        )
+    filled = x.any(tuple(range(1, x.ndim - 1)))
+    return LayerShares(float(weights * x.mean()), float(read * filled.mean()))
+
+
+def _ratio(dense: Mapping[str, float], shares: Mapping[str, float]) -> float:
+    left = sum(cost * shares[path] for path, cost in dense.items())
+    return sum(dense.values()) / left if left else math.inf
