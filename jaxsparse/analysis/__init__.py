@@ -43,6 +43,7 @@ from jaxsparse.analysis.solutions import (
     agreement,
     disagreement,
     distances,
+    divergence,
     multidimensional_scaling,
 )
 from jaxsparse.analysis.speedup import LayerShares, SpeedupEstimate, estimated_speedup
@@ -64,6 +65,7 @@ __all__ = [
     "barrier",
     "disagreement",
     "distances",
+    "divergence",
     "effective_flow",
     "estimated_speedup",
     "empty_units",

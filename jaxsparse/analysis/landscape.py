@@ -12,24 +12,36 @@ from jaxsparse.types import Array, Key, Masks, Params
 
 
 def interpolation(
-    function: Callable[[Params], Any], start: Params, end: Params, alphas: Array
+    function: Callable[[Params], Any],
+    start: Params,
+    end: Params,
+    alphas: Array | None = None,
+    *,
+    masks: Masks | None = None,
 ) -> Any:
     """A function along the line `(1 - alpha) * start + alpha * end`.
 
-    All points are computed in one compiled loop; at alpha 0 and 1 the parameters are `start` and
-    `end` bit for bit.
+    All points are computed in one compiled loop. At alpha 0 and 1 (within 1e-6, for grids that
+    rounding moves off them) the parameters are `start` and `end` bit for bit.
 
     Args:
       function: `(params) -> pytree of arrays`, such as the loss on a data set.
       start: parameters; leaves that are not floating arrays are taken from here.
       end: parameters of the same structure.
-      alphas: `(points,)`, such as `jnp.linspace(0, 1, 30)`; may leave [0, 1].
+      alphas: `(points,)`, such as `jnp.linspace(0, 1, 30)`; may leave [0, 1]. None is the grid of
+        the paper, 29 points on [-0.2, 1.2].
+      masks: of either end: every point, the ends too, is set to zero off them. None leaves the
+        points as they are, alive where either end is.
 
     Returns:
       What `function` returns, stacked over the points.
 
     Raises:
       ValueError: trees that differ, or `alphas` that are not a vector.
+
+    References:
+      Evci et al., "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win" (2020),
+      section 5.
 
     Example:
       >>> import jax.numpy as jnp
@@ -38,10 +50,12 @@ def interpolation(
       >>> interpolation(loss, start, end, jnp.array([0.0, 0.5, 1.0])).tolist()
       [0.0, 1.0, 0.0]
     """
-    alphas = jnp.asarray(alphas)
+    alphas = jnp.arange(-4.0, 25.0) / 20 if alphas is None else jnp.asarray(alphas)
     if alphas.ndim != 1 or alphas.size == 0:
         raise ValueError(f"alphas must be a vector, got shape {alphas.shape}.")
     trees.check_same(start, end, "end")
+    if masks is not None:
+        start, end = trees.apply(start, masks), trees.apply(end, masks)
 
     def between(alpha: Array) -> Params:
         def leaf(_: str, a: Array, b: Array) -> Array:
@@ -49,7 +63,8 @@ def interpolation(
                 return a
             wide = trees.wide(a)
             mixed = ((1 - alpha) * a.astype(wide) + alpha * b.astype(wide)).astype(a.dtype)
-            return jnp.where(alpha == 0, a, jnp.where(alpha == 1, b, mixed))
+            mixed = jnp.where(jnp.abs(alpha - 1) < 1e-6, b, mixed)
+            return jnp.where(jnp.abs(alpha) < 1e-6, a, mixed)
 
         return trees.map_arrays(leaf, start, end, what="end")
 

@@ -116,11 +116,10 @@ def agreement(logits: Array, labels: Array) -> Agreement:
             f"logits must be (k, {len(labels)}, classes) with k at least 2, got {logits.shape}."
         )
     k, classes = len(logits), logits.argmax(-1)
-    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    differ = jnp.mean((classes[:, None] != classes[None]).astype(jnp.float32), -1)
-    kl = jnp.mean(jnp.sum(jnp.exp(logs)[:, None] * (logs[:, None] - logs[None]), -1), -1)
+    differ = jax.vmap(lambda one: disagreement(logits, one))(logits)
+    kl = jax.vmap(lambda one: divergence(logits, one))(logits)
     pairs = k * (k - 1)
-    together = jnp.exp(logs).mean(0).argmax(-1)
+    together = jax.nn.softmax(logits.astype(jnp.float32)).mean(0).argmax(-1)
     return Agreement(
         jnp.sum(differ) / pairs,
         jnp.sum(kl) / pairs,
@@ -147,3 +146,23 @@ def disagreement(logits: Array, reference: Array) -> Array:
       0.5
     """
     return jnp.mean((logits.argmax(-1) != reference.argmax(-1)).astype(jnp.float32), -1)
+
+
+def divergence(logits: Array, reference: Array) -> Array:
+    """`KL(p || q)` of what each network predicts from what a reference does, in nats.
+
+    Args:
+      logits: `(..., examples, classes)`, of p.
+      reference: `(examples, classes)`, of q, such as those of the pruning solution.
+
+    Returns:
+      float32 `(...)`, at least 0, the mean over the examples.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = divergence(jnp.array([[[0.0, 0.0]], [[5.0, 5.0]]]), jnp.array([[1.0, 1.0]]))
+      >>> found.tolist()
+      [0.0, 0.0]
+    """
+    p, q = (jax.nn.log_softmax(one.astype(jnp.float32)) for one in (logits, reference))
+    return jnp.mean(jnp.sum(jnp.exp(p) * (p - q), -1), -1)

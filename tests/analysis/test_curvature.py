@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxsparse
 from jaxsparse import analysis
@@ -49,12 +50,52 @@ def by_hand(params, masks, batches):
 def test_the_exact_hessian_is_jaxs_on_living_weights():
     params, masks, batches = problem()
     expected = by_hand(params, masks, batches)
-    for rows in (1, 7, 100):
+    for rows in (7, 100):
         found = analysis.exact_hessian(loss, params, batches, masks, rows=rows)
         np.testing.assert_allclose(found, expected, atol=2e-5)
     product, n = analysis.hessian_product(loss, params, batches, masks)
     v = np.random.default_rng(0).normal(size=n).astype(np.float32)
     np.testing.assert_allclose(product(v), expected @ v, atol=5e-5)
+
+
+def test_sharded_batches_are_spread_over_the_devices():
+    """Every device goes through its own batches; the products are those of one device."""
+    params, masks, batches = problem()
+    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    spread = jax.device_put(batches, NamedSharding(mesh, PartitionSpec("x")))
+    alone, n = analysis.hessian_product(loss, params, batches, masks)
+    together, _ = analysis.hessian_product(loss, params, spread, masks)
+    v = jnp.arange(n, dtype=jnp.float32) / n
+    np.testing.assert_allclose(together(v), alone(v), atol=1e-6)
+    assert len(together(v).sharding.device_set) == 4
+    found = analysis.exact_hessian(loss, params, spread, masks)
+    np.testing.assert_allclose(found, by_hand(params, masks, batches), atol=2e-5)
+    diagonal, off = analysis.lanczos(together, n, 6, key=3)
+    expected = analysis.lanczos(alone, n, 6, key=3)
+    np.testing.assert_allclose(jnp.append(diagonal, off), jnp.append(*expected), atol=1e-4)
+
+
+def test_the_exact_spectrum_and_its_negative_share():
+    params, masks, batches = problem()
+    values = np.linalg.eigvalsh(by_hand(params, masks, batches).astype(np.float64))
+    found = analysis.exact_spectrum(loss, params, batches, masks)
+    np.testing.assert_allclose(found.eigenvalues, values, atol=2e-5)
+    clearly = (values < -1e-5 * np.abs(values).max()).mean()
+    assert 0 < clearly < 1
+    np.testing.assert_allclose(found.negative, clearly, rtol=1e-5)
+    rounded = analysis.Spectrum(jnp.array([-1e-9, 0.0, 1e-9, 2.0]), jnp.full(4, 0.25))
+    assert rounded.negative == 0
+
+
+def test_the_spectrum_across_a_mask_update():
+    """Dropped weights are gone, grown ones start at zero, whatever the parameters hold there."""
+    params, before, batches = problem()
+    after = jaxsparse.random_masks(7, params, 0.4)
+    moved = jaxsparse.apply(jaxsparse.apply(params, before), after)
+    found = analysis.spectrum_across_update(loss, params, batches, before, after, steps=20, key=3)
+    for spectrum, start, masks in zip(found, (params, moved), (before, after), strict=True):
+        exact = np.linalg.eigvalsh(by_hand(start, masks, batches))
+        np.testing.assert_allclose(spectrum.extremes, [exact[0], exact[-1]], rtol=2e-3, atol=1e-4)
 
 
 def test_lanczos_against_eigh():
@@ -105,7 +146,7 @@ def test_integer_leaves_and_dense_masks_are_left_alone():
 
 def test_bad_input():
     params, masks, batches = problem()
-    with pytest.raises(ValueError, match="GiB, more than.*use spectrum"):
+    with pytest.raises(ValueError, match="(?s)GiB, more than.*use spectrum, whose Lanczos"):
         analysis.exact_hessian(loss, params, batches, masks, memory=100)
     with pytest.raises(ValueError, match="no living weight"):
         nothing = jax.tree.map(jnp.zeros_like, masks)

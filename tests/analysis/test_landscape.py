@@ -38,6 +38,27 @@ def test_the_ends_are_the_solutions_bit_for_bit(dtype):
     assert found["count"].tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("alphas", [None, np.linspace(-0.2, 1.2, 29)], ids=["default", "numpy"])
+def test_the_grid_of_the_paper_meets_both_ends_exactly(alphas):
+    """Whatever rounding does to 0 and 1 on the way."""
+    start, end = trees()
+    found = analysis.interpolation(lambda p: p["w"], start, end, alphas)
+    assert len(found) == 29
+    assert np.array_equal(found[4], start["w"]) and np.array_equal(found[24], end["w"])
+    expected = 1.2 * np.asarray(start["w"]) - 0.2 * np.asarray(end["w"])
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_line_under_the_masks_of_either_end():
+    start, end = trees()
+    masks = {"w": start["w"] > 0, "b": jnp.ones(3, bool), "count": None}
+    alphas = np.array([0.0, 0.3, 1.0])
+    found = analysis.interpolation(lambda p: p, start, end, alphas, masks=masks)
+    line = [(1 - a) * np.asarray(start["w"]) + a * np.asarray(end["w"]) for a in alphas]
+    np.testing.assert_allclose(found["w"], np.where(masks["w"], line, 0), rtol=1e-5, atol=1e-6)
+    assert np.array_equal(found["b"][2], end["b"])
+
+
 def test_all_points_are_one_trace():
     traces = []
 
@@ -68,6 +89,16 @@ def test_bad_input():
         analysis.instability(lambda p: p["w"].sum(), start, end, points=2)
     with pytest.raises(ValueError, match="alphas must be a vector"):
         analysis.interpolation(lambda p: p["w"].sum(), start, end, 0.5)
+    for build in (
+        lambda other: analysis.interpolation(lambda p: p, start, other),
+        lambda other: analysis.train_bezier(
+            ring, start, other, jnp.zeros(2), optax.sgd(0.1), key=0
+        ),
+    ):
+        with pytest.raises(ValueError, match="end must have the structure.*differs is 'extra'"):
+            build(end | {"extra": jnp.ones(2)})
+    with pytest.raises(ValueError, match="masks must have the structure"):
+        analysis.interpolation(lambda p: p, start, end, masks={"w": jnp.ones((5, 3), bool)})
     with pytest.raises(ValueError, match="end at 'w' has shape"):
         analysis.interpolation(lambda p: p, start, end | {"w": jnp.ones(2)}, jnp.ones(2))
 

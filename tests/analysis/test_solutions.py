@@ -49,6 +49,9 @@ def test_agreement_against_loops():
     )
     one = analysis.disagreement(jnp.asarray(logits), jnp.asarray(logits[0]))
     assert one[0] == 0 and one.shape == (3,)
+    apart = analysis.divergence(jnp.asarray(logits), jnp.asarray(logits[1]))
+    expected = [(odds[i] * np.log(odds[i] / odds[1])).sum(-1).mean() for i in range(3)]
+    np.testing.assert_allclose(apart, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_bad_input():

@@ -1,0 +1,141 @@
+"""Lanczos's method with full reorthogonalization, and the spectrum that it estimates."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse import trees
+from jaxsparse.analysis.curvature._base import Loss, Spectrum, hessian_product
+from jaxsparse.types import Array, Key, Masks, Params
+
+
+def lanczos(product: Callable[[Array], Array], n: int, steps: int, key: Key) -> tuple[Array, Array]:
+    """The tridiagonal matrix of Lanczos's method with full reorthogonalization.
+
+    Args:
+      product: `v -> A v`, A symmetric.
+      n: length of the vectors.
+      steps: at most n, at least 1.
+      key: draws the first vector.
+
+    Returns:
+      `(diagonal, off-diagonal)`, float32 `(steps,)` and `(steps - 1,)`. Where the method ends
+      early, because it has found all of A that the first vector sees, what follows is zero.
+
+    Raises:
+      ValueError: `steps` out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> matrix = jnp.diag(jnp.array([1.0, 2.0, 5.0]))
+      >>> diagonal, off = lanczos(lambda v: matrix @ v, 3, 3, key=0)
+      >>> values = jnp.linalg.eigvalsh(jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1))
+      >>> [round(float(value), 3) for value in values]
+      [1.0, 2.0, 5.0]
+    """
+    if not 1 <= steps <= n:
+        raise ValueError(f"steps must be in [1, {n}], the living weights, got {steps}.")
+    first = jax.random.normal(trees.as_key(key), (n,), jnp.float32)
+    basis = jnp.zeros((steps, n), jnp.float32).at[0].set(first / jnp.linalg.norm(first))
+    diagonal, off = [], []
+    for i in range(steps):
+        w = product(basis[i])
+        diagonal.append(jnp.vdot(basis[i], w))
+        for _ in range(2):  # twice is enough (Kahan and Parlett)
+            w = w - basis.T @ (basis @ w)
+        size = jnp.linalg.norm(w)
+        if i + 1 < steps:
+            scale = jnp.maximum(jnp.max(jnp.abs(jnp.stack(diagonal))), 1e-30)
+            alive = size > 1e-6 * scale
+            off.append(jnp.where(alive, size, 0.0))
+            basis = basis.at[i + 1].set(jnp.where(alive, w / jnp.maximum(size, 1e-30), 0.0))
+    return jnp.stack(diagonal), jnp.stack(off) if off else jnp.zeros(0, jnp.float32)
+
+
+def spectrum(
+    loss: Loss,
+    params: Params,
+    batches: Any,
+    masks: Masks | None = None,
+    *,
+    steps: int = 80,
+    draws: int = 1,
+    key: Key,
+) -> Spectrum:
+    """The spectrum of the Hessian of living weights by stochastic Lanczos quadrature.
+
+    Extreme eigenvalues are found first and exactly; the bulk is a quadrature of the density.
+
+    Args:
+      loss, params, batches, masks: as for `hessian_product`.
+      steps: Hessian-vector products a draw, at least 1; at most the living weights are used.
+      draws: random first vectors, at least 1.
+      key: an int, a typed key or raw key data.
+
+    Returns:
+      A `Spectrum` with arrays `(draws, steps)`.
+
+    Raises:
+      ValueError: `steps` or `draws` below 1, trees that differ, or no living weight.
+
+    References:
+      Ghorbani et al., "An Investigation into Neural Net Optimization via Hessian Eigenvalue
+      Density" (2019), algorithms 1 and 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = lambda p, x: (x * p["w"] ** 2).sum() / 2
+      >>> params = {"w": jnp.ones(3)}
+      >>> found = spectrum(loss, params, jnp.array([[-1.0, 2.0, 5.0]]), steps=3, key=0)
+      >>> [round(float(value), 3) for value in found.extremes]
+      [-1.0, 5.0]
+    """
+    for name, value in (("steps", steps), ("draws", draws)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    product, n = hessian_product(loss, params, batches, masks)
+    found = []
+    for draw in range(draws):
+        own = jax.random.fold_in(trees.as_key(key), draw)
+        diagonal, off = lanczos(product, n, min(steps, n), own)
+        values, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1))
+        found.append((values, vectors[0] ** 2 / draws))
+    return Spectrum(*(jnp.stack(parts) for parts in zip(*found, strict=True)))
+
+
+def spectrum_across_update(
+    loss: Loss, params: Params, batches: Any, before: Masks, after: Masks, **options: Any
+) -> tuple[Spectrum, Spectrum]:
+    """The spectrum before and after a mask update, on one loss.
+
+    Args:
+      loss, params, batches: as for `hessian_product`.
+      before: the masks before the update.
+      after: those after it; grown weights start at zero.
+      **options: of `spectrum`; the same first vectors where both masks have equally many weights.
+
+    Returns:
+      `(before, after)`; their `negative` is the share of negative eigenvalues.
+
+    Raises:
+      ValueError: as for `spectrum`.
+
+    References:
+      Evci et al. (2020), section 4: mask updates create new negative eigenvalues.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = lambda p, x: (x * p["w"] ** 2).sum() / 2
+      >>> masks = [{"w": jnp.array(mask)} for mask in ([True, False], [True, True])]
+      >>> args = loss, {"w": jnp.ones(2)}, jnp.array([[2.0, -1.0]]), *masks
+      >>> [found.extremes[0].round(3).item() for found in spectrum_across_update(*args, key=0)]
+      [2.0, -1.0]
+    """
+    start = trees.apply(params, before)
+    moved = trees.apply(start, after)
+    return (
+        spectrum(loss, start, batches, before, **options),
+        spectrum(loss, moved, batches, after, **options),
+    )
