@@ -28,6 +28,8 @@ class Execution(NamedTuple):
 MODELS = (
     "lenet_300_100",
     "lenet_5",
+    "lenet_5_small",
+    "mlp_8_8",
     "lenet_5_caffe",
     "conv_2",
     "conv_4",
@@ -139,6 +141,19 @@ def place(stacked: Any, *shared: Any) -> tuple[Any, ...]:
         return stacked, *shared
     spread, everywhere = (NamedSharding(mesh, PartitionSpec(*a)) for a in ((REPLICATES,), ()))
     return jax.device_put(stacked, spread), *jax.device_put(shared, everywhere)
+
+
+def fill(stacked: Any) -> Any:
+    """The same lanes, and the last one again until they spread evenly over the devices.
+
+    Fewer lanes than devices stay as they are.
+    """
+    leaves, devices = jax.tree.leaves(stacked), len(jax.local_devices())
+    lanes = len(leaves[0]) if leaves else 0
+    more = -lanes % devices
+    if not more or lanes < devices:
+        return stacked
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:].repeat(more, 0)]), stacked)
 
 
 def _cores() -> int:

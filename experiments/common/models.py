@@ -183,6 +183,8 @@ _conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "lenet_300_100": partial(_classifier, dense=(300, 100)),
     "lenet_5": partial(_lenet_5, stages=((6,), (16,)), dense=(120, 84)),
+    "lenet_5_small": partial(_lenet_5, stages=((3,), (3,)), dense=(27, 20)),
+    "mlp_8_8": partial(_classifier, dense=(8, 8)),
     "lenet_5_caffe": partial(_lenet_5, stages=((20,), (50,)), dense=(500,)),
     "conv_2": partial(_conv, stages=((64, 64),)),
     "conv_4": partial(_conv, stages=((64, 64), (128, 128))),

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.common import runs
+import jaxsparse
+from experiments.common import execution, runs
 from experiments.common.display import Display
 from experiments.common.training import Trainer, TrainState
 
@@ -30,16 +31,26 @@ class Group(NamedTuple):
     Attributes:
       name: of the cells together; it also says whose a checkpoint is.
       begin: the trainer, and its state before the first step; called when the group's turn comes.
-      finish: `(state, seconds) -> results by the names of the cells`, after the last step.
-      iterations: of the training.
+      finish: `(state, seconds) -> results by the names of the cells`, after the last step. The
+        state may have more lanes than `begin` gave it, behind the others.
+      iterations: of the training; none for a group that only measures.
       every: iterations from one measurement to the next; training stops at multiples of it.
     """
 
     name: str
-    begin: Callable[[], tuple[Trainer, TrainState]]
-    finish: Callable[[TrainState, float], dict[str, Any]]
+    begin: Callable[[], tuple[Trainer | None, TrainState | None]]
+    finish: Callable[[TrainState | None, float], dict[str, Any]]
     iterations: int
     every: int
+
+
+@jax.jit
+@jax.vmap
+def begin_from(state: TrainState, params: Any, masks: Any) -> TrainState:
+    """Lanes before their first step, with parameters and masks put in."""
+    return state._replace(
+        params=jaxsparse.apply(params, masks), opt_state=jaxsparse.set_masks(state.opt_state, masks)
+    )
 
 
 def finished(path: Path) -> dict[str, Any]:
@@ -67,12 +78,13 @@ def run(
       report: called whenever there are new results.
     """
     begun, done = time.perf_counter(), 0
-    with Display(console, what, sum(group.iterations for group in groups)) as display:
+    with Display(console, what, max(1, sum(group.iterations for group in groups))) as display:
         for group in groups:
             if time.perf_counter() - begun > 60 * minutes:
                 break
             began = time.perf_counter()
             left = sum(other.iterations for other in groups) - done
+            display.update(done, group.name)
             state = _train(group, path, display, done, left)
             found = group.finish(state, time.perf_counter() - began)
             runs.write_json(path / "results.json", finished(path) | found)
@@ -98,6 +110,7 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _train(group: Group, path: Path, display: Display, done: int, left: int) -> TrainState:
     trainer, state = group.begin()
+    state = execution.fill(state)
     folder = runs.RunFolder(path / "unfinished", {"group": group.name})
     restored, step = None, 0
     if runs.read_json(folder.path / "config.json") == {"group": group.name}:
@@ -120,15 +133,10 @@ def _train(group: Group, path: Path, display: Display, done: int, left: int) -> 
         compiled = True
         size = group.every * max(1, round(CHUNK_SECONDS / per_step / group.every))
         step = end
-        display.update(done + step, f"{group.name}: {_shown(state, step // group.every - 1)}")
+        display.update(done + step, f"{group.name}: {state.tracked.shown(step // group.every - 1)}")
         if now - saved > CHECKPOINT_SECONDS and step < group.iterations:
             folder.begin()
             folder.save(step, state, {"step": step})
             saved = time.perf_counter()
     folder.close()
     return state
-
-
-def _shown(state: TrainState, point: int) -> str:
-    accuracy = float(state.tracked.curves["validation_accuracy"][:, point].mean())
-    return f"{100 * accuracy:.2f}%"

@@ -32,6 +32,10 @@ class Tracked(NamedTuple):
     curves: dict[str, Array]
     tests: Array
 
+    def shown(self, point: int) -> str:
+        """What progress is judged by: the validation accuracy of stacked replicates."""
+        return f"{100 * float(self.curves['validation_accuracy'][:, point].mean()):.2f}%"
+
 
 def track(
     apply: Callable[[Any, Array], Array],

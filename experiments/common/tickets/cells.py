@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse
-from experiments.common import data, evaluation, networks, training
+from experiments.common import data, evaluation, networks, studies, training
 from experiments.common.execution import execution
 from experiments.common.tickets.settings import Settings, ladder, optimizer, prunable
 from experiments.common.tracking import track
@@ -162,12 +162,11 @@ def start(lab: Lab, masks: Masks, cells: Sequence[Cell]) -> training.TrainState:
     ]
     drawn = ("ticket", "reinit")
     tests = [cell.kind in drawn and cell.level in lab.settings.curves for cell in cells]
-    return _with_tickets(
-        state,
-        _concatenate(params),
-        _concatenate([masks_of(lab, masks, cell) for cell in cells]),
-        jnp.repeat(jnp.array(tests), count),
-    )
+    masks = _concatenate([masks_of(lab, masks, cell) for cell in cells])
+    state = studies.begin_from(state, _concatenate(params), masks)
+    best = jax.tree.map(jnp.copy, state.params)
+    tests = jnp.repeat(jnp.array(tests), count)
+    return state._replace(tracked=state.tracked._replace(params=best, tests=tests))
 
 
 def prune(lab: Lab, masks: Masks, cell: Cell, state: training.TrainState) -> Masks:
@@ -226,16 +225,3 @@ def lanes(tree: Any, index: int, count: int) -> Any:
 
 def _concatenate(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
-
-
-@jax.jit
-@jax.vmap
-def _with_tickets(
-    state: training.TrainState, params: Any, masks: Any, tests: Array
-) -> training.TrainState:
-    params = jaxsparse.apply(params, masks)
-    return state._replace(
-        params=params,
-        opt_state=jaxsparse.set_masks(state.opt_state, masks),
-        tracked=state.tracked._replace(params=params, tests=tests),
-    )

@@ -1,0 +1,1 @@
+"""The study of gradient flow: settings, cells, analyses, report."""

@@ -1,0 +1,256 @@
+"""What a study of gradient flow measures of its trained networks: paths, distances, curvature.
+
+Each is a group that trains nothing; its results stand beside those of the methods.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxsparse
+from experiments.common import evaluation, studies
+from experiments.common.batches import batch_indices
+from experiments.common.execution import over_replicates, place
+from experiments.common.flows.cells import WATCHED, starting_point, stored
+from experiments.common.flows.lab import Lab, next_masks
+from experiments.common.flows.settings import SHARED, Settings
+from jaxsparse import analysis
+
+Array = jax.Array
+ALPHAS = np.arange(-4, 25) / 20
+"""The 29 points of the paper on [-0.2, 1.2]; 0 and 1 are among them exactly."""
+BETWEEN = np.linspace(0.0, 1.0, 21)
+"""Points on a Bezier path."""
+SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+ENDS = ("ticket", "scratch", "scratch_plus")
+"""The methods from whose solutions paths lead to the pruning solution of the same replicate."""
+KINDS = ("signal", "agreement", "distances", "lines", "beziers", "spectra")
+
+
+def names(settings: Settings, kinds: Sequence[str]) -> list[str]:
+    """The names of the analyses: one a kind, but one for each method and snapshot of spectra."""
+    found = [kind for kind in kinds if kind != "spectra"]
+    if "spectra" in kinds:
+        found += [f"spectrum-{name}-{step}" for name in WATCHED for step in steps_of(settings)]
+    return found
+
+
+def steps_of(settings: Settings) -> tuple[int, ...]:
+    """The steps at which the networks of `WATCHED` are kept."""
+    return (0, *settings.snapshots, settings.iterations)
+
+
+def groups(lab: Lab, wanted: Sequence[str]) -> list[studies.Group]:
+    """The analyses that are not done yet."""
+    done = studies.finished(lab.path)
+    return [
+        studies.Group(
+            name, lambda: (None, None), functools.partial(_run, lab, name), 0, lab.settings.measure
+        )
+        for name in wanted
+        if name not in done and (name in _ANALYSES or name.startswith("spectrum-"))
+    ]
+
+
+def _run(lab: Lab, name: str, state: None, seconds: float) -> dict[str, Any]:
+    if name in _ANALYSES:
+        return {name: _ANALYSES[name](lab)}
+    _, method, step = name.split("-")
+    return {name: _spectrum(lab, method, int(step))}
+
+
+def signal(lab: Lab) -> dict[str, Any]:
+    """Figure 3: the deviation of the output at initialization, by the way that it is drawn."""
+    inputs, _ = lab.measured()
+    apply = lab.networks["large"].apply
+    params = jax.tree.map(lambda leaf: leaf[0], lab.new(0))
+    found = {"sparsities": list(SPARSITIES)}
+    for init in ("sparse", "layer", "dense"):
+        values = [
+            analysis.signal_propagation(
+                lambda p: apply(p, inputs), params, SPARSITIES, key=seed, init=init, axes="flax"
+            )
+            for seed in range(len(lab.keys))
+        ]
+        found[init] = np.asarray(jnp.stack(values), float).tolist()
+    return found
+
+
+def agreement(lab: Lab) -> dict[str, Any]:
+    """Table 2: accuracy, ensemble and disagreement of the shared group and of the prunings."""
+    everyone = {name: stored(lab, name) for name in (*SHARED, "prune")}
+    apply, test = lab.networks["large"].apply, lab.test
+    logits_of = over_replicates(
+        lambda params, inputs: jax.lax.map(lambda batch: apply(params, batch), inputs),
+        lab.execution.replicates,
+    )
+    labels = test.labels.reshape(-1)
+    counts = labels >= 0
+    logits = {}
+    for name, params in everyone.items():
+        params, inputs = place(params, test.inputs)
+        found = jax.jit(logits_of)((params,), inputs)
+        logits[name] = np.asarray(found).reshape(len(lab.keys), len(labels), -1)[:, counts]
+    pruned, truth = jnp.asarray(logits["prune"][0]), labels[counts]
+    rows = {}
+    for name, own in logits.items():
+        own = jnp.asarray(own)
+        found = analysis.agreement(own, truth)
+        pairs = np.asarray(jax.vmap(lambda one, own=own: analysis.disagreement(own, one))(own))
+        others = own[1:] if name == "prune" else own
+        rows[name] = {
+            "accuracies": np.asarray(found.accuracies, float).tolist(),
+            "ensemble": float(found.ensemble),
+            "divergence": float(found.divergence),
+            "disagreement": pairs[np.triu_indices(len(own), 1)].astype(float).tolist(),
+            "disagreement_with_pruned": np.asarray(
+                analysis.disagreement(others, pruned), float
+            ).tolist(),
+        }
+    return rows
+
+
+def distances(lab: Lab) -> dict[str, Any]:
+    """L2 distances between starts and solutions around the first pruning, and a map of them."""
+    points = {"pruning solution": jax.tree.map(lambda leaf: leaf[0], stored(lab, "prune"))}
+    for name in SHARED[:3]:
+        start = starting_point(lab, name)[0]
+        alone = name != "shared_scratch_new"  # the others begin from one point
+        for i in range(1 if alone else len(lab.keys)):
+            points[f"{name}, start {i}"] = jax.tree.map(lambda leaf: leaf[i], start)  # noqa: B023
+        end = stored(lab, name)
+        for i in range(len(lab.keys)):
+            points[f"{name}, end {i}"] = jax.tree.map(lambda leaf: leaf[i], end)  # noqa: B023
+    matrix = analysis.distances(list(points.values()))
+    return {
+        "names": list(points),
+        "distances": np.asarray(matrix, float).round(4).tolist(),
+        "map": np.asarray(analysis.multidimensional_scaling(matrix), float).round(4).tolist(),
+    }
+
+
+def lines(lab: Lab) -> dict[str, Any]:
+    """The training loss on the line from a solution to the pruning solution, by replicate."""
+    along = lambda a, b, examples: analysis.interpolation(  # noqa: E731
+        lambda p: loss(lab, p, examples), a, b, jnp.asarray(ALPHAS, jnp.float32)
+    )
+    start = _everywhere(lab, functools.partial(loss, lab), lab.new(0))
+    found = {
+        "alphas": ALPHAS.tolist(),
+        "dense_initial_loss": np.asarray(start, float).tolist(),
+        "losses": {},
+    }
+    for name in ENDS:
+        losses = _everywhere(lab, along, stored(lab, name), stored(lab, "prune"))
+        found["losses"][name] = np.asarray(losses, float).tolist()
+    return found
+
+
+def beziers(lab: Lab) -> dict[str, Any]:
+    """The training loss on a trained Bezier path to the pruning solution, by replicate."""
+    chosen, n = lab.settings, len(lab.dataset.train_labels)
+    inputs, labels = jnp.asarray(lab.dataset.train_inputs), jnp.asarray(lab.dataset.train_labels)
+    optimizer = optax.sgd(
+        optax.cosine_decay_schedule(chosen.learning_rate / 5, chosen.path_steps), momentum=0.9
+    )
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 3))(lab.keys)
+
+    def path(within: bool, a: Any, b: Any, key: Array, everything: Any, examples: Any) -> Array:
+        inputs, labels = everything
+        epochs = -(-chosen.path_steps // (n // chosen.batch_size))
+        orders = [
+            batch_indices(jax.random.fold_in(key, e), n, chosen.batch_size) for e in range(epochs)
+        ]
+        rows = jnp.concatenate(orders)[: chosen.path_steps]
+        masks = jax.tree.map(lambda x, y: (x != 0) | (y != 0), a, b) if within else None
+        curve = analysis.train_bezier(
+            lambda p, row: lab.loss(p, (inputs[row], labels[row])), a, b, rows, optimizer,
+            key=jax.random.fold_in(key, epochs), masks=masks,
+        )  # fmt: skip
+        return curve.values(lambda p: loss(lab, p, examples), jnp.asarray(BETWEEN, jnp.float32))
+
+    found: dict[str, Any] = {"points": BETWEEN.tolist(), "losses": {}}
+    for name in ENDS[:2]:
+        for space in ("sparse", "dense"):
+            losses = _everywhere(
+                lab,
+                functools.partial(path, space == "sparse"),
+                stored(lab, name),
+                stored(lab, "prune"),
+                keys,
+                shared=((inputs, labels),),
+            )
+            found["losses"][f"{name}, {space}"] = np.asarray(losses, float).tolist()
+    return found
+
+
+def _spectrum(lab: Lab, name: str, step: int) -> dict[str, Any]:
+    """The Hessian of living weights by Lanczos, at one step of the first replicate."""
+    chosen, at = lab.settings, steps_of(lab.settings).index(step)
+    params, masks = (
+        jax.tree.map(lambda leaf: leaf[at], stored(lab, f"{name}/snapshots/{part}"))
+        for part in ("params", "masks")
+    )
+    result = _lanczos(lab, params, masks)
+    found = {
+        "step": step,
+        "eigenvalues": np.asarray(result.eigenvalues[0], float).tolist(),
+        "weights": np.asarray(result.weights[0], float).tolist(),
+        "negative": float(result.negative),
+    }
+    if name == "rigl" and step in chosen.snapshots:
+        grads = jax.jit(jax.grad(lab.loss))(params, lab.scoring())
+        after = next_masks(chosen, "rigl", jnp.int32(step), params, masks, grads, lab.keys[0])
+        moved = _lanczos(lab, jaxsparse.apply(params, after), after)
+        found |= {
+            "negative_after_update": float(moved.negative),
+            "lowest_after_update": float(moved.extremes[0]),
+        }
+    return found
+
+
+def _lanczos(lab: Lab, params: Any, masks: Any) -> analysis.Spectrum:
+    size = min(lab.settings.landscape_examples, len(lab.dataset.train_labels))
+    batch = min(1000, size)
+    count = size // batch
+    batches = tuple(
+        jnp.asarray(part[: count * batch]).reshape(count, batch, *part.shape[1:])
+        for part in (lab.dataset.train_inputs, lab.dataset.train_labels)
+    )
+    return analysis.spectrum(lab.loss, params, batches, masks, steps=80, key=0)
+
+
+def landscape(lab: Lab) -> evaluation.EvaluationSet:
+    """The training examples on which paths are measured."""
+    part = slice(0, lab.settings.landscape_examples)
+    inputs, labels = lab.dataset.train_inputs[part], lab.dataset.train_labels[part]
+    return evaluation.evaluation_set(jnp.asarray(inputs), jnp.asarray(labels))
+
+
+def loss(lab: Lab, params: Any, examples: evaluation.EvaluationSet) -> Array:
+    """The mean cross-entropy, batch by batch."""
+    apply = lab.networks["large"].apply
+    total, _, counts = evaluation.sums(apply, evaluation.cross_entropy, params, examples).sum(0)
+    return total / counts
+
+
+def _everywhere(
+    lab: Lab, function: Callable[..., Array], *stacked: Any, shared: tuple = ()
+) -> Array:
+    """The function of every replicate, with the landscape's examples as its last argument."""
+    stacked, *shared = place(stacked, *shared, landscape(lab))
+    return jax.jit(over_replicates(function, lab.execution.replicates))(stacked, *shared)
+
+
+_ANALYSES = {
+    "signal": signal,
+    "agreement": agreement,
+    "distances": distances,
+    "lines": lines,
+    "beziers": beziers,
+}

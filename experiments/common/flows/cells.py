@@ -1,0 +1,208 @@
+"""The methods of a study of gradient flow: what each begins from, and what it leaves behind.
+
+results.json    accuracies and gradient norms, every replicate
+curves.npz      gradient norms while training
+solutions.npz   trained parameters by method, the masks of the prunings, snapshots for the Hessian
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsparse
+from experiments.common import studies, training
+from experiments.common.flows.lab import Lab, Tracked, next_masks
+from experiments.common.flows.settings import algorithm
+
+Array = jax.Array
+GLOROT = {"scale": 1.0, "fan": "fan_avg", "distribution": "uniform", "axes": "flax"}
+"""The released initialization, unit by unit under a mask: "plus"."""
+TOGETHER = (
+    ("dense",),
+    ("small_dense",),
+    ("prune",),
+    ("scratch", "scratch_plus"),
+    ("ticket", "shared_ticket"),
+    ("shared_scratch", "shared_scratch_new"),
+    ("shared_restart",),
+    ("set", "set_plus"),
+    ("rigl", "rigl_plus"),
+    ("snip", "grasp"),
+)
+"""Which methods are lanes of one program. Most stand on "prune"."""
+WATCHED = ("scratch", "scratch_plus", "rigl", "ticket")
+"""The methods whose first replicate is kept along its training, for the Hessian."""
+
+
+def groups(lab: Lab, wanted: Sequence[str]) -> list[studies.Group]:
+    """The methods that are not done yet, as they are trained together."""
+    done = studies.finished(lab.path)
+    left = [[n for n in names if n in wanted and n not in done] for names in TOGETHER]
+    return [
+        studies.Group(
+            ", ".join(names),
+            functools.partial(_begin, lab, names),
+            functools.partial(_finish, lab, names),
+            lab.settings.iterations,
+            lab.settings.measure,
+        )
+        for names in left
+        if names
+    ]
+
+
+def starting_point(lab: Lab, name: str) -> tuple[Any, Any]:
+    """The parameters and masks that a method begins from, replicates first.
+
+    The masks are None where a method has its own: in dense networks and in pruning.
+    """
+    if name == "small_dense":
+        return lab.new(0, "small"), None
+    if algorithm(name) in ("dense", "prune"):
+        return lab.new(0), None
+    if algorithm(name) == "scored":
+        params, masks = lab.new(0), _scored_masks(lab, name)
+    elif name.startswith("shared_"):
+        params, masks = _shared(lab, name), _first(lab, stored(lab, "prune/masks"))
+    else:
+        params, masks = lab.new(0 if name == "ticket" else 1), stored(lab, "prune/masks")
+    if name.endswith("_plus"):
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(lab.keys)
+        return jax.vmap(functools.partial(jaxsparse.sparse_init, **GLOROT))(
+            keys, params, masks
+        ), masks
+    return jaxsparse.apply(params, masks), masks
+
+
+def stored(lab: Lab, name: str) -> Any:
+    """A tree that the folder holds, replicates (or snapshots) first: "prune", "prune/masks", ..."""
+    arrays = studies.read_arrays(lab.path / "solutions.npz")
+    like = jax.eval_shape(lab.networks["large"].init_params, lab.keys[0])
+    return jax.tree.map_with_path(lambda p, _: jnp.asarray(arrays[f"{name}/{_path(p)}"]), like)
+
+
+def _shared(lab: Lab, name: str) -> Any:
+    return {
+        "shared_ticket": lambda: _first(lab, lab.new(0)),
+        "shared_scratch": lambda: _first(lab, lab.new(1)),
+        "shared_scratch_new": lambda: lab.new(1),
+        "shared_restart": lambda: _first(lab, stored(lab, "prune")),
+    }[name]()
+
+
+def _first(lab: Lab, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:1].repeat(len(lab.keys), 0), tree)
+
+
+def _scored_masks(lab: Lab, name: str) -> Any:
+    batch = lab.scoring()
+    score = {"snip": jaxsparse.snip, "grasp": jaxsparse.grasp}[name]
+
+    def masks(params: Any) -> Any:
+        return jaxsparse.prune(score(lab.loss, params, [batch]), lab.settings.sparsity)
+
+    return jax.jit(lambda origin: jax.lax.map(masks, origin))(lab.new(0))
+
+
+def _begin(lab: Lab, now: Sequence[str]) -> tuple[training.Trainer, training.TrainState]:
+    order = [name for names in TOGETHER for name in names]
+    keys = [
+        jax.vmap(lambda key: jax.random.fold_in(key, 10 + order.index(name)))(lab.keys)  # noqa: B023
+        for name in now
+    ]
+    starts = [starting_point(lab, name) for name in now]
+    params, masks = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *starts)
+    trainer = _trainer(lab, now[0])
+    state = trainer.init(jnp.concatenate(keys))
+    if masks is None:
+        return trainer, state._replace(params=params)
+    return trainer, studies.begin_from(state, params, masks)
+
+
+def _finish(
+    lab: Lab, now: Sequence[str], state: training.TrainState, seconds: float
+) -> dict[str, Any]:
+    accuracy = _trainer(lab, now[0]).evaluate(state.params, lab.test)["accuracy"]
+    curves = studies.read_arrays(lab.path / "curves.npz")
+    solutions = studies.read_arrays(lab.path / "solutions.npz")
+    count, results = len(lab.keys), {}
+    for i, name in enumerate(now):
+        mine = slice(i * count, (i + 1) * count)
+        params, opt_state, tracked = jax.tree.map(
+            lambda leaf: jnp.asarray(np.asarray(leaf[mine])),  # noqa: B023
+            (state.params, state.opt_state, state.tracked),
+        )
+        masks = None
+        if algorithm(name) != "dense":
+            masks = jax.vmap(jaxsparse.get_masks)(opt_state, params)
+            solutions |= _arrays(name, params)
+        norms = lab.norms(_size(name))
+        begun, ended = norms(*starting_point(lab, name)), norms(params, masks)
+        for layer, between in tracked.norms.items():
+            ends = begun[layer][:, None], ended[layer][:, None]
+            curves[f"{name}/{layer}"] = np.concatenate([ends[0], between, ends[1]], axis=1)
+        results[name] = {
+            "test_accuracy": accuracy[mine].tolist(),
+            "initial_gradient_norm": np.asarray(begun["all"], float).tolist(),
+            "final_gradient_norm": np.asarray(ended["all"], float).tolist(),
+            "seconds": round(seconds / len(now), 1),
+        }
+        if algorithm(name) in ("set", "rigl"):
+            results[name] |= _across_updates(lab, algorithm(name), tracked)
+        if name == "prune":
+            solutions |= _arrays("prune/masks", masks)
+        if name in WATCHED:
+            snapshots = jax.tree.map(
+                lambda start, between, end: jnp.concatenate([start[:1], between[0], end[:1]]),
+                starting_point(lab, name),
+                (tracked.params, tracked.masks),
+                (params, masks),
+            )
+            solutions |= _arrays(f"{name}/snapshots/params", snapshots[0])
+            solutions |= _arrays(f"{name}/snapshots/masks", snapshots[1])
+    studies.write_arrays(lab.path / "curves.npz", curves)
+    studies.write_arrays(lab.path / "solutions.npz", solutions)
+    return results
+
+
+def _across_updates(lab: Lab, kind: str, tracked: Tracked) -> dict[str, list[Any]]:
+    """The gradient norm before and after a mask update of every snapshot, by replicate."""
+    steps = jnp.array(lab.settings.snapshots)
+    scoring, measured = lab.scoring(), lab.measured()
+
+    def across(inputs: Any) -> tuple[Array, Array]:
+        step, params, masks, key = inputs
+        grads = jax.grad(lab.loss)(params, scoring)
+        after = next_masks(lab.settings, kind, step, params, masks, grads, key)
+        loss = lambda params: lab.loss(params, measured)  # noqa: E731
+        return jaxsparse.analysis.flow_across_update(loss, params, masks, after)
+
+    def replicate(inputs: Any) -> tuple[Array, Array]:
+        params, masks, key = inputs
+        return jax.lax.map(across, (steps, params, masks, jax.random.split(key, len(steps))))
+
+    found = jax.jit(lambda *inputs: jax.lax.map(replicate, inputs))(
+        tracked.params, tracked.masks, lab.keys
+    )
+    names = ("norm_before_update", "norm_after_update")
+    return {name: np.asarray(v, float).tolist() for name, v in zip(names, found, strict=True)}
+
+
+def _trainer(lab: Lab, name: str) -> training.Trainer:
+    return lab.trainer(algorithm(name), _size(name))
+
+
+def _size(name: str) -> str:
+    return "small" if name == "small_dense" else "large"
+
+
+def _arrays(name: str, tree: Any) -> dict[str, np.ndarray]:
+    return {f"{name}/{_path(p)}": np.asarray(v) for p, v in jax.tree.leaves_with_path(tree)}
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

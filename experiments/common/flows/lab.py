@@ -1,0 +1,210 @@
+"""What trains and measures in a study of gradient flow: data, networks, compiled functions."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jaxsparse
+from experiments.common import data, evaluation, execution, networks, training
+from experiments.common.flows import settings as methods
+from experiments.common.flows.settings import Settings
+
+Array = jax.Array
+Examples = tuple[Array, Array]
+"""Inputs and labels."""
+
+
+class Tracked(NamedTuple):
+    """What is measured of one replicate while it trains.
+
+    Attributes:
+      norms: of the gradient, `(points,)` by name: "all", and by layer.
+      params: the snapshots, `(steps, ...)`.
+      masks: the same of the masks; all True in dense networks.
+    """
+
+    norms: dict[str, Array]
+    params: Any
+    masks: Any
+
+    def shown(self, point: int) -> str:
+        """What progress is judged by: the gradient norm of stacked replicates."""
+        return f"gradient norm {float(self.norms['all'][:, point].mean()):.3g}"
+
+
+class Lab(NamedTuple):
+    """Everything that trains and measures.
+
+    Attributes:
+      settings: of the study.
+      dataset: the examples as floats, on the host.
+      keys: one key for each replicate.
+      networks: "large" and "small".
+      trainer: `(algorithm, size) -> trainer`; the same one at every call.
+      norms: `(size) -> (params, masks) -> gradient norms` of stacked replicates; masks may be None.
+      loss: `(params, (inputs, labels)) -> mean cross-entropy` of the large network, no penalty.
+      test: the test set, on the device.
+      path: the folder of the study.
+    """
+
+    settings: Settings
+    dataset: data.Dataset
+    keys: Array
+    networks: Mapping[str, networks.Network]
+    trainer: Callable[[str, str], training.Trainer]
+    norms: Callable[[str], Callable[[Any, Any], dict[str, Array]]]
+    loss: Callable[[Any, Examples], Array]
+    test: evaluation.EvaluationSet
+    path: Path
+
+    @property
+    def execution(self) -> execution.Execution:
+        """How replicates are compiled."""
+        return execution.execution(self.settings.model, jax.default_backend())
+
+    def measured(self) -> Examples:
+        """The training examples on which the gradient is measured."""
+        return _examples(self.dataset, 0, self.settings.flow_examples)
+
+    def scoring(self) -> Examples:
+        """Others, for scores."""
+        start = self.settings.flow_examples
+        return _examples(self.dataset, start, start + self.settings.scoring_examples)
+
+    def new(self, number: int, size: str = "large") -> Any:
+        """A dense initialization of every replicate; 0 is the one that is pruned."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(self.keys)
+        return jax.vmap(self.networks[size].init_params)(keys)
+
+
+def build(
+    settings: Settings, keys: Array, path: Path, data_dir: str | None, examples: int | None
+) -> Lab:
+    """Loads the data and puts the lab together.
+
+    Args:
+      settings: what to train.
+      keys: one key for each replicate.
+      path: the folder of the study.
+      data_dir: folder of the prepared data sets.
+      examples: how many to use of each part of the data set; None uses all.
+
+    Raises:
+      DataNotFound: the data set is not there.
+      ValueError: settings that do not fit the data set.
+    """
+    dataset = data.as_floats(data.first(data.load(settings.dataset, data_dir), examples))
+    needed = settings.flow_examples + settings.scoring_examples
+    if len(dataset.train_labels) < needed:
+        raise ValueError(
+            f"{settings.dataset} has {len(dataset.train_labels):,} training examples here; the "
+            f"measurements need {needed:,}."
+        )
+    init = nnx.initializers.glorot_uniform()
+    nets = {
+        size: networks.network(name, dataset, kernel_init=init)
+        for size, name in (("large", settings.model), ("small", settings.small_model))
+    }
+    inputs, labels = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
+    measured = _examples(dataset, 0, settings.flow_examples)
+
+    @functools.cache
+    def trainer(algorithm: str, size: str) -> training.Trainer:
+        net = nets[size]
+        no_masks = jax.tree.map(lambda _: None, jax.eval_shape(net.init_params, keys[0]))
+        return training.make_trainer(
+            net.apply,
+            net.init_params,
+            lambda key: methods.method(settings, algorithm, key, no_masks),
+            inputs,
+            labels,
+            batch_size=settings.batch_size,
+            execution=execution.execution(settings.model, jax.default_backend()),
+            start=training.start_dense if algorithm == "dense" else jaxsparse.init,
+            forward=net.forward,
+            track=_track(settings, net.apply, measured, algorithm == "dense"),
+        )
+
+    @functools.cache
+    def norms(size: str) -> Callable[[Any, Any], dict[str, Array]]:
+        one = lambda pair: gradient_norms(nets[size].apply, *pair, measured)  # noqa: E731
+        return jax.jit(lambda params, masks: jax.lax.map(one, (params, masks)))
+
+    loss = functools.partial(mean_loss, nets["large"].apply)
+    (test,) = evaluation.sets_of(dataset, ("test",)).values()
+    return Lab(settings, dataset, keys, nets, trainer, norms, loss, test, path)
+
+
+def mean_loss(apply: Callable[[Any, Array], Array], params: Any, examples: Examples) -> Array:
+    """The mean cross-entropy of examples, without penalty."""
+    inputs, labels = examples
+    return evaluation.cross_entropy(apply(params, inputs), labels).mean()
+
+
+def gradient_norms(
+    apply: Callable[[Any, Array], Array], params: Any, masks: Any, examples: Examples
+) -> dict[str, Array]:
+    """The L2 norm of the gradient of living weights and biases: "all", and by layer."""
+    grads = jax.grad(lambda params: mean_loss(apply, params, examples))(params)
+    found = jaxsparse.analysis.gradient_flow(grads, masks)
+    return {"all": found.norm, **found.layers}
+
+
+def next_masks(
+    settings: Settings, algorithm: str, step: Array, params: Any, masks: Any, grads: Any, key: Array
+) -> Any:
+    """The masks that "set" or "rigl" would go on with."""
+    make = {"set": jaxsparse.sparse_evolution, "rigl": jaxsparse.rigl}[algorithm]
+    fraction = jaxsparse.cosine(settings.drop_fraction, settings.iterations)
+    rule = make.rule(settings.sparsity, every=settings.every, drop_fraction=fraction)
+    return rule.update(key, step, masks, params, grads, rule.init(key, params)[1])[0]
+
+
+def _track(
+    settings: Settings,
+    apply: Callable[[Any, Array], Array],
+    examples: Examples,
+    dense: bool,
+) -> training.Track:
+    points = (settings.iterations - 1) // settings.measure
+
+    def masks_of(params: Any, opt_state: Any) -> Any:
+        if dense:
+            return jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+        return jaxsparse.get_masks(opt_state, params)
+
+    def init(params: Any, opt_state: Any) -> Tracked:
+        masks = masks_of(params, opt_state)
+        measured = functools.partial(gradient_norms, apply)
+        names = jax.eval_shape(measured, params, masks, examples)
+        steps = len(settings.snapshots)
+        empty = lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype)  # noqa: E731
+        return Tracked(
+            {name: jnp.full((points,), jnp.nan, jnp.float32) for name in names},
+            jax.tree.map(empty, params),
+            jax.tree.map(empty, masks),
+        )
+
+    def update(tracked: Tracked, state: Any, count: Array, loss: Array, data: Any) -> Tracked:
+        masks = masks_of(state.params, state.opt_state)
+        norms = gradient_norms(apply, state.params, masks, data)
+        point = count // settings.measure - 1
+        here = jnp.array(settings.snapshots) == count
+        keep = lambda old, new: jnp.where(here.reshape(-1, *[1] * new.ndim), new, old)  # noqa: E731
+        return Tracked(
+            {name: tracked.norms[name].at[point].set(value) for name, value in norms.items()},
+            jax.tree.map(keep, tracked.params, state.params),
+            jax.tree.map(keep, tracked.masks, masks),
+        )
+
+    return training.Track(settings.measure, init, update, examples)
+
+
+def _examples(dataset: data.Dataset, start: int, stop: int) -> Examples:
+    part = slice(start, stop)
+    return jnp.asarray(dataset.train_inputs[part]), jnp.asarray(dataset.train_labels[part])

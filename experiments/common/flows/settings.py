@@ -1,0 +1,189 @@
+"""What a study of gradient flow trains: the released settings of Evci et al. (2020), by name."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+import jaxsparse
+from experiments.common import methods
+
+METHODS = (
+    "dense",
+    "small_dense",
+    "scratch",
+    "scratch_plus",
+    "set",
+    "set_plus",
+    "rigl",
+    "rigl_plus",
+    "prune",
+    "ticket",
+    "snip",
+    "grasp",
+)
+"""The methods of the paper; "plus" is the sparse-aware initialization."""
+SHARED = ("shared_ticket", "shared_scratch", "shared_scratch_new", "shared_restart")
+"""Replicates that differ by the order of their examples alone, all with the mask of one pruning:
+from its ticket, from one other initialization, from one each, and from its solution."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One network of the paper, section 3 and its released configurations.
+
+    Attributes:
+      model: a key of `models.MODELS`.
+      small_model: the dense network with as many weights as the sparse one has.
+      dataset: what `data.load` knows.
+      sparsity: of every layer.
+      learning_rate: of SGD with momentum 0.9, falling to 0 by a cosine.
+      weight_decay: added to the gradient.
+      scored_learning_rate: the same for SNIP and GraSP.
+      scored_weight_decay: the same for SNIP and GraSP.
+      every: steps from one mask update of SET and RigL to the next.
+      iterations: steps of one training.
+      batch_size: examples a step.
+      drop_fraction: of SET and RigL; falls with the learning rate.
+      prune: first and last step of pruning, and steps between two prunings.
+      measure: steps from one measurement of the gradient to the next.
+      snapshots: steps whose parameters are kept for the Hessian; multiples of `measure`.
+      flow_examples: training examples on which the gradient is measured.
+      scoring_examples: others, which give the scores of SNIP, GraSP and RigL's measured updates.
+      landscape_examples: training examples on which paths and Hessians are computed.
+      path_steps: of the training of a Bezier path.
+    """
+
+    model: str
+    small_model: str
+    dataset: str
+    sparsity: float
+    learning_rate: float
+    weight_decay: float
+    scored_learning_rate: float
+    scored_weight_decay: float
+    every: int
+    iterations: int = 11_719
+    batch_size: int = 128
+    drop_fraction: float = 0.3
+    prune: tuple[int, int, int] = (3000, 7000, 100)
+    measure: int = 200
+    snapshots: tuple[int, ...] = (600, 2000, 4000, 8000)
+    flow_examples: int = 1000
+    scoring_examples: int = 5000
+    landscape_examples: int = 10_000
+    path_steps: int = 2000
+
+
+_LENET_5 = Settings(
+    model="lenet_5",
+    small_model="lenet_5_small",
+    dataset="mnist",
+    sparsity=0.95,
+    learning_rate=0.05,
+    weight_decay=5e-4,
+    scored_learning_rate=0.1,
+    scored_weight_decay=2e-4,
+    every=100,
+)
+_LENET_300_100 = dataclasses.replace(
+    _LENET_5,
+    model="lenet_300_100",
+    small_model="mlp_8_8",
+    sparsity=0.98,
+    learning_rate=0.2,
+    weight_decay=1e-4,
+    scored_learning_rate=0.2,
+    scored_weight_decay=1e-4,
+    every=500,
+)
+PRESETS = {
+    "digits": dataclasses.replace(
+        _LENET_300_100,
+        dataset="digits",
+        sparsity=0.95,
+        iterations=1000,
+        batch_size=64,
+        every=50,
+        prune=(250, 600, 10),
+        measure=20,
+        snapshots=(60, 200, 600),
+        flow_examples=400,
+        scoring_examples=400,
+        landscape_examples=400,
+        path_steps=200,
+    ),
+    "lenet_5": _LENET_5,
+    "lenet_300_100": _LENET_300_100,
+}
+"""The settings by name; `digits` is the small set inside scikit-learn, for a first try."""
+
+
+def scaled(settings: Settings, scale: float) -> Settings:
+    """The same study with every training, and the time between mask updates, `scale` times as long.
+
+    Raises:
+      ValueError: `scale` is not above 0, or nothing is left of a training.
+    """
+    iterations = round(settings.iterations * scale)
+    if not scale > 0 or iterations < 2 * settings.measure:
+        raise ValueError(
+            f"--scale must leave at least {2 * settings.measure} of {settings.iterations} "
+            f"iterations, got {scale}."
+        )
+    start, stop, between = settings.prune
+    whole = lambda step: round(step * scale / settings.measure) * settings.measure  # noqa: E731
+    return dataclasses.replace(
+        settings,
+        iterations=iterations,
+        every=max(1, round(settings.every * scale)),
+        prune=(round(start * scale), round(stop * scale), max(1, round(between * scale))),
+        snapshots=tuple(sorted({max(settings.measure, whole(s)) for s in settings.snapshots})),
+    )
+
+
+def algorithm(name: str) -> str:
+    """What trains a method: one of "dense", "prune", "set", "rigl", "fixed" and "scored"."""
+    name = name.removesuffix("_plus")
+    if name in ("dense", "prune", "set", "rigl"):
+        return name
+    if name == "small_dense":
+        return "dense"
+    return "scored" if name in ("snip", "grasp") else "fixed"
+
+
+def method(settings: Settings, kind: str, key: Any, masks: Any) -> Any:
+    """An algorithm as an optimizer.
+
+    Args:
+      settings: of the study.
+      kind: what `algorithm` returns.
+      key: draws masks; may be traced.
+      masks: for fixed masks, a tree of None: the masks are put into the state.
+    """
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if kind == "scored":
+        rate, decay = settings.scored_learning_rate, settings.scored_weight_decay
+    inner = optax.chain(
+        optax.add_decayed_weights(decay),
+        optax.sgd(optax.cosine_decay_schedule(rate, settings.iterations), momentum=0.9),
+    )
+    if kind in ("fixed", "scored"):
+        return jaxsparse.fixed(inner, masks=masks)
+    start, stop, between = settings.prune
+    updates = methods.MaskUpdates(
+        settings.every, settings.every, settings.iterations, settings.drop_fraction
+    )
+    if kind == "prune":
+        updates = methods.MaskUpdates(between, start, stop, None)
+    names = {"prune": "gradual", "set": "sparse_evolution"}
+    return methods.sparse_method(
+        names.get(kind, kind),
+        inner,
+        key=key,
+        sparsity=settings.sparsity,
+        distribution="uniform",
+        pattern=jaxsparse.unstructured,
+        prunable=jaxsparse.default_prunable,
+        updates=updates,
+    )

@@ -1,0 +1,84 @@
+"""Gradient flow in sparse networks, and how tickets win (Evci et al., 2020).
+
+    python -m experiments.gradient_flow --preset lenet_5 --out docs/results/gradient_flow/lenet_5
+
+LeNet-5 on MNIST at 95% sparsity with the released settings: twelve ways to train a sparse network,
+5 replicates each; 5 orders of the examples from one pruned mask; then interpolation, Bezier paths,
+distances, ensembles, output deviation against sparsity and Hessian spectra. Without arguments a
+small study on the digits.
+
+Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command
+goes on where it was stopped, also in the middle of a cell.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.common import commands, execution, studies
+from experiments.common.cli import option
+from experiments.common.flows import analyses, cells, lab, report
+from experiments.common.flows.settings import METHODS, PRESETS, SHARED, scaled
+
+PROG = "python -m experiments.gradient_flow"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(commands.StudyOptions):
+    """Measures gradient flow, curvature and landscape of sparse networks, as in the paper."""
+
+    preset: str = option(
+        "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
+    )
+    dataset: str | None = option(None, "another data set than the preset's")
+    scale: float = option(1.0, "shortens (or lengthens) every training in proportion")
+    analyses: str = option(
+        ",".join(analyses.KINDS), "what is measured of the trained networks, with commas"
+    )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+      args: its arguments; by default those of the process.
+    """
+    commands.run(Options, PROG, prepare, args)
+
+
+def prepare(options: Options) -> commands.Study:
+    """The study that the options ask for.
+
+    Raises:
+      ValueError: a value that cannot be.
+    """
+    settings = PRESETS[options.preset]
+    if options.dataset is not None:
+        settings = dataclasses.replace(settings, dataset=options.dataset)
+    settings = scaled(settings, options.scale)
+    kinds = tuple(name for name in options.analyses.split(",") if name)
+    for name in kinds:
+        if name not in analyses.KINDS:
+            raise ValueError(f"--analyses must be among {', '.join(analyses.KINDS)}, got {name!r}.")
+    if options.replicates < 2:
+        raise ValueError("--replicates must be at least 2: the study compares trained networks.")
+    wanted = [*METHODS, *SHARED, *analyses.names(settings, kinds)]
+
+    def begin(path: Path) -> tuple[str, list[studies.Group]]:
+        keys = execution.replicate_keys(options.seed, options.replicates)
+        made = lab.build(settings, keys, path, options.data_dir, options.examples)
+        groups = [*cells.groups(made, wanted), *analyses.groups(made, wanted)]
+        return made.dataset.description, groups
+
+    return commands.Study(
+        f"gradient_flow-{options.preset}",
+        commands.identity(options, settings, analyses=kinds),
+        wanted,
+        f"{settings.iterations:,} iterations",
+        begin,
+        report.report,
+    )
+
+
+if __name__ == "__main__":
+    main()

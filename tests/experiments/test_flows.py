@@ -1,0 +1,169 @@
+"""The study of gradient flow as its user meets it: files, starting points, measurements."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import gradient_flow
+from experiments.common import execution, studies
+from experiments.common.flows import analyses, cells, claims, lab, settings
+from experiments.common.flows.settings import METHODS, PRESETS, SHARED
+
+KINDS = "agreement,distances,lines"
+SMALL = ["--scale", "0.05", "--replicates", "2", "--analyses", KINDS]
+FILES = {
+    *("config.json", "curves.npz", "map.png", "norms.png", "report.html", "results.json"),
+    *("solutions.npz", "summary.json", "table.md"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a small study."""
+    folder = tmp_path_factory.mktemp("study") / "small"
+    gradient_flow.main([*SMALL, "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(finished):
+    """What trained and measured it."""
+    chosen = settings.scaled(PRESETS["digits"], 0.05)
+    return lab.build(chosen, execution.replicate_keys(0, 2), finished, None, None)
+
+
+def test_the_files_of_a_study(finished):
+    assert {path.name for path in finished.iterdir()} == FILES
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["missing_cells"] == 0
+    assert set(summary["methods"]) == set(METHODS) and set(summary["shared"]) == set(SHARED)
+    for found in summary["methods"].values():
+        for name in ("test_accuracy", "initial_gradient_norm", "final_gradient_norm"):
+            assert found[name]["n"] == 2 and np.isfinite(found[name]["mean"])
+
+
+def test_every_method_begins_where_it_says(made):
+    dense, masks = made.new(0), cells.stored(made, "prune/masks")
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    starts = {name: cells.starting_point(made, name) for name in (*METHODS, *SHARED)}
+    alive = flat(masks)
+    for name in ("ticket", "scratch", "scratch_plus", "set", "set_plus", "rigl", "rigl_plus"):
+        params, own = starts[name]
+        assert np.array_equal(flat(own), alive)
+        assert not flat(params)[~alive].any()
+    assert np.array_equal(flat(starts["ticket"][0]), np.where(alive, flat(dense), 0))
+    assert not np.array_equal(flat(starts["scratch"][0]), flat(starts["ticket"][0]))
+    for one, other in (("scratch", "set"), ("set", "rigl"), ("scratch_plus", "rigl_plus")):
+        assert np.array_equal(flat(starts[one][0]), flat(starts[other][0]))
+    for name in ("snip", "grasp"):
+        own = starts[name][1]
+        counts = [jax.tree.map(lambda m: int(m[r].sum()), own) for r in (0, 1)]  # noqa: B023
+        assert counts[0] == counts[1] == jax.tree.map(lambda m: int(m[0].sum()), masks)
+        assert not np.array_equal(flat(own), alive)
+    for name in SHARED:
+        params, own = starts[name]
+        same = jax.tree.map(lambda leaf: bool((leaf[0] == leaf[1]).all()), (params, own))
+        assert all(jax.tree.leaves(same[1]))
+        assert all(jax.tree.leaves(same[0])) == (name != "shared_scratch_new")
+
+
+def test_gradient_norms_against_numpy(made, finished):
+    """The ends of every curve are the norms of the masked gradient at start and end."""
+    curves = studies.read_arrays(finished / "curves.npz")
+    results = studies.finished(finished)
+    examples = made.measured()
+    for name in ("ticket", "dense"):
+        params, masks = cells.starting_point(made, name)
+        for r in (0, 1):
+            one = jax.tree.map(lambda leaf: leaf[r], (params, masks))  # noqa: B023
+            grads = jax.grad(made.loss)(one[0], examples)
+            square = 0.0
+            for path, g in jax.tree.leaves_with_path(grads):
+                g = np.asarray(g, np.float64)
+                if one[1] is not None:
+                    g = g * np.asarray(dict(jax.tree.leaves_with_path(one[1]))[path])
+                square += (g**2).sum()
+            np.testing.assert_allclose(curves[f"{name}/all"][r, 0], np.sqrt(square), rtol=1e-4)
+            assert results[name]["initial_gradient_norm"][r] == curves[f"{name}/all"][r, 0]
+    chosen = made.settings
+    points = (chosen.iterations - 1) // chosen.measure + 2
+    for name in (*METHODS, *SHARED):
+        assert curves[f"{name}/all"].shape == (2, points)
+        assert np.isfinite(curves[f"{name}/all"]).all()
+
+
+def test_lines_end_in_the_solutions_bit_for_bit(made, finished):
+    found = studies.finished(finished)["lines"]
+    at = found["alphas"]
+    assert len(at) == 29 and at[0] == -0.2 and at[-1] == 1.2
+    examples = analyses.landscape(made)
+    for name in analyses.ENDS:
+        for r in (0, 1):
+            for alpha, solution in ((0.0, name), (1.0, "prune")):
+                params = jax.tree.map(lambda leaf: leaf[r], cells.stored(made, solution))  # noqa: B023
+                loss = jax.jit(lambda p: analyses.loss(made, p, examples))(params)
+                np.testing.assert_allclose(
+                    found["losses"][name][r][at.index(alpha)], loss, rtol=1e-6
+                )
+
+
+def test_masks_after_an_update_have_the_counts_of_those_before(made):
+    params, masks = (
+        jax.tree.map(lambda leaf: leaf[0], tree) for tree in cells.starting_point(made, "rigl")
+    )
+    grads = jax.grad(made.loss)(params, made.scoring())
+    for kind in ("set", "rigl"):
+        after = lab.next_masks(
+            made.settings, kind, jnp.int32(made.settings.every), params, masks, grads, made.keys[0]
+        )
+        pairs = list(zip(jax.tree.leaves(masks), jax.tree.leaves(after), strict=True))
+        assert all(int(a.sum()) == int(b.sum()) for a, b in pairs)
+        assert any(bool((a != b).any()) for a, b in pairs)
+
+
+def test_a_finished_study_is_drawn_anew_without_training(finished, monkeypatch, call):
+    def never(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(lab, "build", never)
+    code, out, _ = call(gradient_flow.main, *SMALL, "--out", str(finished))
+    assert code == 0 and "What the solutions have in common" in out
+
+
+def test_spectra_are_named_by_method_and_step():
+    chosen = PRESETS["digits"]
+    found = analyses.names(chosen, ("signal", "spectra"))
+    steps = (0, *chosen.snapshots, chosen.iterations)
+    assert found[0] == "signal" and len(found) == 1 + len(cells.WATCHED) * len(steps)
+    assert f"spectrum-rigl-{chosen.iterations}" in found
+
+
+def test_the_barrier_is_measured_between_the_ends():
+    alphas = analyses.ALPHAS.tolist()
+    losses = [[9.0 if a < 0 or a > 1 else 1.0 + (a == 0.5) for a in alphas]] * 2
+    results = {
+        "lines": {"alphas": alphas, "dense_initial_loss": [4.0, 4.0], "losses": {"ticket": losses}}
+    }
+    config = {"model": "lenet_5", "dataset": "mnist"}
+    found = {row[0]: row[2] for row in claims.claims(results, config)[1]}
+    text = found["barrier on the line from ticket to prune"]
+    assert text.startswith("1.000 ± 0.000, 25.0% of the dense initial loss")
+
+
+BAD = [
+    (["--scale", "0"], "--scale must leave at least"),
+    (["--analyses", "magic"], "--analyses must be among"),
+    (["--replicates", "1"], "--replicates must be at least 2"),
+    (["--examples", "100"], "the measurements need"),
+    (["--preset", "lenet_6"], "--preset"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), BAD)
+def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call):
+    code, _, err = call(gradient_flow.main, *args, "--out", str(tmp_path / "out"))
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
