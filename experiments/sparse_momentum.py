@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.common import commands, execution, studies
-from experiments.common.cli import option
+from experiments.common.cli import flag, option
 from experiments.common.rivals import cells, report
 from experiments.common.rivals.settings import METHODS, PRESETS, Settings
 
@@ -28,11 +28,21 @@ class Options(commands.StudyOptions):
     preset: str = option(
         "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
     )
+    dataset: str | None = option(None, "another data set than the preset's")
     methods: str = option(",".join(METHODS), "methods, with commas between them")
     densities: str | None = option(
         None, "fractions of the weights that live, with commas (default: the preset's)"
     )
     epochs: int | None = option(None, "passes over the training set (default: the preset's)")
+    steps: int | None = option(
+        None, "stop after so many steps instead, at least 5 (default: train for all epochs)"
+    )
+    batch_size: int | None = option(None, "examples a step (default: the preset's)")
+    image_size: int | None = option(
+        None,
+        "side in pixels to which images are cut that stay on the disk; other presets than "
+        "resnet_50 load their data into memory as they are (default: the preset's)",
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -58,7 +68,7 @@ def prepare(options: Options) -> commands.Study:
         f"sparse_momentum-{options.preset}",
         commands.identity(options, settings, methods=names),
         [cell.name for cell in wanted],
-        f"{settings.epochs} epochs",
+        f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps",
         begin,
         report.report,
     )
@@ -86,10 +96,18 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
                 f"{options.densities!r}."
             )
         settings = dataclasses.replace(settings, densities=densities)
-    if options.epochs is not None:
-        settings = dataclasses.replace(settings, epochs=options.epochs)
-    if settings.epochs < 1:
-        raise ValueError(f"--epochs must be at least 1, got {settings.epochs}.")
+    if options.epochs is not None and options.steps is not None:
+        raise ValueError("--epochs and --steps exclude each other; give one of them.")
+    if options.image_size is not None and settings.image_size is None:
+        raise ValueError(f"--image-size means nothing with --preset {options.preset}.")
+    least = {"epochs": 1, "steps": 5, "batch_size": 1, "image_size": 16}
+    for name in ("dataset", *least):
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if name in least and value < least[name]:
+            raise ValueError(f"{flag(name)} must be at least {least[name]}, got {value}.")
+        settings = dataclasses.replace(settings, **{name: value})
     return settings, names
 
 

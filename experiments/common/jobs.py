@@ -1,6 +1,5 @@
 """One training job, put together from a configuration: data, network and methods."""
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,11 +58,7 @@ def build(config: Config) -> Job:
     updates = mask_updates(config, steps)
     pixels = data.pixel_statistics(dataset)
     network = networks.network(config.model, dataset, *pixels)
-
-    def prunable(path: str, leaf: Any) -> bool:
-        kept_dense = config.dense_layers and re.search(config.dense_layers, path)
-        return not kept_dense and jaxsparse.default_prunable(path, leaf)
-
+    prunable = methods.prunable(config.dense_layers)
     if not any(
         prunable(weight_name(path), leaf)
         for path, leaf in jax.tree.leaves_with_path(

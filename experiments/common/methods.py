@@ -57,6 +57,16 @@ def optimizer(
     return optax.chain(optax.add_decayed_weights(weight_decay), plain) if weight_decay else plain
 
 
+def prunable(dense: str = "") -> Callable[[str, Any], bool]:
+    """Which weights may be pruned: those that can be, but for what the path regex `dense` finds."""
+
+    def chosen(path: str, leaf: Any) -> bool:
+        kept = dense and re.search(dense, path)
+        return not kept and jaxsparse.default_prunable(path, leaf)
+
+    return chosen
+
+
 class MaskUpdates(NamedTuple):
     """When masks change, in steps.
 

@@ -48,6 +48,14 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
     save(figure, file)
 
 
+def line_of_layer(index: int, count: int, name: str) -> dict[str, Any]:
+    """How the line of one of `count` layers is drawn: of many the first and last have a name."""
+    if count <= _FEW:
+        return {"color": COLOURS[index % 7], "linestyle": _STYLES[index % 5], "label": name}
+    colour = plt.get_cmap("cividis")(index / (count - 1))
+    return {"color": colour, "lw": 1.0, "label": name if index in (0, count - 1) else None}
+
+
 def density_over_time(file: Path, lines: Lines, method: str, title: str, where: str) -> None:
     """Share of living weights in every layer, and how many of them each mask update replaced."""
     lines = [line for line in lines if line["method"] == method]
@@ -57,11 +65,7 @@ def density_over_time(file: Path, lines: Lines, method: str, title: str, where: 
     )
     for i, layer in enumerate(layers):
         epochs, values = _series(lines, method, "layer_density", layer)
-        how = {"color": COLOURS[i % 7], "linestyle": _STYLES[i % 5]}
-        if len(layers) > _FEW:
-            how = {"color": plt.get_cmap("cividis")(i / (len(layers) - 1)), "lw": 1.0}
-        named = len(layers) <= _FEW or i in (0, len(layers) - 1)
-        top.plot(epochs, values.mean(0), label=layer if named else None, **how)
+        top.plot(epochs, values.mean(0), **line_of_layer(i, len(layers), layer))
     epochs, values = _series(lines, method, "density")
     top.plot(epochs, values.mean(0), color=_DENSE, lw=2.4, alpha=0.6, label="all of them")
     top.set_ylim(bottom=0)

@@ -68,14 +68,15 @@ class Trainer(NamedTuple):
 
     Attributes:
       init: `(keys) -> TrainState`, one replicate for each key.
-      advance: `(state, first, last) -> TrainState`, the steps `first, ..., last - 1`. The state
-        given is donated. How a run is cut into calls does not change its numbers.
+      advance: `(state, first, last, examples=None) -> TrainState`, the steps `first, ..., last - 1`
+        over the examples, or over others of their shapes. The state given is donated. How a run is
+        cut into calls does not change its numbers.
       evaluate: `(params, EvaluationSet) -> {"loss", "accuracy"}`, one number a replicate each.
       steps_per_epoch: batches in one pass over the examples; what does not fill one is left out.
     """
 
     init: Callable[[Array], TrainState]
-    advance: Callable[[TrainState, int, int], TrainState]
+    advance: Callable[..., TrainState]
     evaluate: Callable[[Any, EvaluationSet], Metrics]
     steps_per_epoch: int
 
@@ -213,14 +214,14 @@ def make_trainer(
     steps = jax.jit(lambda state, *shared: every_replicate((state,), *shared), donate_argnums=0)
     placed: dict[int, Any] = {}
 
-    def advance(state: TrainState, first: int, last: int) -> TrainState:
+    def advance(state: TrainState, first: int, last: int, examples: Any = None) -> TrainState:
         count = len(state.data_key)
         if count not in placed:
-            placed[count] = place(
-                state.data_key, (inputs, labels), () if track is None else track.data
-            )[1:]
-        (state,) = place(state)
-        return steps(state, first, last, *placed[count])
+            data = () if track is None else track.data
+            placed[count] = place(state.data_key, (inputs, labels), data)[1:]
+        (state,), (here, data) = place(state), placed[count]
+        here = here if examples is None else place(state.data_key, examples)[1]
+        return steps(state, first, last, here, data)
 
     return Trainer(
         init, advance, functools.partial(evaluate, apply, loss, execution), steps_per_epoch

@@ -115,6 +115,32 @@ def records():
 
 
 @pytest.fixture
+def imagenet(tmp_path):
+    """ImageNet's features on five plain JPEG images of different sizes a split.
+
+    Their grey is ten times their class; those of "test" have none.
+    """
+    features = {
+        "image": image_feature((None, None, 3), "jpeg"),
+        "label": label_feature(1000),
+        "file_name": text_feature(),
+    }
+    sides = [(40, 60), (90, 50), (64, 64), (33, 70), (120, 100)]
+    examples = [
+        {
+            "image": encode(np.full((*side, 3), 10 * label, np.uint8), "JPEG"),
+            "label": label,
+            "file_name": f"n{label:08}.JPEG".encode(),
+        }
+        for label, side in enumerate(sides)
+    ]
+    unknown = [example | {"label": -1} for example in examples]
+    splits = {"train": examples * 3, "validation": examples, "test": unknown}
+    prepare(tmp_path, "imagenet2012", features, splits, version="5.1.0")
+    return str(tmp_path)
+
+
+@pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """An empty cache of decoded arrays, so that no test touches the user's."""
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))

@@ -1,6 +1,9 @@
 """The study of dynamic sparse training methods as its user meets it."""
 
+import dataclasses
+import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import pytest
 
 from experiments import sparse_momentum
 from experiments.common import data, studies
+from experiments.common.execution import replicate_keys
 from experiments.common.rivals import cells, settings
 
 SMALL = ["--epochs", "3", "--replicates", "2", "--densities", "0.1,0.2"]
@@ -73,6 +77,13 @@ BAD = [
     (["--densities", "few"], "--densities must be numbers in (0, 1]"),
     (["--epochs", "0"], "--epochs must be at least 1"),
     (["--replicates", "0"], "--replicates must be at least 1"),
+    (["--steps", "4"], "--steps must be at least 5"),
+    (["--steps", "9", "--epochs", "2"], "--epochs and --steps exclude each other"),
+    (["--batch-size", "0"], "--batch-size must be at least 1"),
+    (["--batch-size", "5000"], "batch_size must be in [1, 12"),
+    (["--image-size", "64"], "--image-size means nothing with --preset digits"),
+    (["--preset", "resnet_50", "--image-size", "8"], "--image-size must be at least 16"),
+    (["--preset", "wrn_16_8", "--dataset", "nowhere"], "data set 'nowhere' is not in"),
 ]
 
 
@@ -81,6 +92,66 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call)
     code, _, err = call(sparse_momentum.main, *args, "--out", str(tmp_path / "out"))
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_cut_short_goes_through_mask_updates(tmp_path, call):
+    small = ["--replicates", "1", "--examples", "400", "--densities", "0.1", "--steps", "11"]
+    methods = ["--methods", "sparse_momentum,gradual", "--batch-size", "20"]
+    code, out, _ = call(sparse_momentum.main, *small, *methods, "--out", str(tmp_path))
+    assert code == 0 and "after 11 steps of batches of 20" in out
+    curves = studies.read_arrays(tmp_path / "curves.npz")  # after steps 2, 4, 6, 8 and 10
+    for method in ("sparse_momentum", "gradual"):
+        density = curves[f"{method}-0.9/density/fc1"]
+        assert density.shape == (1, 5) and len(np.unique(density)) > 1
+        assert np.isfinite(curves[f"{method}-0.9/validation_accuracy"]).all()
+
+
+RECIPES = {
+    "alexnet_s": (0.1,),
+    "alexnet_b": (0.1,),
+    "vgg_16_c": (0.05,),
+    "vgg_16_d": (0.05,),
+    "vgg_16_like": (0.03,),
+    "wrn_16_8": (0.05,),
+    "wrn_16_10": (0.05,),
+    "wrn_22_8": (0.05,),
+    "wrn_28_2": (0.1, 0.2, 0.3, 0.4, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_of_cifar(name):
+    found, steps = settings.PRESETS[name], 45_000 // 128
+    assert found.model == name and found.dataset == "cifar10" and found.augment
+    assert found.densities == RECIPES[name] and found.batch_size == 128
+    assert found.length(steps) == 87_750 and found.every(steps) == 351
+    assert (found.learning_rate, found.momentum, found.weight_decay) == (0.1, 0.9, 5e-4)
+    assert (found.drop_every, found.prune_rate, found.validation) == (30_000, 0.2, 0.1)
+    assert found.dropout == (0.3 if name.startswith("wrn") else 0.0)
+
+
+def test_augmentation_dropout_and_dense_layers_reach_the_training(monkeypatch, made):
+    data_dir, _, _ = made  # images of 5 x 7 pixels
+    monkeypatch.setattr(data, "augment", functools.partial(data.augment, pad=2))
+    recipe = dataclasses.replace(
+        settings.PRESETS["wrn_28_2"],
+        model="lenet_300_100",
+        dataset="made",
+        batch_size=4,
+        steps=5,
+        dense="^fc1/",
+    )
+    losses = []
+    for case in ({}, {"augment": False}, {"dropout": 0.0}):
+        lab = cells.build(dataclasses.replace(recipe, **case), replicate_keys(0, 1), data_dir)
+        (group,) = cells.groups(lab, [cells.Cell("fixed", 0.5)], Path(data_dir))
+        trainer, state = group.begin()
+        assert group.iterations == 5 and group.every == 1
+        curves = trainer.advance(state, 0, 1).tracked.curves
+        losses.append(float(curves["loss"][0, 0]))
+        densities = [float(curves[f"density/{name}"][0, 0]) for name in ("fc1", "fc2", "head")]
+        assert densities == [1.0, 0.5, 0.5]
+    assert len(set(losses)) == 3 and np.isfinite(losses).all()
 
 
 def test_the_last_tenth_is_for_validation():
@@ -108,6 +179,15 @@ def test_the_optimizer_is_the_papers():
 
 
 def test_the_initialization_is_uniform_by_fan_in():
-    kernel = cells.TORCH(jax.random.key(0), (400, 300), jnp.float32)
+    kernel = cells.initial("lenet_300_100", jax.random.key(0), (400, 300), jnp.float32)
     assert abs(kernel).max() <= 1 / 20
     np.testing.assert_allclose(kernel.std(), 1 / 20 / np.sqrt(3), rtol=0.02)
+
+
+def test_the_convolutions_of_residual_networks_start_normal_by_fan_out():
+    shape = (3, 3, 40, 160)
+    kernel = cells.initial("wrn_16_10", jax.random.key(0), shape, jnp.float32)
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 160)), rtol=0.02)
+    assert abs(np.mean(kernel**4) / np.mean(kernel**2) ** 2 - 3) < 0.1
+    other = cells.initial("vgg_16_d", jax.random.key(0), shape, jnp.float32)
+    assert abs(other).max() <= 1 / np.sqrt(9 * 40)

@@ -9,29 +9,6 @@ import pytest
 
 from experiments.common import data, streaming
 
-SIDES = [(40, 60), (90, 50), (64, 64), (33, 70), (120, 100)]
-
-
-@pytest.fixture
-def imagenet(tmp_path, records):
-    """Five plain JPEG images of different sizes a split; their grey is ten times their class."""
-    features = {
-        "image": records.image((None, None, 3), "jpeg"),
-        "label": records.label(1000),
-        "file_name": records.text(),
-    }
-    examples = [
-        {
-            "image": records.encode(np.full((*side, 3), 10 * label, np.uint8), "JPEG"),
-            "label": label,
-            "file_name": f"n{label:08}.JPEG".encode(),
-        }
-        for label, side in enumerate(SIDES)
-    ]
-    splits = {"train": examples * 3, "validation": examples}
-    records.prepare(tmp_path, "imagenet2012", features, splits, version="5.1.0")
-    return str(tmp_path)
-
 
 def test_evaluation_is_one_pass_in_order(imagenet):
     batches = list(data.stream("imagenet2012", "validation", 2, image_size=16, data_dir=imagenet))

@@ -5,7 +5,7 @@ tells them apart is their masks. Gradual pruning alone has its sparsity in the m
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +14,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxsparse
-from experiments.common import data, evaluation, networks, studies, training
+from experiments.common import data, evaluation, networks, streamed, studies, training
 from experiments.common.execution import execution
 from experiments.common.rivals.settings import Settings, method
 from experiments.common.tracking import track
 
 Array = jax.Array
 TORCH = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""The initialization of the published code: uniform in +-1/sqrt(fan-in)."""
+"""Uniform in +-1/sqrt(fan-in), as the published code starts most layers."""
+HE = nnx.initializers.variance_scaling(2, "fan_out", "normal")
+"""Normal by fan-out, as it starts the convolutions of residual networks."""
 
 
 class Cell(NamedTuple):
@@ -44,8 +46,10 @@ class Lab(NamedTuple):
       dataset: the examples, on the host.
       keys: one key for each replicate.
       network: the network.
-      examples: inputs and labels for training, on the device.
+      make_trainer: as `training.make_trainer`, the examples put in.
       sets: "validation" and "test", on the device.
+      steps: of a whole run.
+      every: steps from one measurement, and one mask update, to the next.
       steps_per_epoch: batches in one pass.
     """
 
@@ -53,8 +57,10 @@ class Lab(NamedTuple):
     dataset: data.Dataset
     keys: Array
     network: networks.Network
-    examples: tuple[Array, Array]
+    make_trainer: Callable[..., training.Trainer]
     sets: dict[str, evaluation.EvaluationSet]
+    steps: int
+    every: int
     steps_per_epoch: int
 
 
@@ -67,14 +73,63 @@ def build(
       DataNotFound: the data set is not there.
       ValueError: settings that do not fit the data set.
     """
+    if settings.image_size is None:
+        dataset, pixels, make_trainer, steps = _in_memory(settings, data_dir, examples)
+    else:
+        seed = int(jax.random.bits(keys[0]))
+        dataset, pixels, make_trainer, steps = _streamed(settings, seed, data_dir, examples)
+    network = networks.network(
+        settings.model,
+        dataset,
+        *pixels,
+        dropout=settings.dropout,
+        kernel_init=functools.partial(initial, settings.model),
+    )
+    sets = evaluation.sets_of(dataset, ("validation", "test"))
+    length, every = settings.length(steps), settings.every(steps)
+    return Lab(settings, dataset, keys, network, make_trainer, sets, length, every, steps)
+
+
+def _in_memory(settings: Settings, data_dir: str | None, examples: int | None) -> tuple:
     dataset = data.first(data.load(settings.dataset, data_dir), examples)
     dataset = data.split_last(dataset, settings.validation)
     dataset = data.as_floats(dataset, *data.pixel_statistics(dataset))
-    examples = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
-    sets = evaluation.sets_of(dataset, ("validation", "test"))
-    network = networks.network(settings.model, dataset, kernel_init=TORCH)
     steps = len(dataset.train_labels) // settings.batch_size
-    return Lab(settings, dataset, keys, network, examples, sets, steps)
+    if steps < 1:
+        raise ValueError(
+            f"batch_size must be in [1, {len(dataset.train_labels)}], the training examples, got "
+            f"{settings.batch_size}."
+        )
+    make_trainer = functools.partial(
+        training.make_trainer,
+        inputs=jnp.asarray(dataset.train_inputs),
+        labels=jnp.asarray(dataset.train_labels),
+        batch_size=settings.batch_size,
+        augment=data.augment if settings.augment else None,
+    )
+    return dataset, (), make_trainer, steps
+
+
+def _streamed(settings: Settings, seed: int, data_dir: str | None, examples: int | None) -> tuple:
+    images = streamed.load(
+        settings.dataset,
+        image_size=settings.image_size,
+        batch_size=settings.batch_size,
+        validation=settings.validation,
+        seed=seed,
+        data_dir=data_dir,
+        examples=examples,
+    )
+    make_trainer = functools.partial(
+        streamed.make_trainer, images=images, batch_size=settings.batch_size
+    )
+    return images.dataset, streamed.PIXELS, make_trainer, images.steps_per_epoch
+
+
+def initial(model: str, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The first value of a kernel, as in the published code."""
+    residual = model.startswith(("wrn", "resnet")) and len(shape) == 4
+    return (HE if residual else TORCH)(key, shape, dtype)
 
 
 def groups(lab: Lab, wanted: Sequence[Cell], path: Path) -> list[studies.Group]:
@@ -90,8 +145,8 @@ def groups(lab: Lab, wanted: Sequence[Cell], path: Path) -> list[studies.Group]:
             ", ".join(cell.name for cell in now),
             functools.partial(_begin, lab, now),
             functools.partial(_finish, lab, now, path),
-            lab.settings.epochs * lab.steps_per_epoch,
-            lab.steps_per_epoch,
+            lab.steps,
+            lab.every,
         )
         for now in together.values()
     ]
@@ -110,19 +165,17 @@ def _begin(lab: Lab, now: Sequence[Cell]) -> tuple[training.Trainer, training.Tr
     name, dense = now[0].method, now[0].method == "dense"
 
     def trainer(sparsity: float) -> training.Trainer:
-        return training.make_trainer(
+        return lab.make_trainer(
             lab.network.apply,
             lab.network.init_params,
             lambda key: method(lab.settings, name, sparsity, key, lab.steps_per_epoch),
-            *lab.examples,
-            batch_size=lab.settings.batch_size,
             execution=execution(lab.settings.model, jax.default_backend()),
             start=training.start_dense if dense else jaxsparse.init,
             forward=lab.network.forward,
             track=track(
                 lab.network.apply,
-                lab.steps_per_epoch,
-                lab.settings.epochs * lab.steps_per_epoch,
+                lab.every,
+                lab.steps,
                 lab.sets,
                 functools.partial(layer_densities, dense=dense),
             ),

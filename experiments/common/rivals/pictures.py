@@ -1,5 +1,6 @@
 """The figures of a study of dynamic sparse training methods."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,15 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.common.pictures import COLOURS, MARKERS, PERCENT, note_above, plain, save
+from experiments.common.pictures import (
+    COLOURS,
+    MARKERS,
+    PERCENT,
+    line_of_layer,
+    note_above,
+    plain,
+    save,
+)
 
 
 def error_against_density(
@@ -58,8 +67,9 @@ def layer_densities(
     results: Mapping[str, Mapping[str, Any]],
     what: str,
     note: str,
+    unit: str,
 ) -> None:
-    """Density of every layer over the epochs, for the methods that move weights across layers."""
+    """Density of every layer over time, for the methods that move weights across layers."""
     names = [name for name in results if name.startswith(("sparse_momentum-", "dynamic_rep"))]
     if not names:
         return
@@ -71,13 +81,14 @@ def layer_densities(
     )
     for axes, name in zip(grid.flat, names, strict=False):
         start = f"{name}/density/"
-        for i, key in enumerate(key for key in curves if key.startswith(start)):
-            values = curves[key].mean(0)
-            epochs = np.arange(1, len(values) + 1)
-            axes.plot(epochs, values, color=COLOURS[i], lw=1.5, label=key.removeprefix(start))
+        layers = [key.removeprefix(start) for key in curves if key.startswith(start)]
+        for i, layer in enumerate(sorted(layers, key=_depth)):
+            values = curves[start + layer].mean(0)
+            times = np.arange(1, len(values) + 1)
+            axes.plot(times, values, **line_of_layer(i, len(layers), layer))
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(PERCENT)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(unit)
         cell = results[name]
         axes.set_title(f"{cell['method']}, {100 * (1 - cell['sparsity']):g}%", fontsize=9)
         plain(axes)
@@ -85,5 +96,13 @@ def layer_densities(
         axes.set_axis_off()
     grid[0][0].set_ylabel("density of the layer (log scale)")
     grid[0][0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Where the weights go: {what}. {note}.", x=0.01, ha="left", fontsize=10)
+    title = f"Where the weights go: {what}. {note}."
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, wrap=True)
     save(figure, file)
+
+
+def _depth(layer: str) -> tuple[int, list[int]]:
+    # From input to output: conv, block1/conv1, ..., fc1, ..., head.
+    kinds = ("conv", "block", "fc", "head")
+    kind = re.match("[a-z]*", layer)[0]
+    return kinds.index(kind) if kind in kinds else -1, [int(n) for n in re.findall(r"\d+", layer)]

@@ -48,8 +48,12 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     what = f"{config['model']} on {config['dataset']}"
     sparsities = sorted({cell["sparsity"] for cell in results.values()} - {0.0}, reverse=True)
     published = PUBLISHED.get(config["model"], {}) if config["dataset"] == "mnist" else {}
+    length, unit = f"{config['epochs']} epochs", "epoch"
+    if config["steps"] is not None:
+        length = f"{config['steps']:,} steps of batches of {config['batch_size']}"
+        unit = "measurement"
     facts = [
-        f"{note[0].upper()}{note[1:]}; test accuracy after {config['epochs']} epochs, evaluated "
+        f"{note[0].upper()}{note[1:]}; test accuracy after {length}, evaluated "
         f"once. Data: {description}. Made by `{command}`."
     ]
     tables = {
@@ -59,7 +63,7 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     if sparsities:
         curves = studies.read_arrays(path / "curves.npz")
         pictures.error_against_density(path / "error.png", found, f"Test error, {what}", note)
-        pictures.layer_densities(path / "layers.png", curves, results, what, note)
+        pictures.layer_densities(path / "layers.png", curves, results, what, note, unit)
     return pages.write(path, f"Dynamic sparse training: {what}", facts, tables, PICTURES)
 
 

@@ -25,10 +25,13 @@ METHODS = (
 class Settings:
     """One setting of Dettmers & Zettlemoyer (2019).
 
+    Masks change after every epoch but the last, and measurements are made after every epoch; in a
+    run cut short to `steps`, at least after every fifth of it.
+
     Attributes:
       model: a key of `models.MODELS`.
       dataset: what `data.load` knows.
-      epochs: passes over the training set; masks change after each but the last.
+      epochs: passes over the training set.
       batch_size: examples a step.
       densities: fractions of the weights that live.
       learning_rate: of SGD with Nesterov momentum.
@@ -39,6 +42,12 @@ class Settings:
       prune_rate: share of the living weights that the first mask update moves.
       prune_schedule: "cosine" to 0.005, "linear" to 0, or "constant".
       own: options of single methods, by their names.
+      steps: of a run that is cut short; None for all epochs.
+      dropout: fraction of the features dropped inside wide residual networks, in [0, 1).
+      augment: mirror images and crop them from 4 more pixels on each side.
+      dense: path regex of weights that are never pruned; empty for none.
+      image_size: None for data in memory; else the side in pixels to which the images are cut,
+        which stay on the disk while training and are cropped at random.
     """
 
     model: str
@@ -54,6 +63,19 @@ class Settings:
     prune_rate: float = 0.5
     prune_schedule: str = "cosine"
     own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    steps: int | None = None
+    dropout: float = 0.0
+    augment: bool = False
+    dense: str = ""
+    image_size: int | None = None
+
+    def length(self, steps_per_epoch: int) -> int:
+        """Steps of a whole run."""
+        return self.epochs * steps_per_epoch if self.steps is None else self.steps
+
+    def every(self, steps_per_epoch: int) -> int:
+        """Steps from one measurement, and one mask update, to the next."""
+        return min(steps_per_epoch, max(1, (self.steps or 5 * steps_per_epoch) // 5))
 
 
 _LENET = Settings(
@@ -63,6 +85,22 @@ _LENET = Settings(
     batch_size=100,
     densities=(0.01, 0.02, 0.03, 0.04, 0.05, 0.1),
 )
+
+
+def _cifar(model: str, *densities: float, dropout: float = 0.0) -> Settings:
+    return Settings(
+        model=model,
+        dataset="cifar10",
+        epochs=250,
+        batch_size=128,
+        densities=densities,
+        drop_every=30_000,
+        prune_rate=0.2,
+        dropout=dropout,
+        augment=True,
+    )
+
+
 PRESETS = {
     "digits": dataclasses.replace(
         _LENET, dataset="digits", epochs=40, batch_size=24, densities=(0.05, 0.1, 0.2)
@@ -71,8 +109,36 @@ PRESETS = {
     "lenet_5_caffe": dataclasses.replace(
         _LENET, model="lenet_5_caffe", densities=(0.005, 0.01, 0.05)
     ),
+    "alexnet_s": _cifar("alexnet_s", 0.1),
+    "alexnet_b": _cifar("alexnet_b", 0.1),
+    "vgg_16_c": _cifar("vgg_16_c", 0.05),
+    "vgg_16_d": _cifar("vgg_16_d", 0.05),
+    "vgg_16_like": _cifar("vgg_16_like", 0.03),
+    "wrn_16_8": _cifar("wrn_16_8", 0.05, dropout=0.3),
+    "wrn_16_10": _cifar("wrn_16_10", 0.05, dropout=0.3),
+    "wrn_22_8": _cifar("wrn_22_8", 0.05, dropout=0.3),
+    "wrn_28_2": _cifar("wrn_28_2", 0.1, 0.2, 0.3, 0.4, 0.5, dropout=0.3),
+    "resnet_50": Settings(
+        model="resnet_50",
+        dataset="imagenet2012",
+        epochs=100,
+        batch_size=256,
+        densities=(0.1, 0.2),
+        drop_every=30 * 4979,
+        weight_decay=1e-4,
+        validation=0.005,
+        prune_rate=0.2,
+        augment=True,
+        dense="^conv/|shortcut",
+        image_size=224,
+    ),
 }
-"""The settings by name; `digits` is the small set inside scikit-learn, for a first try."""
+"""The settings by name; `digits` is the small set inside scikit-learn, for a first try.
+
+`wrn_28_2`, the network of the comparison with Mostafa & Wang, gets the recipe of the others on
+CIFAR-10. `resnet_50` is the recipe of the paper's comparison on ImageNet, in float32: the first
+convolution and the shortcuts stay dense, and the learning rate falls every 30 epochs.
+"""
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -99,7 +165,7 @@ def method(
       key: draws the masks; may be traced.
       steps_per_epoch: batches in one pass.
     """
-    steps = settings.epochs * steps_per_epoch
+    steps, every = settings.length(steps_per_epoch), settings.every(steps_per_epoch)
     algorithm = name.split("+")[0]
     own = dict(settings.own.get(name, {}))
     if algorithm in methods.DROPPING:
@@ -112,7 +178,7 @@ def method(
         own["drop_fraction"] = schedule(own.pop("prune_rate", settings.prune_rate))
     if algorithm == "sparse_momentum":
         own = {"momentum": settings.momentum} | own
-    updates = methods.MaskUpdates(steps_per_epoch, steps_per_epoch, steps, None)
+    updates = methods.MaskUpdates(every, every, steps, None)
     if algorithm == "gradual":  # the masks rest for the last quarter
         updates = updates._replace(stop=steps * 3 // 4)
     return methods.sparse_method(
@@ -122,7 +188,7 @@ def method(
         sparsity=sparsity,
         distribution="uniform",
         pattern=jaxsparse.unstructured,
-        prunable=jaxsparse.default_prunable,
+        prunable=methods.prunable(settings.dense),
         updates=updates,
         **own,
     )

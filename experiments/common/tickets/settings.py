@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 
-import jaxsparse
+from experiments.common import methods
 from jaxsparse import lottery
 
 Prunable = Callable[[str, Any], bool]
@@ -213,12 +212,7 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
 
 def prunable(settings: Settings) -> Prunable:
     """Which weights may be pruned."""
-
-    def chosen(path: str, leaf: Any) -> bool:
-        kept = settings.dense and re.search(settings.dense, path)
-        return not kept and jaxsparse.default_prunable(path, leaf)
-
-    return chosen
+    return methods.prunable(settings.dense)
 
 
 def ladder(settings: Settings, params: Any) -> tuple[list[Any], list[float]]:
