@@ -7,6 +7,7 @@ same run.
 
 import argparse
 import dataclasses
+import shlex
 import shutil
 import sys
 import types
@@ -84,7 +85,7 @@ def options(config: Any) -> str:
     """The part of the command line that makes this run: every option that is not its default."""
     fields = [field for field in dataclasses.fields(config) if field.metadata["identity"]]
     given = [field.name for field in fields if getattr(config, field.name) != field.default]
-    return "".join(f" {flag(name)} {getattr(config, name)}" for name in given)
+    return "".join(f" {flag(name)} {shlex.quote(str(getattr(config, name)))}" for name in given)
 
 
 def flag(name: str) -> str:
