@@ -16,7 +16,8 @@ from pathlib import Path
 from experiments.common import commands, execution, studies
 from experiments.common.cli import flag, option
 from experiments.common.rivals import cells, report
-from experiments.common.rivals.settings import METHODS, PRESETS, Settings
+from experiments.common.rivals.settings import METHODS, PRESETS, Settings, check
+from experiments.common.rivals.variants import STUDIES, method_of
 
 PROG = "python -m experiments.sparse_momentum"
 
@@ -29,11 +30,26 @@ class Options(commands.StudyOptions):
         "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
     )
     dataset: str | None = option(None, "another data set than the preset's")
-    methods: str = option(",".join(METHODS), "methods, with commas between them")
-    densities: str | None = option(
-        None, "fractions of the weights that live, with commas (default: the preset's)"
+    study: str = option(
+        "main",
+        "what is compared: the methods; momentum and prune rates; what sparse momentum is made of; "
+        "or, on validation data, what the sources leave open",
+        choices=tuple(STUDIES),
     )
-    epochs: int | None = option(None, "passes over the training set (default: the preset's)")
+    methods: str | None = option(
+        None,
+        "methods, or variants such as sparse_momentum+growth=random, with commas between them "
+        "(default: the study's)",
+    )
+    densities: str | None = option(
+        None,
+        "fractions of the weights that live, with commas (default: the preset's; 0.05 in other "
+        "studies than main)",
+    )
+    epochs: int | None = option(
+        None,
+        "passes over the training set (default: the preset's; 20 in other studies than main)",
+    )
     steps: int | None = option(
         None, "stop after so many steps instead, at least 5 (default: train for all epochs)"
     )
@@ -62,11 +78,13 @@ def prepare(options: Options) -> commands.Study:
     def begin(path: Path) -> tuple[str, list[studies.Group]]:
         keys = execution.replicate_keys(options.seed, options.replicates)
         lab = cells.build(settings, keys, options.data_dir, options.examples)
-        return lab.dataset.description, cells.groups(lab, wanted, path)
+        tests = options.study != "tuning"
+        return lab.dataset.description, cells.groups(lab, wanted, path, tests)
 
+    what = options.preset if options.study == "main" else f"{options.preset}-{options.study}"
     return commands.Study(
-        f"sparse_momentum-{options.preset}",
-        commands.identity(options, settings, methods=names),
+        f"sparse_momentum-{what}",
+        commands.identity(options, settings, study=options.study, methods=names),
         [cell.name for cell in wanted],
         f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps",
         begin,
@@ -81,10 +99,14 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
       ValueError: a value that cannot be.
     """
     settings = PRESETS[options.preset]
-    names = tuple(name for name in options.methods.split(",") if name)
+    names = METHODS
+    if options.study != "main":
+        names = STUDIES[options.study]
+        settings = dataclasses.replace(settings, densities=(0.05,), epochs=20)
+    if options.methods is not None:
+        names = tuple(name for name in options.methods.split(",") if name)
     for name in names:
-        if name not in METHODS:
-            raise ValueError(f"--methods must be among {', '.join(METHODS)}, got {name!r}.")
+        check(settings, name)
     if options.densities is not None:
         try:
             densities = tuple(float(text) for text in options.densities.split(","))
@@ -115,7 +137,8 @@ def all_cells(settings: Settings, names: Sequence[str]) -> list[cells.Cell]:
     """Every method at every density; dense once."""
     found = []
     for name in names:
-        sparsities = [0.0] if name == "dense" else [round(1 - d, 6) for d in settings.densities]
+        dense = method_of(name) == "dense"
+        sparsities = [0.0] if dense else [round(1 - d, 6) for d in settings.densities]
         found += [cells.Cell(name, sparsity) for sparsity in sparsities]
     return found
 

@@ -100,6 +100,12 @@ def use_every_core() -> None:
         jax.config.update("jax_num_cpu_devices", _cores())
 
 
+def compiled_once(function: Callable) -> Callable:
+    """`jax.jit` for what runs once: on a CPU optimizing it takes longer than running it."""
+    level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=level)
+
+
 def replicate_keys(seed: int, count: int) -> jax.Array:
     """One key for each replicate; those of the seeds `seed, seed + 1, ...`."""
     return jax.vmap(jax.random.key)(seed + jnp.arange(count))

@@ -19,7 +19,7 @@ import optax
 
 from experiments.common.batches import batch_indices
 from experiments.common.evaluation import EvaluationSet, cross_entropy, evaluate
-from experiments.common.execution import Execution, over_replicates, place
+from experiments.common.execution import Execution, compiled_once, over_replicates, place
 
 Array = jax.Array
 Metrics = dict[str, Any]
@@ -148,7 +148,7 @@ def make_trainer(
     steps_per_epoch = n // batch_size
     update = make_tx(0).update
 
-    @jax.jit
+    @compiled_once
     @jax.vmap
     def begin(key: Array, params: Any, data_key: Array) -> TrainState:
         params, opt_state = start(make_tx(key), params)

@@ -1,7 +1,8 @@
 """The cells of a study of methods: each is a method at a sparsity, with all its replicates.
 
 A method at all its sparsities is trained in one compiled function, the lanes side by side: what
-tells them apart is their masks. Gradual pruning alone has its sparsity in the mask update.
+tells them apart is their masks, and the numbers of a variant. Gradual pruning alone has its
+sparsity in the mask update.
 """
 
 import functools
@@ -16,6 +17,7 @@ from flax import nnx
 import jaxsparse
 from experiments.common import data, evaluation, networks, streamed, studies, training
 from experiments.common.execution import execution
+from experiments.common.rivals import variants
 from experiments.common.rivals.settings import Settings, method
 from experiments.common.tracking import track
 
@@ -27,7 +29,7 @@ HE = nnx.initializers.variance_scaling(2, "fan_out", "normal")
 
 
 class Cell(NamedTuple):
-    """A method at a sparsity."""
+    """A method, or a variant of it, at a sparsity."""
 
     method: str
     sparsity: float
@@ -35,7 +37,12 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """Such as `sparse_momentum-0.95`."""
-        return self.method if self.method == "dense" else f"{self.method}-{self.sparsity:g}"
+        return self.method if self.dense else f"{self.method}-{self.sparsity:g}"
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing is sparse."""
+        return variants.method_of(self.method) == "dense"
 
 
 class Lab(NamedTuple):
@@ -132,24 +139,29 @@ def initial(model: str, key: Array, shape: tuple[int, ...], dtype: Any) -> Array
     return (HE if residual else TORCH)(key, shape, dtype)
 
 
-def groups(lab: Lab, wanted: Sequence[Cell], path: Path) -> list[studies.Group]:
-    """The cells that are not done yet, method by method."""
+def groups(lab: Lab, wanted: Sequence[Cell], path: Path, tests: bool = True) -> list[studies.Group]:
+    """The cells that are not done yet, program by program; `tests`: with the test accuracy."""
     done = studies.finished(path)
     together: dict[Any, list[Cell]] = {}
     for cell in wanted:
         if cell.name not in done:
-            alone = cell.sparsity if cell.method == "gradual" else None
-            together.setdefault((cell.method, alone), []).append(cell)
+            alone = cell.sparsity if variants.method_of(cell.method) == "gradual" else None
+            together.setdefault((variants.program(cell.method), alone), []).append(cell)
     return [
         studies.Group(
-            ", ".join(cell.name for cell in now),
+            _together(now),
             functools.partial(_begin, lab, now),
-            functools.partial(_finish, lab, now, path),
+            functools.partial(_finish, lab, now, path, tests),
             lab.steps,
             lab.every,
         )
         for now in together.values()
     ]
+
+
+def _together(now: Sequence[Cell]) -> str:
+    names, few = [cell.name for cell in now], 6
+    return ", ".join(names[:few]) + (f" and {len(names) - few} more" if len(names) > few else "")
 
 
 def layer_densities(params: Any, opt_state: Any, dense: bool) -> dict[str, Array]:
@@ -162,13 +174,13 @@ def layer_densities(params: Any, opt_state: Any, dense: bool) -> dict[str, Array
 
 
 def _begin(lab: Lab, now: Sequence[Cell]) -> tuple[training.Trainer, training.TrainState]:
-    name, dense = now[0].method, now[0].method == "dense"
+    dense = now[0].dense
 
-    def trainer(sparsity: float) -> training.Trainer:
+    def trainer(cell: Cell) -> training.Trainer:
         return lab.make_trainer(
             lab.network.apply,
             lab.network.init_params,
-            lambda key: method(lab.settings, name, sparsity, key, lab.steps_per_epoch),
+            lambda key: method(lab.settings, cell.method, cell.sparsity, key, lab.steps_per_epoch),
             execution=execution(lab.settings.model, jax.default_backend()),
             start=training.start_dense if dense else jaxsparse.init,
             forward=lab.network.forward,
@@ -181,18 +193,27 @@ def _begin(lab: Lab, now: Sequence[Cell]) -> tuple[training.Trainer, training.Tr
             ),
         )
 
-    made = [trainer(cell.sparsity) for cell in now]
+    made = [trainer(cell) for cell in now]
     states = [one.init(lab.keys) for one in made]
     return made[0], jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
 
 
 def _finish(
-    lab: Lab, now: Sequence[Cell], path: Path, state: training.TrainState, seconds: float
+    lab: Lab,
+    now: Sequence[Cell],
+    path: Path,
+    tests: bool,
+    state: training.TrainState,
+    seconds: float,
 ) -> dict[str, Any]:
-    form = execution(lab.settings.model, jax.default_backend())
-    loss, test_set = evaluation.cross_entropy, lab.sets["test"]
-    test = evaluation.evaluate(lab.network.apply, loss, form, state.params, test_set)["accuracy"]
+    measured = {}
+    if tests:
+        form = execution(lab.settings.model, jax.default_backend())
+        loss, test_set = evaluation.cross_entropy, lab.sets["test"]
+        found = evaluation.evaluate(lab.network.apply, loss, form, state.params, test_set)
+        measured["test_accuracy"] = found["accuracy"]
     curves, count = jax.device_get(state.tracked.curves), len(lab.keys)
+    measured["validation_accuracy"] = curves["validation_accuracy"][:, -1]
     stored, results = studies.read_arrays(path / "curves.npz"), {}
     for i, cell in enumerate(now):
         mine = slice(i * count, (i + 1) * count)
@@ -200,8 +221,7 @@ def _finish(
         results[cell.name] = {
             "method": cell.method,
             "sparsity": cell.sparsity,
-            "test_accuracy": test[mine].tolist(),
-            "validation_accuracy": curves["validation_accuracy"][mine, -1].tolist(),
+            **{name: values[mine].tolist() for name, values in measured.items()},
             "seconds": round(seconds / len(now), 1),
         }
     studies.write_arrays(path / "curves.npz", stored)

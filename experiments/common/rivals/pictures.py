@@ -106,3 +106,63 @@ def _depth(layer: str) -> tuple[int, list[int]]:
     kinds = ("conv", "block", "fc", "head")
     kind = re.match("[a-z]*", layer)[0]
     return kinds.index(kind) if kind in kinds else -1, [int(n) for n in re.findall(r"\d+", layer)]
+
+
+def sensitivity(
+    file: Path, lines: Mapping[str, Mapping[str, Mapping[float, Any]]], title: str, note: str
+) -> None:
+    """Error against the value of every option, a panel each; bands: one standard error.
+
+    Args:
+      file: where to write it.
+      lines: statistics of the accuracy by option, variant and value.
+      title: of the picture.
+      note: how many replicates, and what is missing.
+    """
+    figure, grid = plt.subplots(
+        1, len(lines), figsize=(4.8 * len(lines), 4.2), squeeze=False, layout="constrained"
+    )
+    for axes, (option, variants) in zip(grid.flat, lines.items(), strict=True):
+        for i, (name, found) in enumerate(variants.items()):
+            x = np.array(sorted(found))
+            mean = np.array([1 - found[value]["mean"] for value in x])
+            error = np.array([found[value]["standard_error"] for value in x])
+            colour = COLOURS[i % len(COLOURS)]
+            axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+            axes.plot(x, mean, marker=MARKERS[i % 5], ms=4, color=colour, lw=1.5, label=name)
+        axes.set_xlabel(option.replace("_", " "))
+        axes.set_yscale("log")
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(PERCENT)
+        axes.tick_params(axis="y", which="both", labelsize=7)
+        plain(axes)
+        axes.legend(frameon=False, fontsize=8)
+    grid[0][0].set_ylabel("error (log scale)")
+    figure.suptitle(f"{title}. {note[0].upper()}{note[1:]}.", x=0.01, ha="left", fontsize=10)
+    save(figure, file)
+
+
+def dots(file: Path, rows: Mapping[str, Any], measure: str, title: str, note: str) -> None:
+    """The accuracy of every variant as a dot; bars: one standard error.
+
+    Args:
+      file: where to write it.
+      rows: statistics by variant, from top to bottom.
+      measure: what the accuracy is.
+      title: of the picture.
+      note: how many replicates, and what is missing.
+    """
+    figure, axes = plt.subplots(figsize=(8.0, 1.4 + 0.28 * len(rows)), layout="constrained")
+    places = np.arange(len(rows))[::-1]
+    methods = list(dict.fromkeys(name.split("+")[0].split(" ")[0] for name in rows))
+    for place, (name, stats) in zip(places, rows.items(), strict=True):
+        colour = COLOURS[methods.index(name.split("+")[0].split(" ")[0]) % len(COLOURS)]
+        axes.errorbar(
+            stats["mean"], place, xerr=stats["standard_error"], fmt="o", color=colour, capsize=3
+        )
+    axes.set_yticks(places, list(rows), fontsize=8)
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel(measure)
+    plain(axes)
+    note_above(axes, title, note)
+    save(figure, file)

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.common import pages, runs, studies
 from experiments.common.pages import Table
 from experiments.common.reports import Statistics, percent, statistics
-from experiments.common.rivals import pictures
+from experiments.common.rivals import pictures, sides
 from experiments.common.rivals.paper import PUBLISHED
 
 PICTURES = {
@@ -31,7 +31,10 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     """
     config, results = runs.read_json(path / "config.json"), studies.finished(path)
     missing = sum(name not in results for name in wanted)
-    found = _by_method(results)
+    study = config["study"]
+    measure = "validation accuracy" if study == "tuning" else "test accuracy"
+    key = measure.replace(" ", "_")
+    found = _by_method(results, key)
     runs.write_json(
         path / "summary.json",
         {
@@ -39,7 +42,7 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
             "missing_cells": missing,
             "seconds": round(sum(cell["seconds"] for cell in results.values()), 1),
             "methods": {
-                name: {str(s): {"test_accuracy": stats} for s, stats in cells.items()}
+                name: {str(s): {key: stats} for s, stats in cells.items()}
                 for name, cells in found.items()
             },
         },
@@ -53,9 +56,15 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
         length = f"{config['steps']:,} steps of batches of {config['batch_size']}"
         unit = "measurement"
     facts = [
-        f"{note[0].upper()}{note[1:]}; test accuracy after {length}, evaluated "
-        f"once. Data: {description}. Made by `{command}`."
+        f"{note[0].upper()}{note[1:]}; {measure} after {length}, evaluated once"
+        f"{'; the test set was left alone' if study == 'tuning' else ''}. Data: {description}. "
+        f"Made by `{command}`."
     ]
+    if study != "main":
+        sides.draw(study, path, found, measure, what, note)
+        tables = sides.tables(study, found, measure)
+        shown = {f"{study}.png": study.capitalize()}
+        return pages.write(path, f"Dynamic sparse training, {study}: {what}", facts, tables, shown)
     tables = {
         "By density": _table(found, sparsities),
         "Against the paper": _against(found, published),
@@ -67,10 +76,10 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     return pages.write(path, f"Dynamic sparse training: {what}", facts, tables, PICTURES)
 
 
-def _by_method(results: Results) -> dict[str, dict[float, Statistics]]:
+def _by_method(results: Results, measure: str) -> dict[str, dict[float, Statistics]]:
     found: dict[str, dict[float, Statistics]] = {}
     for cell in sorted(results.values(), key=lambda cell: -cell["sparsity"]):
-        stats = statistics(cell["test_accuracy"])
+        stats = statistics(cell[measure])
         found.setdefault(cell["method"], {})[cell["sparsity"]] = stats
     return found
 

@@ -1,13 +1,16 @@
 """What a study of dynamic sparse training trains: the settings of the paper, by name."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 import jaxsparse
 from experiments.common import methods
+from experiments.common.rivals import variants
 
 METHODS = (
     "dense",
@@ -19,6 +22,14 @@ METHODS = (
     "rigl",
     "sparse_momentum",
 )
+_OPTIONS = {
+    "momentum": METHODS,
+    "prune_rate": methods.DROPPING,
+    "prune_schedule": methods.DROPPING,
+    "period": tuple(n for n in METHODS if n not in ("dense", "fixed", "deep_rewiring")),
+    "temperature": ("deep_rewiring",),
+}
+"""The methods that know an option of a variant; every one but `dense` may know others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +114,7 @@ def _cifar(model: str, *densities: float, dropout: float = 0.0) -> Settings:
 
 PRESETS = {
     "digits": dataclasses.replace(
-        _LENET, dataset="digits", epochs=40, batch_size=24, densities=(0.05, 0.1, 0.2)
+        _LENET, dataset="digits", epochs=20, batch_size=24, densities=(0.05, 0.1, 0.2)
     ),
     "lenet_300_100": _LENET,
     "lenet_5_caffe": dataclasses.replace(
@@ -141,49 +152,95 @@ convolution and the shortcuts stay dense, and the learning rate falls every 30 e
 """
 
 
-def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, weight decay and falling learning rate."""
+def rate(settings: Settings, count: Any) -> Any:
+    """The learning rate at a step."""
+    return settings.learning_rate * 0.1 ** (count // settings.drop_every)
 
-    def rate(count: Any) -> Any:
-        return settings.learning_rate * 0.1 ** (count // settings.drop_every)
 
+def optimizer(settings: Settings, momentum: Any = None) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum (by default the settings'), weight decay and falling rate."""
+    momentum = settings.momentum if momentum is None else momentum
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay),
-        optax.sgd(rate, momentum=settings.momentum, nesterov=True),
+        optax.sgd(functools.partial(rate, settings), momentum=momentum, nesterov=True),
     )
 
 
 def method(
     settings: Settings, name: str, sparsity: float, key: Any, steps_per_epoch: int
 ) -> optax.GradientTransformationExtraArgs:
-    """One of `METHODS` at a sparsity, as an optimizer.
+    """One of `METHODS` at a sparsity, or a variant of it, as an optimizer.
+
+    A variant's options are those of the method, and: `momentum`, of SGD and of sparse momentum
+    alike; `prune_rate` and `prune_schedule`, as in the settings; `period`, epochs from one mask
+    update to the next; and DeepR's `temperature` at the start, as in the code of Mostafa & Wang:
+    noise of deviation `sqrt(2 * learning rate * temperature)`, falling to a thousandth.
 
     Args:
       settings: of the study.
-      name: the method, with "+" and a variant's name where it has one in `settings.own`.
+      name: a method or a variant; see `variants`.
       sparsity: in [0, 1); nothing to "dense".
       key: draws the masks; may be traced.
       steps_per_epoch: batches in one pass.
     """
+    algorithm, own = variants.parse(name)
+    rest = {key: value for key, value in settings.own.get(algorithm, {}).items() if key not in own}
+    make = functools.partial(_method, settings, algorithm, sparsity, key, steps_per_epoch, **rest)
+    return variants.build(make, own)
+
+
+def check(settings: Settings, name: str) -> None:
+    """Raises ValueError or TypeError unless a name is a method or a variant that can be made."""
+    algorithm, own = variants.parse(name)
+    if algorithm not in METHODS:
+        raise ValueError(f"--methods must be among {', '.join(METHODS)}, got {algorithm!r}.")
+    for option in own:
+        if algorithm not in _OPTIONS.get(option, METHODS[1:]):
+            raise ValueError(f"--methods: {algorithm} has no option {option!r}.")
+    _method(settings, algorithm, 0.5, 0, 1000, **own)
+
+
+def _method(
+    settings: Settings,
+    algorithm: str,
+    sparsity: float,
+    key: Any,
+    steps_per_epoch: int,
+    *,
+    momentum: Any = None,
+    prune_rate: Any = None,
+    prune_schedule: str | None = None,
+    period: float = 1.0,
+    temperature: Any = None,
+    **own: Any,
+) -> optax.GradientTransformationExtraArgs:
     steps, every = settings.length(steps_per_epoch), settings.every(steps_per_epoch)
-    algorithm = name.split("+")[0]
-    own = dict(settings.own.get(name, {}))
     if algorithm in methods.DROPPING:
-        rates = {
+        schedules = {
             "cosine": lambda p: jaxsparse.cosine(p, steps, 0.005),
             "linear": lambda p: jaxsparse.linear(p, steps),
             "constant": jaxsparse.constant,
         }
-        schedule = rates[own.pop("prune_schedule", settings.prune_schedule)]
-        own["drop_fraction"] = schedule(own.pop("prune_rate", settings.prune_rate))
+        schedule = prune_schedule or settings.prune_schedule
+        if schedule not in schedules:
+            raise ValueError(
+                f"prune_schedule must be one of {', '.join(schedules)}, got {schedule!r}."
+            )
+        fraction = settings.prune_rate if prune_rate is None else prune_rate
+        own["drop_fraction"] = schedules[schedule](fraction)
     if algorithm == "sparse_momentum":
-        own = {"momentum": settings.momentum} | own
+        own["momentum"] = settings.momentum if momentum is None else momentum
+    if temperature is not None:
+        own["noise"] = lambda count: jnp.sqrt(
+            2 * rate(settings, count) * temperature * 1e-3 ** (count / steps)
+        )
+    every = max(1, round(period * every))
     updates = methods.MaskUpdates(every, every, steps, None)
     if algorithm == "gradual":  # the masks rest for the last quarter
         updates = updates._replace(stop=steps * 3 // 4)
     return methods.sparse_method(
         algorithm,
-        optimizer(settings),
+        optimizer(settings, momentum),
         key=key,
         sparsity=sparsity,
         distribution="uniform",
