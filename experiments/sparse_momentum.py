@@ -4,6 +4,7 @@
 
 Takes about two hours on 2 cores: LeNet-300-100 on MNIST with the paper's settings, 100 epochs,
 eight methods, six densities, 5 replicates each. Without arguments a small study on the digits.
+`--study` asks for another comparison than that of the methods: of variants of them.
 
 Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command
 goes on where it was stopped, also in the middle of a cell.
