@@ -22,6 +22,7 @@ from experiments.common.display import Display
 from experiments.common.training import Trainer, TrainState
 
 CHUNK_SECONDS = 3.0
+LONGEST_SECONDS = 60.0
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -34,7 +35,8 @@ class Group(NamedTuple):
       finish: `(state, seconds) -> results by the names of the cells`, after the last step. The
         state may have more lanes than `begin` gave it, behind the others.
       iterations: of the training; none for a group that only measures.
-      every: iterations from one measurement to the next; training stops at multiples of it.
+      every: iterations from one measurement to the next; training stops at multiples of it, and
+        between them where they are more than `LONGEST_SECONDS` apart.
     """
 
     name: str
@@ -119,12 +121,13 @@ def _train(group: Group, path: Path, display: Display, done: int, left: int) -> 
         shutil.rmtree(folder.path, ignore_errors=True)
     if restored is not None:
         state, step = restored.state, restored.progress["step"]
-    size = group.every
-    compiled = False
+    size, compiled = 1, False
     saved = time.perf_counter()
     while step < group.iterations:
         began = time.perf_counter()
         end = min(group.iterations, step + size)
+        whole = end - end % group.every
+        end = whole if whole > step else end
         state = jax.block_until_ready(trainer.advance(state, step, end))
         now = time.perf_counter()
         per_step = (now - began) / (end - step)
@@ -132,8 +135,12 @@ def _train(group: Group, path: Path, display: Display, done: int, left: int) -> 
             display.estimate(per_step * (left - end))
         compiled = True
         size = group.every * max(1, round(CHUNK_SECONDS / per_step / group.every))
+        if per_step * group.every > LONGEST_SECONDS:
+            size = max(1, int(LONGEST_SECONDS / per_step))
         step = end
-        display.update(done + step, f"{group.name}: {state.tracked.shown(step // group.every - 1)}")
+        if step >= group.every:
+            shown = state.tracked.shown(step // group.every - 1)
+            display.update(done + step, f"{group.name}: {shown}")
         if now - saved > CHECKPOINT_SECONDS and step < group.iterations:
             folder.begin()
             folder.save(step, state, {"step": step})

@@ -1,0 +1,63 @@
+"""How a group of runs is cut into calls, on a trainer that only counts and a clock of its own."""
+
+import math
+import types
+from typing import NamedTuple
+
+import pytest
+from rich.console import Console
+
+from experiments.common import studies
+
+
+class Nothing(NamedTuple):
+    """Measures nothing."""
+
+    def shown(self, point):
+        assert point >= 0
+        return ""
+
+
+class State(NamedTuple):
+    """Has no arrays."""
+
+    tracked: Nothing = Nothing()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "every", "iterations"),
+    [(1e-3, 100, 5000), (0.1, 100, 550), (12.0, 351, 1000), (400.0, 5, 13), (1e-3, 1, 7)],
+)
+def test_calls_are_short_and_end_at_measurements(seconds, every, iterations, tmp_path, monkeypatch):
+    now, calls = 0.0, []
+
+    def advance(state, first, last):
+        nonlocal now
+        now += seconds * (last - first) + (0 if calls else 20.0)  # the first compiles
+        calls.append((first, last))
+        return state
+
+    clock = types.SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr(studies, "time", clock)
+    monkeypatch.setattr(studies, "CHECKPOINT_SECONDS", math.inf)
+    group = studies.Group(
+        "cells",
+        lambda: (types.SimpleNamespace(advance=advance), State()),
+        lambda state, spent: {"cell": {"seconds": spent}},
+        iterations,
+        every,
+    )
+    console, report = Console(quiet=True), lambda: None
+    studies.run([group], tmp_path, console, what="calls", minutes=math.inf, report=report)
+    assert studies.finished(tmp_path)["cell"]["seconds"] == pytest.approx(now)
+    assert calls[0][0] == 0 and calls[-1][1] == iterations
+    assert all(one[1] == other[0] for one, other in zip(calls, calls[1:], strict=False))
+    longest = max(last - first for first, last in calls)
+    assert longest == 1 or longest * seconds <= max(studies.CHUNK_SECONDS * 2, 60)
+    ends = {last for _, last in calls}
+    if every * seconds > studies.LONGEST_SECONDS:
+        assert ends >= set(range(every, iterations, every))
+    else:
+        late = [last for first, last in calls if first >= every]
+        assert all(last % every == 0 or last == iterations for last in late)
+    assert len(calls) <= 8 + iterations * seconds / 2
