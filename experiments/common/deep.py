@@ -1,4 +1,4 @@
-"""Deep convolutional networks with batch normalization: VGG and AlexNet."""
+"""Deep convolutional networks: VGG and AlexNet, with and without batch normalization."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,39 +18,58 @@ def batch_norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
 
 class Normalized(nnx.Module):
-    """A convolution without bias, 3x3 if nothing else is said, then batch normalization."""
+    """A convolution, 3x3 if nothing else is said; then batch normalization, or a bias instead."""
 
     def __init__(
-        self, features_in: int, features_out: int, *, size: int = 3, rngs: nnx.Rngs, **common: Any
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        size: int = 3,
+        normalized: bool = True,
+        rngs: nnx.Rngs,
+        **common: Any,
     ):
         self.conv = Convolution(
-            features_in, features_out, size, padding="SAME", use_bias=False, rngs=rngs, **common
-        )
-        self.norm = batch_norm(features_out, rngs)
+            features_in, features_out, size,
+            padding="SAME", use_bias=not normalized, rngs=rngs, **common,
+        )  # fmt: skip
+        self.norm = batch_norm(features_out, rngs) if normalized else None
 
     def __call__(self, images: Array, train: bool) -> Array:
-        return self.norm(self.conv(images), use_running_average=not train)
+        return _normalized(self.norm, self.conv(images), train)
 
 
 class NormalizedDense(nnx.Module):
-    """A dense layer without bias, then batch normalization."""
+    """A dense layer; then batch normalization, or a bias instead."""
 
     def __init__(
-        self, features_in: int, features_out: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        normalized: bool = True,
+        kernel_init: nnx.Initializer,
+        rngs: nnx.Rngs,
     ):
         self.linear = nnx.Linear(
-            features_in, features_out, use_bias=False, kernel_init=kernel_init, rngs=rngs
+            features_in, features_out, use_bias=not normalized, kernel_init=kernel_init, rngs=rngs
         )
-        self.norm = batch_norm(features_out, rngs)
+        self.norm = batch_norm(features_out, rngs) if normalized else None
 
     def __call__(self, features: Array, train: bool) -> Array:
-        return self.norm(self.linear(features), use_running_average=not train)
+        return _normalized(self.norm, self.linear(features), train)
+
+
+def _normalized(norm: nnx.BatchNorm | None, features: Array, train: bool) -> Array:
+    return features if norm is None else norm(features, use_running_average=not train)
 
 
 class Stack(nnx.Module):
     """Stages of convolutions, 2x2 max pooling between them, then dense layers.
 
-    Every layer but the last is normalized and followed by ReLU. Without hidden dense layers the
+    Every layer but the last is followed by ReLU, after batch normalization unless `normalized` is
+    False. Without hidden dense layers the
     head sees the mean over all pixels. The layers are `conv1`, ..., `fc1`, ... and `head`.
 
     References:
@@ -72,12 +91,14 @@ class Stack(nnx.Module):
         *,
         stages: Sequence[Sequence[Layer]],
         dense: Sequence[int] = (),
+        normalized: bool = True,
         form: Form,
         kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
     ):
         height, width, channels = input_shape
         common = {"kernel_init": kernel_init, "rngs": rngs}
+        hidden = common | {"normalized": normalized}
         self.stages, self.dense = tuple(len(stage) for stage in stages), len(dense)
         index = 0
         for stage, layers in enumerate(stages):
@@ -85,12 +106,12 @@ class Stack(nnx.Module):
             for layer in layers:
                 index += 1
                 features, size, stride = layer if isinstance(layer, tuple) else (layer, 3, 1)
-                made = Normalized(channels, features, size=size, stride=stride, form=form, **common)
+                made = Normalized(channels, features, size=size, stride=stride, form=form, **hidden)
                 setattr(self, f"conv{index}", made)
                 height, width, channels = -(-height // stride), -(-width // stride), features
         features = channels * height * width if dense else channels
         for index, features_out in enumerate(dense, start=1):
-            setattr(self, f"fc{index}", NormalizedDense(features, features_out, **common))
+            setattr(self, f"fc{index}", NormalizedDense(features, features_out, **hidden))
             features = features_out
         self.head = nnx.Linear(features, num_classes, **common)
 

@@ -42,6 +42,8 @@ MODELS = (
     "vgg_16_c",
     "vgg_16_d",
     "vgg_16_like",
+    "vgg_16_thin",
+    "vgg_16_thin_plain",
     "wrn_16_8",
     "wrn_16_10",
     "wrn_22_8",

@@ -177,6 +177,9 @@ _VGG_16_C = tuple((*stage[:2], (stage[2], 1, 1)) if stage[2:] else stage for sta
 _ALEXNET = ((96, 11, 2), (256, 5, 2), (384, 3, 2), (384, 3, 2), (256, 3, 2))
 _alexnet = partial(_deep, Stack, stages=(_ALEXNET,))
 _vgg_16 = partial(_deep, Stack, smallest=32)
+_vgg_16_thin = partial(
+    _vgg_16, stages=tuple(tuple(width // 4 for width in stage) for stage in _VGG_16), dense=(128,)
+)
 _wrn = partial(_deep, WideResNet)
 _conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))
 
@@ -199,6 +202,8 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "vgg_16_c": partial(_vgg_16, stages=_VGG_16_C, dense=(512, 512)),
     "vgg_16_d": partial(_vgg_16, stages=_VGG_16, dense=(512, 512)),
     "vgg_16_like": partial(_vgg_16, stages=_VGG_16, dense=(512,)),
+    "vgg_16_thin": _vgg_16_thin,
+    "vgg_16_thin_plain": partial(_vgg_16_thin, normalized=False),
     "wrn_16_8": partial(_wrn, depth=16, widen=8),
     "wrn_16_10": partial(_wrn, depth=16, widen=10),
     "wrn_22_8": partial(_wrn, depth=22, widen=8),

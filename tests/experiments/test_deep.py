@@ -16,6 +16,7 @@ from experiments.common.networks import KEPT
 from experiments.common.residual import ResNet, WideResNet
 
 VGG_16 = 27 * 64 + 9 * (64**2 + 64 * 128 + 128**2 + 128 * 256 + 256 * 512)
+THIN = 27 * 16 + 9 * (16**2 + 16 * 32 + 32**2 + 32 * 64 + 2 * 64**2 + 64 * 128 + 5 * 128**2)
 ALEXNET = 121 * 3 * 96 + 25 * 96 * 256 + 9 * (256 * 384 + 384 * 384 + 384 * 256)
 
 
@@ -35,6 +36,8 @@ WEIGHTS = {
     "vgg_16_c": VGG_16 + 9 * (256**2 + 4 * 512**2 - 512**2) + 256**2 + 4 * 512**2 + 5120,
     "vgg_16_d": VGG_16 + 9 * (2 * 256**2 + 5 * 512**2) + 2 * 512**2 + 5120,
     "vgg_16_like": VGG_16 + 9 * (2 * 256**2 + 5 * 512**2) + 512**2 + 5120,
+    "vgg_16_thin": THIN + 128**2 + 1280,
+    "vgg_16_thin_plain": THIN + 128**2 + 1280,
     "wrn_16_8": wide(8, 2),
     "wrn_16_10": wide(10, 2),
     "wrn_22_8": wide(8, 3),
@@ -67,6 +70,19 @@ def test_numbers_of_weights(name):
 )
 def test_all_parameters_are_as_many_as_in_the_published_networks(name, classes, count):
     assert sum(p.size for p in jax.tree.leaves(params_of(name, classes))) == count
+
+
+def test_without_normalization_every_layer_has_a_bias_instead():
+    make = functools.partial(build, input_shape=(32, 32, 3), num_classes=10, key_or_seed=0)
+    plain, normal = (
+        nnx.eval_shape(lambda name=name: make(name))
+        for name in ("vgg_16_thin_plain", "vgg_16_thin")
+    )
+    assert not jax.tree.leaves(nnx.state(plain, nnx.BatchStat))
+    assert len(jax.tree.leaves(nnx.state(normal, nnx.BatchStat))) == 2 * 14
+    biases = {path: p.shape for path, p in paths(nnx.state(plain, nnx.Param)).items()}
+    assert sum(path.endswith("/bias") for path in biases) == 13 + 1 + 1
+    assert not any("norm" in path for path in biases)
 
 
 def test_paths_and_shapes():
