@@ -1,5 +1,6 @@
 """Lanczos's method with full reorthogonalization, and the spectrum that it estimates."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,21 +38,28 @@ def lanczos(product: Callable[[Array], Array], n: int, steps: int, key: Key) -> 
     """
     if not 1 <= steps <= n:
         raise ValueError(f"steps must be in [1, {n}], the living weights, got {steps}.")
-    first = jax.random.normal(trees.as_key(key), (n,), jnp.float32)
-    basis = jnp.zeros((steps, n), jnp.float32).at[0].set(first / jnp.linalg.norm(first))
+    vector = jax.random.normal(trees.as_key(key), (n,), jnp.float32)
+    basis, scale = jnp.zeros((steps, n), jnp.float32), jnp.float32(1e-30)
+    vector = vector / jnp.linalg.norm(vector)
     diagonal, off = [], []
     for i in range(steps):
-        w = product(basis[i])
-        diagonal.append(jnp.vdot(basis[i], w))
-        for _ in range(2):  # twice is enough (Kahan and Parlett)
-            w = w - basis.T @ (basis @ w)
-        size = jnp.linalg.norm(w)
-        if i + 1 < steps:
-            scale = jnp.maximum(jnp.max(jnp.abs(jnp.stack(diagonal))), 1e-30)
-            alive = size > 1e-6 * scale
-            off.append(jnp.where(alive, size, 0.0))
-            basis = basis.at[i + 1].set(jnp.where(alive, w / jnp.maximum(size, 1e-30), 0.0))
-    return jnp.stack(diagonal), jnp.stack(off) if off else jnp.zeros(0, jnp.float32)
+        basis, scale, vector, *found = _advance(basis, jnp.int32(i), vector, product(vector), scale)
+        diagonal.append(found[0])
+        off.append(found[1])
+    return jnp.stack(diagonal), jnp.stack(off)[:-1]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _advance(basis: Array, i: Array, vector: Array, w: Array, scale: Array) -> tuple[Array, ...]:
+    """Takes vector i into the basis, and gives the next one; compiled once for all steps."""
+    basis = basis.at[i].set(vector)
+    diagonal = jnp.vdot(vector, w)
+    for _ in range(2):  # twice is enough (Kahan and Parlett)
+        w = w - basis.T @ (basis @ w)
+    size, scale = jnp.linalg.norm(w), jnp.maximum(scale, jnp.abs(diagonal))
+    alive = size > 1e-6 * scale
+    following = jnp.where(alive, w / jnp.maximum(size, 1e-30), 0.0)
+    return basis, scale, following, diagonal, jnp.where(alive, size, 0.0)
 
 
 def spectrum(
