@@ -18,14 +18,15 @@ def exact_hessian(
     batches: Any,
     masks: Masks | None = None,
     *,
-    rows: int = 16,
+    rows: int = 1,
     memory: int = MEMORY,
 ) -> Array:
     """The Hessian of living weights as a matrix, `rows` rows at a time.
 
     Args:
       loss, params, batches, masks: as for `hessian_product`.
-      rows: computed together, at least 1.
+      rows: computed together, at least 1. One is fastest on a CPU, whose cache more overflow; an
+        accelerator may want many.
       memory: bytes that the matrix may take.
 
     Returns:
@@ -69,7 +70,7 @@ def exact_spectrum(
     batches: Any,
     masks: Masks | None = None,
     *,
-    rows: int = 16,
+    rows: int = 1,
     memory: int = MEMORY,
 ) -> Spectrum:
     """All eigenvalues of the Hessian of living weights, each of the same weight.
