@@ -85,8 +85,11 @@ def hessian_product(
       (2, [2.0, 0.0])
     """
     along, given, n = product_of(loss, params, batches, masks)
-    compiled = jax.jit(along)
-    return lambda v: compiled(v, *given), n
+    compiled, everywhere = jax.jit(along), _everywhere(batches)
+    if everywhere is None:
+        return lambda v: compiled(v, *given), n
+    # A vector that comes in placed in another way would compile the product once more.
+    return lambda v: compiled(jax.device_put(v, everywhere), *given), n
 
 
 def product_of(
@@ -130,16 +133,24 @@ def product_of(
         return total / count
 
     given = given, [jnp.asarray(place) for place in places]
-    sharding = getattr(first, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:
+    everywhere = _everywhere(batches)
+    if everywhere is None:
         return along, (*given, batches), n
-    axis, everywhere = sharding.spec[0], PartitionSpec()
+    axis, whole_spec = first.sharding.spec[0], everywhere.spec
     spread = jax.shard_map(
         lambda *parts: lax.psum(along(*parts), axis),
-        mesh=sharding.mesh,
-        in_specs=(everywhere, everywhere, everywhere, PartitionSpec(axis)),
-        out_specs=everywhere,
+        mesh=everywhere.mesh,
+        in_specs=(whole_spec, whole_spec, whole_spec, PartitionSpec(axis)),
+        out_specs=whole_spec,
         check_vma=False,
     )
-    given = jax.device_put(given, NamedSharding(sharding.mesh, everywhere))
-    return spread, (*given, batches), n
+    return spread, (*jax.device_put(given, everywhere), batches), n
+
+
+def _everywhere(batches: Any) -> NamedSharding | None:
+    """A copy on each of the devices over which batches are spread; None where they are not."""
+    first = jax.tree.leaves(batches)[0]
+    sharding = None if isinstance(first, jax.core.Tracer) else getattr(first, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec())
