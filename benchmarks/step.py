@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxsparse
+from benchmarks.turns import chain, optimizer_step, ratio, take_turns
 
 SPARSITY = 0.9
 NEVER = 10**6
@@ -108,33 +109,24 @@ def main() -> None:
     grads = weights(shapes, 1)
 
     def compiled(tx):
-        def step(params, state, grads):
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
         params = weights(shapes, 0)
         state = tx.init(params)
         began = time.perf_counter()
-        program = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads).compile()
-        return program, program(params, state, grads), time.perf_counter() - began
+        step = jax.jit(optimizer_step(tx), donate_argnums=(0, 1))
+        program = step.lower(params, state, grads).compile()
+        return chain(program, program(params, state, grads), grads), time.perf_counter() - began
 
     print(f"{sum(g.size for g in jax.tree.leaves(grads)):,} weights, {args.optimizer}")
-    programs, carries, times, compiling = {}, {}, {}, {}
+    calls, compiling = {}, {}
     for name, tx in variants(inner).items():
-        programs[name], carries[name], compiling[name] = compiled(tx)
-        times[name] = []
-    for turn in range(args.turns):
-        for name, program in programs.items():
-            if name.endswith("update") and turn >= max(3, args.turns // 5):
-                continue
-            began = time.perf_counter()
-            carries[name] = jax.block_until_ready(program(*carries[name], grads))
-            times[name].append(time.perf_counter() - began)
+        calls[name], compiling[name] = compiled(tx)
+    few = max(3, args.turns // 5)
+    turns = {name: few if name.endswith("update") else args.turns for name in calls}
+    times = take_turns(calls, turns)
     print("| variant | ms | times the dense step | compile, s |\n| --- | --- | --- | --- |")
     for name, spent in times.items():
-        ratio = statistics.median(a / b for a, b in zip(spent, times["dense"], strict=False))
         ms = 1e3 * statistics.median(spent)
-        print(f"| {name} | {ms:.1f} | {ratio:.2f} | {compiling[name]:.1f} |")
+        print(f"| {name} | {ms:.1f} | {ratio(spent, times['dense']):.2f} | {compiling[name]:.1f} |")
 
 
 if __name__ == "__main__":

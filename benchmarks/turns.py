@@ -1,0 +1,50 @@
+"""Programs timed in turns within one run, so that what else the machine does falls on all alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+
+def optimizer_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """`(params, state, grads) -> (params, state)`, without a forward or backward pass."""
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def chain(program: Callable[..., Any], carry: tuple, *rest: Any) -> Callable[[], None]:
+    """A call of `carry = program(*carry, *rest)` that ends when it is computed."""
+
+    def call() -> None:
+        nonlocal carry
+        carry = jax.block_until_ready(program(*carry, *rest))
+
+    return call
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], None]], turns: Mapping[str, int] | int
+) -> dict[str, list[float]]:
+    """The seconds of every call, one of each a turn; those with fewer turns drop out."""
+    if isinstance(turns, int):
+        turns = dict.fromkeys(calls, turns)
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(max(turns.values())):
+        for name, call in calls.items():
+            if turn < turns[name]:
+                began = time.perf_counter()
+                call()
+                spent[name].append(time.perf_counter() - began)
+    return spent
+
+
+def ratio(spent: list[float], base: list[float]) -> float:
+    """The median of the ratios within a turn."""
+    return statistics.median(a / b for a, b in zip(spent, base, strict=False))
