@@ -175,11 +175,16 @@ _VGG_19 = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
 _VGG_16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3, ())
 _VGG_16_C = tuple((*stage[:2], (stage[2], 1, 1)) if stage[2:] else stage for stage in _VGG_16)
 _ALEXNET = ((96, 11, 2), (256, 5, 2), (384, 3, 2), (384, 3, 2), (256, 3, 2))
+
+
+def _narrow(stages: Sequence[Sequence[int]], factor: float) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(round(factor * width) for width in stage) for stage in stages)
+
+
 _alexnet = partial(_deep, Stack, stages=(_ALEXNET,))
 _vgg_16 = partial(_deep, Stack, smallest=32)
-_vgg_16_thin = partial(
-    _vgg_16, stages=tuple(tuple(width // 4 for width in stage) for stage in _VGG_16), dense=(128,)
-)
+_vgg_16_thin = partial(_vgg_16, stages=_narrow(_VGG_16, 0.25), dense=(128,))
+_vgg_16_thin_small = partial(_vgg_16, stages=_narrow(_VGG_16, 0.055), dense=(28,))
 _wrn = partial(_deep, WideResNet)
 _conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))
 
@@ -196,6 +201,9 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet_50": partial(
         _deep, ResNet, blocks=(3, 4, 6, 3), features=(256, 512, 1024, 2048), imagenet=True
     ),
+    "resnet_50_small": partial(
+        _deep, ResNet, blocks=(3, 4, 6, 3), features=(112, 224, 448, 896), imagenet=True
+    ),
     "vgg_19": partial(_deep, Stack, stages=_VGG_19),
     "alexnet_s": partial(_alexnet, dense=(1024, 1024)),
     "alexnet_b": partial(_alexnet, dense=(2048, 2048)),
@@ -204,6 +212,12 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "vgg_16_like": partial(_vgg_16, stages=_VGG_16, dense=(512,)),
     "vgg_16_thin": _vgg_16_thin,
     "vgg_16_thin_plain": partial(_vgg_16_thin, normalized=False),
+    "vgg_16_thin_small": _vgg_16_thin_small,
+    "vgg_16_thin_plain_small": partial(_vgg_16_thin_small, normalized=False),
+    "vgg_16": partial(_vgg_16, stages=_VGG_16, dense=(4096, 4096), normalized=False),
+    "vgg_16_small": partial(
+        _vgg_16, stages=_narrow(_VGG_16, 0.44), dense=(1800, 1800), normalized=False
+    ),
     "wrn_16_8": partial(_wrn, depth=16, widen=8),
     "wrn_16_10": partial(_wrn, depth=16, widen=10),
     "wrn_22_8": partial(_wrn, depth=22, widen=8),

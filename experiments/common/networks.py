@@ -1,6 +1,6 @@
 """A network as pure functions of its parameters, for the training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +22,21 @@ class Network(NamedTuple):
       forward: `(params, key, inputs) -> (logits, moved)`, as it is trained: with dropout, and with
         `moved` the new statistics in the structure of the parameters, None everywhere else. None
         where training is no different.
+      statistics: leaf by leaf, whether it is a statistic of batch normalization.
     """
 
     apply: Callable[[Any, Array], Array]
     init_params: Callable[[Array], Any]
     forward: Callable[[Any, Array, Array], tuple[Array, Any]] | None
+    statistics: Sequence[bool]
+
+
+def trained(net: Network) -> Callable[[Any, Array], Array]:
+    """`(params, inputs) -> logits` as while training: normalized by the batch, without dropout's
+    randomness from step to step."""
+    if net.forward is None:
+        return net.apply
+    return lambda params, inputs: net.forward(params, jax.random.key(0), inputs)[0]
 
 
 def network(
@@ -81,4 +91,5 @@ def network(
         return logits, treedef.unflatten(leaf if moves else None for leaf, moves in pairs)
 
     differs = dropout > 0 or any(statistics)
-    return Network(apply, lambda key: nnx.state(model(key), KEPT), forward if differs else None)
+    init_params = lambda key: nnx.state(model(key), KEPT)  # noqa: E731
+    return Network(apply, init_params, forward if differs else None, statistics)

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import jaxsparse
-from experiments.common import evaluation, studies
+from experiments.common import evaluation, methods, networks, studies
 from experiments.common.batches import batch_indices
 from experiments.common.execution import over_replicates, place
 from experiments.common.flows.cells import WATCHED, starting_point, stored
@@ -67,13 +66,19 @@ def _run(lab: Lab, name: str, state: None, seconds: float) -> dict[str, Any]:
 def signal(lab: Lab) -> dict[str, Any]:
     """Figure 3: the deviation of the output at initialization, by the way that it is drawn."""
     inputs, _ = lab.measured()
-    apply = lab.networks["large"].apply
+    apply = networks.trained(lab.networks["large"])
     params = jax.tree.map(lambda leaf: leaf[0], lab.new(0))
     found = {"sparsities": list(SPARSITIES)}
     for init in ("sparse", "layer", "dense"):
         values = [
             analysis.signal_propagation(
-                lambda p: apply(p, inputs), params, SPARSITIES, key=seed, init=init, axes="flax"
+                lambda p: apply(p, inputs),
+                params,
+                SPARSITIES,
+                key=seed,
+                init=init,
+                axes="flax",
+                prunable=methods.prunable(lab.settings.dense),
             )
             for seed in range(len(lab.keys))
         ]
@@ -153,8 +158,8 @@ def lines(lab: Lab) -> dict[str, Any]:
 
 def beziers(lab: Lab) -> dict[str, Any]:
     """The training loss on a trained Bezier path to the pruning solution, by replicate."""
-    chosen, n = lab.settings, len(lab.dataset.train_labels)
-    inputs, labels = jnp.asarray(lab.dataset.train_inputs), jnp.asarray(lab.dataset.train_labels)
+    chosen, n = lab.settings, len(lab.held[1])
+    inputs, labels = lab.examples(0, n)
     optimizer = optax.sgd(
         optax.cosine_decay_schedule(chosen.learning_rate / 5, chosen.path_steps), momentum=0.9
     )
@@ -196,17 +201,23 @@ def _spectrum(lab: Lab, name: str, step: int) -> dict[str, Any]:
         jax.tree.map(lambda leaf: leaf[at], stored(lab, f"{name}/snapshots/{part}"))
         for part in ("params", "masks")
     )
-    result = _lanczos(lab, params, masks)
+    masks = _without_statistics(lab, masks)
+    batches, options, moved = _batches(lab), {"steps": 80, "key": 0}, None
+    if name == "rigl" and step in chosen.snapshots:
+        grads = jax.jit(jax.grad(lab.loss))(params, lab.scoring())
+        after = next_masks(chosen, "rigl", jnp.int32(step), params, masks, grads, lab.keys[0])
+        result, moved = analysis.spectrum_across_update(
+            lab.loss, params, batches, masks, after, **options
+        )
+    else:
+        result = analysis.spectrum(lab.loss, params, batches, masks, **options)
     found = {
         "step": step,
         "eigenvalues": np.asarray(result.eigenvalues[0], float).tolist(),
         "weights": np.asarray(result.weights[0], float).tolist(),
         "negative": float(result.negative),
     }
-    if name == "rigl" and step in chosen.snapshots:
-        grads = jax.jit(jax.grad(lab.loss))(params, lab.scoring())
-        after = next_masks(chosen, "rigl", jnp.int32(step), params, masks, grads, lab.keys[0])
-        moved = _lanczos(lab, jaxsparse.apply(params, after), after)
+    if moved is not None:
         found |= {
             "negative_after_update": float(moved.negative),
             "lowest_after_update": float(moved.extremes[0]),
@@ -214,27 +225,32 @@ def _spectrum(lab: Lab, name: str, step: int) -> dict[str, Any]:
     return found
 
 
-def _lanczos(lab: Lab, params: Any, masks: Any) -> analysis.Spectrum:
-    size = min(lab.settings.landscape_examples, len(lab.dataset.train_labels))
-    batch = min(1000, size)
-    count = size // batch
+def _without_statistics(lab: Lab, masks: Any) -> Any:
+    # The loss while training does not depend on them: they would be zeros of the spectrum.
+    leaves, treedef = jax.tree.flatten(masks)
+    pairs = zip(leaves, lab.networks["large"].statistics, strict=True)
+    return treedef.unflatten(jnp.zeros_like(m) if moves else m for m, moves in pairs)
+
+
+def _batches(lab: Lab) -> Any:
+    # Small ones: a product with the Hessian keeps what all layers give of a batch.
+    size = min(lab.settings.landscape_examples, len(lab.held[1]))
+    count = max(1, size // 100)
     batches = tuple(
-        jnp.asarray(part[: count * batch]).reshape(count, batch, *part.shape[1:])
-        for part in (lab.dataset.train_inputs, lab.dataset.train_labels)
+        jnp.asarray(part[: size - size % count]).reshape(count, -1, *part.shape[1:])
+        for part in lab.held
     )
-    return analysis.spectrum(lab.loss, params, batches, masks, steps=80, key=0)
+    return place(batches)[0]
 
 
 def landscape(lab: Lab) -> evaluation.EvaluationSet:
     """The training examples on which paths are measured."""
-    part = slice(0, lab.settings.landscape_examples)
-    inputs, labels = lab.dataset.train_inputs[part], lab.dataset.train_labels[part]
-    return evaluation.evaluation_set(jnp.asarray(inputs), jnp.asarray(labels))
+    return evaluation.evaluation_set(*lab.examples(0, lab.settings.landscape_examples))
 
 
 def loss(lab: Lab, params: Any, examples: evaluation.EvaluationSet) -> Array:
     """The mean cross-entropy, batch by batch."""
-    apply = lab.networks["large"].apply
+    apply = networks.trained(lab.networks["large"])
     total, _, counts = evaluation.sums(apply, evaluation.cross_entropy, params, examples).sum(0)
     return total / counts
 

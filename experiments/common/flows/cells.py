@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse
-from experiments.common import studies, training
+from experiments.common import methods, studies, training
 from experiments.common.flows.lab import Lab, Tracked, next_masks
 from experiments.common.flows.settings import algorithm
 
@@ -72,9 +72,9 @@ def starting_point(lab: Lab, name: str) -> tuple[Any, Any]:
         params, masks = lab.new(0 if name == "ticket" else 1), stored(lab, "prune/masks")
     if name.endswith("_plus"):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(lab.keys)
-        return jax.vmap(functools.partial(jaxsparse.sparse_init, **GLOROT))(
-            keys, params, masks
-        ), masks
+        how = GLOROT | {"prunable": methods.prunable(lab.settings.dense)}
+        draw = functools.partial(jaxsparse.sparse_init, **how)
+        return jax.vmap(draw)(keys, params, masks), masks
     return jaxsparse.apply(params, masks), masks
 
 
@@ -99,11 +99,12 @@ def _first(lab: Lab, tree: Any) -> Any:
 
 
 def _scored_masks(lab: Lab, name: str) -> Any:
-    batch = lab.scoring()
+    batch, prunable = lab.scoring(), methods.prunable(lab.settings.dense)
     score = {"snip": jaxsparse.snip, "grasp": jaxsparse.grasp}[name]
 
     def masks(params: Any) -> Any:
-        return jaxsparse.prune(score(lab.loss, params, [batch]), lab.settings.sparsity)
+        scores = score(lab.loss, params, [batch])
+        return jaxsparse.prune(scores, lab.settings.sparsity, prunable=prunable)
 
     return jax.jit(lambda origin: jax.lax.map(masks, origin))(lab.new(0))
 

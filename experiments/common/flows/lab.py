@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxsparse
-from experiments.common import data, evaluation, execution, networks, training
-from experiments.common.flows import settings as methods
-from experiments.common.flows.settings import Settings
+from experiments.common import data, evaluation, execution, methods, networks, sources, training
+from experiments.common.flows.settings import Settings, method
 
 Array = jax.Array
 Examples = tuple[Array, Array]
@@ -42,7 +41,8 @@ class Lab(NamedTuple):
 
     Attributes:
       settings: of the study.
-      dataset: the examples as floats, on the host.
+      dataset: the examples, on the host.
+      held: inputs and labels from the training split to measure on, on the host.
       keys: one key for each replicate.
       networks: "large" and "small".
       trainer: `(algorithm, size) -> trainer`; the same one at every call.
@@ -54,6 +54,7 @@ class Lab(NamedTuple):
 
     settings: Settings
     dataset: data.Dataset
+    held: tuple[Any, Any]
     keys: Array
     networks: Mapping[str, networks.Network]
     trainer: Callable[[str, str], training.Trainer]
@@ -69,12 +70,16 @@ class Lab(NamedTuple):
 
     def measured(self) -> Examples:
         """The training examples on which the gradient is measured."""
-        return _examples(self.dataset, 0, self.settings.flow_examples)
+        return self.examples(0, self.settings.flow_examples)
 
     def scoring(self) -> Examples:
         """Others, for scores."""
         start = self.settings.flow_examples
-        return _examples(self.dataset, start, start + self.settings.scoring_examples)
+        return self.examples(start, start + self.settings.scoring_examples)
+
+    def examples(self, start: int, stop: int) -> Examples:
+        """Training examples by number."""
+        return _examples(self.held, start, stop)
 
     def new(self, number: int, size: str = "large") -> Any:
         """A dense initialization of every replicate; 0 is the one that is pruned."""
@@ -98,46 +103,43 @@ def build(
       DataNotFound: the data set is not there.
       ValueError: settings that do not fit the data set.
     """
-    dataset = data.as_floats(data.first(data.load(settings.dataset, data_dir), examples))
-    needed = settings.flow_examples + settings.scoring_examples
-    if len(dataset.train_labels) < needed:
+    source = _source(settings, keys, data_dir, examples)
+    dataset, needed = source.dataset, settings.flow_examples + settings.scoring_examples
+    if len(source.held[1]) < needed:
         raise ValueError(
-            f"{settings.dataset} has {len(dataset.train_labels):,} training examples here; the "
+            f"{settings.dataset} has {len(source.held[1]):,} training examples to measure on; the "
             f"measurements need {needed:,}."
         )
     init = nnx.initializers.glorot_uniform()
     nets = {
-        size: networks.network(name, dataset, kernel_init=init)
+        size: networks.network(name, dataset, *source.pixels, kernel_init=init)
         for size, name in (("large", settings.model), ("small", settings.small_model))
     }
-    inputs, labels = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
-    measured = _examples(dataset, 0, settings.flow_examples)
+    trained = {size: networks.trained(net) for size, net in nets.items()}
+    measured = _examples(source.held, 0, settings.flow_examples)
 
     @functools.cache
     def trainer(algorithm: str, size: str) -> training.Trainer:
         net = nets[size]
         no_masks = jax.tree.map(lambda _: None, jax.eval_shape(net.init_params, keys[0]))
-        return training.make_trainer(
+        return source.make_trainer(
             net.apply,
             net.init_params,
-            lambda key: methods.method(settings, algorithm, key, no_masks),
-            inputs,
-            labels,
-            batch_size=settings.batch_size,
+            lambda key: method(settings, algorithm, key, no_masks),
             execution=execution.execution(settings.model, jax.default_backend()),
             start=training.start_dense if algorithm == "dense" else jaxsparse.init,
             forward=net.forward,
-            track=_track(settings, net.apply, measured, algorithm == "dense"),
+            track=_track(settings, trained[size], measured, algorithm == "dense"),
         )
 
     @functools.cache
     def norms(size: str) -> Callable[[Any, Any], dict[str, Array]]:
-        one = lambda pair: gradient_norms(nets[size].apply, *pair, measured)  # noqa: E731
+        one = lambda pair: gradient_norms(trained[size], *pair, measured)  # noqa: E731
         return jax.jit(lambda params, masks: jax.lax.map(one, (params, masks)))
 
-    loss = functools.partial(mean_loss, nets["large"].apply)
+    loss = functools.partial(mean_loss, trained["large"])
     (test,) = evaluation.sets_of(dataset, ("test",)).values()
-    return Lab(settings, dataset, keys, nets, trainer, norms, loss, test, path)
+    return Lab(settings, dataset, source.held, keys, nets, trainer, norms, loss, test, path)
 
 
 def mean_loss(apply: Callable[[Any, Array], Array], params: Any, examples: Examples) -> Array:
@@ -161,7 +163,10 @@ def next_masks(
     """The masks that "set" or "rigl" would go on with."""
     make = {"set": jaxsparse.sparse_evolution, "rigl": jaxsparse.rigl}[algorithm]
     fraction = jaxsparse.cosine(settings.drop_fraction, settings.iterations)
-    rule = make.rule(settings.sparsity, every=settings.every, drop_fraction=fraction)
+    prunable = methods.prunable(settings.dense)
+    rule = make.rule(
+        settings.sparsity, every=settings.every, drop_fraction=fraction, prunable=prunable
+    )
     return rule.update(key, step, masks, params, grads, rule.init(key, params)[1])[0]
 
 
@@ -205,6 +210,21 @@ def _track(
     return training.Track(settings.measure, init, update, examples)
 
 
-def _examples(dataset: data.Dataset, start: int, stop: int) -> Examples:
-    part = slice(start, stop)
-    return jnp.asarray(dataset.train_inputs[part]), jnp.asarray(dataset.train_labels[part])
+def _source(
+    settings: Settings, keys: Array, data_dir: str | None, examples: int | None
+) -> sources.Source:
+    shared = {"batch_size": settings.batch_size, "data_dir": data_dir, "examples": examples}
+    if settings.image_size is None:
+        augment = settings.augment
+        return sources.in_memory(settings.dataset, normalize=False, augment=augment, **shared)
+    return sources.from_disk(
+        settings.dataset,
+        image_size=settings.image_size,
+        validation=settings.validation,
+        seed=int(jax.random.bits(keys[0])),
+        **shared,
+    )
+
+
+def _examples(held: tuple[Any, Any], start: int, stop: int) -> Examples:
+    return tuple(jnp.asarray(part[start:stop]) for part in held)

@@ -52,6 +52,12 @@ class Settings:
       scoring_examples: others, which give the scores of SNIP, GraSP and RigL's measured updates.
       landscape_examples: training examples on which paths and Hessians are computed.
       path_steps: of the training of a Bezier path.
+      dense: path regex of weights that are never pruned; empty for none.
+      augment: mirror images and crop them from 4 more pixels on each side.
+      image_size: None for data in memory; else the side in pixels to which the images are cut,
+        which stay on the disk while training. The gradient is then measured on training images
+        that were set aside.
+      validation: fraction of the images on the disk set aside.
     """
 
     model: str
@@ -73,6 +79,10 @@ class Settings:
     scoring_examples: int = 5000
     landscape_examples: int = 10_000
     path_steps: int = 2000
+    dense: str = ""
+    augment: bool = False
+    image_size: int | None = None
+    validation: float = 0.01
 
 
 _LENET_5 = Settings(
@@ -97,6 +107,32 @@ _LENET_300_100 = dataclasses.replace(
     scored_weight_decay=1e-4,
     every=500,
 )
+_CIFAR = dataclasses.replace(
+    _LENET_5,
+    model="vgg_16_thin",
+    small_model="vgg_16_thin_small",
+    dataset="cifar10",
+    scored_learning_rate=0.05,
+    scored_weight_decay=5e-4,
+    augment=True,
+)
+_IMAGENET = Settings(
+    model="resnet_50",
+    small_model="resnet_50_small",
+    dataset="imagenet2012",
+    sparsity=0.8,
+    learning_rate=1.6,
+    weight_decay=1e-4,
+    scored_learning_rate=1.6,
+    scored_weight_decay=1e-4,
+    every=100,
+    iterations=32_000,
+    batch_size=4096,
+    prune=(8000, 24_000, 500),
+    snapshots=(2000, 8000, 16_000),
+    dense="^conv/|^conv1/|shortcut",
+    image_size=224,
+)
 PRESETS = {
     "digits": dataclasses.replace(
         _LENET_300_100,
@@ -115,30 +151,45 @@ PRESETS = {
     ),
     "lenet_5": _LENET_5,
     "lenet_300_100": _LENET_300_100,
+    "vgg_16_thin": _CIFAR,
+    "vgg_16_thin_plain": dataclasses.replace(
+        _CIFAR, model="vgg_16_thin_plain", small_model="vgg_16_thin_plain_small"
+    ),
+    "vgg_16": dataclasses.replace(_IMAGENET, model="vgg_16", small_model="vgg_16_small"),
+    "resnet_50": _IMAGENET,
 }
-"""The settings by name; `digits` is the small set inside scikit-learn, for a first try."""
+"""The settings by name; `digits` is the small set inside scikit-learn, for a first try.
+
+`vgg_16_thin` carries the study over to CIFAR-10, a quarter as wide; `plain` is without batch
+normalization. `vgg_16` (without it) and `resnet_50` (with it) are the paper's networks on ImageNet
+at its sparsity, batch, length and rate; the cosine in place of the steps of the rate, and when
+pruning begins and ends, are ours.
+"""
 
 
 def scaled(settings: Settings, scale: float) -> Settings:
     """The same study with every training, and the time between mask updates, `scale` times as long.
 
+    Measurements stay as far apart, but there are at least ten.
+
     Raises:
       ValueError: `scale` is not above 0, or nothing is left of a training.
     """
     iterations = round(settings.iterations * scale)
-    if not scale > 0 or iterations < 2 * settings.measure:
+    if not scale > 0 or iterations < 40:
         raise ValueError(
-            f"--scale must leave at least {2 * settings.measure} of {settings.iterations} "
-            f"iterations, got {scale}."
+            f"--scale must leave at least 40 of {settings.iterations} iterations, got {scale}."
         )
     start, stop, between = settings.prune
-    whole = lambda step: round(step * scale / settings.measure) * settings.measure  # noqa: E731
+    measure = min(settings.measure, iterations // 10)
+    whole = lambda step: max(1, round(step * scale / measure)) * measure  # noqa: E731
     return dataclasses.replace(
         settings,
         iterations=iterations,
         every=max(1, round(settings.every * scale)),
         prune=(round(start * scale), round(stop * scale), max(1, round(between * scale))),
-        snapshots=tuple(sorted({max(settings.measure, whole(s)) for s in settings.snapshots})),
+        measure=measure,
+        snapshots=tuple(sorted({whole(step) for step in settings.snapshots})),
     )
 
 
@@ -184,6 +235,6 @@ def method(settings: Settings, kind: str, key: Any, masks: Any) -> Any:
         sparsity=settings.sparsity,
         distribution="uniform",
         pattern=jaxsparse.unstructured,
-        prunable=jaxsparse.default_prunable,
+        prunable=methods.prunable(settings.dense),
         updates=updates,
     )

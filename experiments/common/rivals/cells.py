@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxsparse
-from experiments.common import data, evaluation, networks, streamed, studies, training
+from experiments.common import data, evaluation, networks, sources, studies, training
 from experiments.common.execution import execution
 from experiments.common.rivals import variants
 from experiments.common.rivals.settings import Settings, method
@@ -80,57 +80,27 @@ def build(
       DataNotFound: the data set is not there.
       ValueError: settings that do not fit the data set.
     """
+    shared = {"batch_size": settings.batch_size, "validation": settings.validation}
+    shared |= {"data_dir": data_dir, "examples": examples}
     if settings.image_size is None:
-        dataset, pixels, make_trainer, steps = _in_memory(settings, data_dir, examples)
+        source = sources.in_memory(settings.dataset, augment=settings.augment, **shared)
     else:
         seed = int(jax.random.bits(keys[0]))
-        dataset, pixels, make_trainer, steps = _streamed(settings, seed, data_dir, examples)
+        size = settings.image_size
+        source = sources.from_disk(settings.dataset, image_size=size, seed=seed, **shared)
     network = networks.network(
         settings.model,
-        dataset,
-        *pixels,
+        source.dataset,
+        *source.pixels,
         dropout=settings.dropout,
         kernel_init=functools.partial(initial, settings.model),
     )
-    sets = evaluation.sets_of(dataset, ("validation", "test"))
+    sets = evaluation.sets_of(source.dataset, ("validation", "test"))
+    steps = source.steps_per_epoch
     length, every = settings.length(steps), settings.every(steps)
-    return Lab(settings, dataset, keys, network, make_trainer, sets, length, every, steps)
-
-
-def _in_memory(settings: Settings, data_dir: str | None, examples: int | None) -> tuple:
-    dataset = data.first(data.load(settings.dataset, data_dir), examples)
-    dataset = data.split_last(dataset, settings.validation)
-    dataset = data.as_floats(dataset, *data.pixel_statistics(dataset))
-    steps = len(dataset.train_labels) // settings.batch_size
-    if steps < 1:
-        raise ValueError(
-            f"batch_size must be in [1, {len(dataset.train_labels)}], the training examples, got "
-            f"{settings.batch_size}."
-        )
-    make_trainer = functools.partial(
-        training.make_trainer,
-        inputs=jnp.asarray(dataset.train_inputs),
-        labels=jnp.asarray(dataset.train_labels),
-        batch_size=settings.batch_size,
-        augment=data.augment if settings.augment else None,
+    return Lab(
+        settings, source.dataset, keys, network, source.make_trainer, sets, length, every, steps
     )
-    return dataset, (), make_trainer, steps
-
-
-def _streamed(settings: Settings, seed: int, data_dir: str | None, examples: int | None) -> tuple:
-    images = streamed.load(
-        settings.dataset,
-        image_size=settings.image_size,
-        batch_size=settings.batch_size,
-        validation=settings.validation,
-        seed=seed,
-        data_dir=data_dir,
-        examples=examples,
-    )
-    make_trainer = functools.partial(
-        streamed.make_trainer, images=images, batch_size=settings.batch_size
-    )
-    return images.dataset, streamed.PIXELS, make_trainer, images.steps_per_epoch
 
 
 def initial(model: str, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
