@@ -30,10 +30,13 @@ class Options(commands.StudyOptions):
     preset: str = option(
         "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
     )
+    methods: str = option(
+        ",".join((*METHODS, *SHARED)), "methods, with commas between them; most need prune"
+    )
     dataset: str | None = option(None, "another data set than the preset's")
     scale: float = option(1.0, "shortens (or lengthens) every training in proportion")
     analyses: str = option(
-        ",".join(analyses.KINDS), "what is measured of the trained networks, with commas"
+        ",".join(analyses.NEEDS), "what is measured of the trained networks, with commas"
     )
 
 
@@ -56,13 +59,17 @@ def prepare(options: Options) -> commands.Study:
     if options.dataset is not None:
         settings = dataclasses.replace(settings, dataset=options.dataset)
     settings = scaled(settings, options.scale)
-    kinds = tuple(name for name in options.analyses.split(",") if name)
-    for name in kinds:
-        if name not in analyses.KINDS:
-            raise ValueError(f"--analyses must be among {', '.join(analyses.KINDS)}, got {name!r}.")
     if options.replicates < 2:
         raise ValueError("--replicates must be at least 2: the study compares trained networks.")
-    wanted = [*METHODS, *SHARED, *analyses.names(settings, kinds)]
+    names = _several("methods", options.methods, (*METHODS, *SHARED))
+    kinds = _several("analyses", options.analyses, tuple(analyses.NEEDS))
+    needs = {f"--analyses {kind}": analyses.NEEDS[kind] for kind in kinds}
+    needs |= {f"--methods {name}": cells.needs(name) for name in names}
+    for what, others in needs.items():
+        missing = [name for name in others if name not in names]
+        if missing:
+            raise ValueError(f"{what} needs --methods {','.join(missing)} too.")
+    wanted = [*names, *analyses.names(settings, kinds)]
 
     def begin(path: Path) -> tuple[str, list[studies.Group]]:
         keys = execution.replicate_keys(options.seed, options.replicates)
@@ -72,12 +79,20 @@ def prepare(options: Options) -> commands.Study:
 
     return commands.Study(
         f"gradient_flow-{options.preset}",
-        commands.identity(options, settings, analyses=kinds),
+        commands.identity(options, settings, methods=names, analyses=kinds),
         wanted,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,
     )
+
+
+def _several(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    found = tuple(name for name in text.split(",") if name)
+    for name in found:
+        if name not in known:
+            raise ValueError(f"--{option} must be among {', '.join(known)}, got {name!r}.")
+    return found
 
 
 if __name__ == "__main__":

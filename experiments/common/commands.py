@@ -43,7 +43,8 @@ class Study(NamedTuple):
       cells: the names of all cells.
       what: the work, in a few words.
       begin: loads the data; `(folder) -> (description of the data, groups left to train)`.
-      report: `(folder, cells, description, command) -> tables as Markdown`.
+      report: `(folder, cells, description, command) -> tables as Markdown`; writes them, the
+        pictures and `summary.json` into the folder, from the files there alone.
     """
 
     name: str

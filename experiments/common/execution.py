@@ -110,7 +110,15 @@ def use_every_core() -> None:
 def compiled_once(function: Callable) -> Callable:
     """`jax.jit` for what runs once: on a CPU optimizing it takes longer than running it."""
     level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=level)
+    compiled = jax.jit(function, compiler_options=level)
+
+    def run(*args: Any) -> Any:
+        # Options are for the outermost function; inside another, such as an abstract evaluation,
+        # there is nothing to compile.
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (function if traced else compiled)(*args)
+
+    return run
 
 
 def replicate_keys(seed: int, count: int) -> jax.Array:

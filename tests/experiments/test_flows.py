@@ -12,8 +12,9 @@ from experiments.common import execution, studies
 from experiments.common.flows import analyses, cells, claims, lab, settings
 from experiments.common.flows.settings import METHODS, PRESETS, SHARED
 
-KINDS = "agreement,distances,lines"
-SMALL = ["--scale", "0.05", "--replicates", "2", "--analyses", KINDS]
+TRAINED = ("dense", "scratch", "scratch_plus", "rigl", "prune", "ticket")
+SMALL = ["--scale", "0.05", "--replicates", "2", "--analyses", "agreement,distances,lines"]
+SMALL += ["--methods", ",".join((*TRAINED, *SHARED))]
 FILES = {
     *("config.json", "curves.npz", "map.png", "norms.png", "report.html", "results.json"),
     *("solutions.npz", "summary.json", "table.md"),
@@ -39,7 +40,7 @@ def test_the_files_of_a_study(finished):
     assert {path.name for path in finished.iterdir()} == FILES
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["missing_cells"] == 0
-    assert set(summary["methods"]) == set(METHODS) and set(summary["shared"]) == set(SHARED)
+    assert set(summary["methods"]) == set(TRAINED) and set(summary["shared"]) == set(SHARED)
     for found in summary["methods"].values():
         for name in ("test_accuracy", "initial_gradient_norm", "final_gradient_norm"):
             assert found[name]["n"] == 2 and np.isfinite(found[name]["mean"])
@@ -90,7 +91,7 @@ def test_gradient_norms_against_numpy(made, finished):
             assert results[name]["initial_gradient_norm"][r] == curves[f"{name}/all"][r, 0]
     chosen = made.settings
     points = (chosen.iterations - 1) // chosen.measure + 2
-    for name in (*METHODS, *SHARED):
+    for name in (*TRAINED, *SHARED):
         assert curves[f"{name}/all"].shape == (2, points)
         assert np.isfinite(curves[f"{name}/all"]).all()
 
@@ -156,6 +157,9 @@ def test_the_barrier_is_measured_between_the_ends():
 BAD = [
     (["--scale", "0"], "--scale must leave at least"),
     (["--analyses", "magic"], "--analyses must be among"),
+    (["--methods", "magic"], "--methods must be among"),
+    (["--methods", "dense,set", "--analyses", ""], "--methods set needs --methods prune too"),
+    (["--methods", "dense", "--analyses", "spectra"], "--analyses spectra needs --methods scratch"),
     (["--replicates", "1"], "--replicates must be at least 2"),
     (["--examples", "100"], "the measurements need"),
     (["--preset", "lenet_6"], "--preset"),

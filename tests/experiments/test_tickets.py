@@ -134,7 +134,7 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
         return lab._replace(trainer=lab.trainer._replace(advance=advance))
 
     monkeypatch.setattr(cells, "build", dying)
-    stop = 15  # in the middle of the third call of the study
+    stop = 17  # seven calls a group: in the middle of the third
     code, _, err = call(lottery_ticket.main, *SMALL, "--out", str(folder))
     assert code == 130 and "goes on from here" in err
     assert (folder / "unfinished").exists()

@@ -28,7 +28,15 @@ BETWEEN = np.linspace(0.0, 1.0, 21)
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 ENDS = ("ticket", "scratch", "scratch_plus")
 """The methods from whose solutions paths lead to the pruning solution of the same replicate."""
-KINDS = ("signal", "agreement", "distances", "lines", "beziers", "spectra")
+NEEDS: dict[str, Sequence[str]] = {
+    "signal": (),
+    "agreement": (*SHARED, "prune"),
+    "distances": (*SHARED, "prune"),
+    "lines": (*ENDS, "prune"),
+    "beziers": (*ENDS, "prune"),
+    "spectra": WATCHED,
+}
+"""The analyses, and the methods that each looks at."""
 
 
 def names(settings: Settings, kinds: Sequence[str]) -> list[str]:

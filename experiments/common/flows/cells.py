@@ -55,6 +55,12 @@ def groups(lab: Lab, wanted: Sequence[str]) -> list[studies.Group]:
     ]
 
 
+def needs(name: str) -> tuple[str, ...]:
+    """The methods that must be trained before one."""
+    alone = algorithm(name) in ("dense", "prune", "scored")
+    return () if alone else ("prune",)
+
+
 def starting_point(lab: Lab, name: str) -> tuple[Any, Any]:
     """The parameters and masks that a method begins from, replicates first.
 

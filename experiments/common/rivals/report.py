@@ -18,17 +18,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
-    """Writes the whole report into the folder of a study.
-
-    Args:
-      path: the folder, with `config.json`, `results.json` and `curves.npz`.
-      wanted: the names of all cells of the study.
-      description: of the data set.
-      command: that makes it.
-
-    Returns:
-      The tables as Markdown.
-    """
+    """Writes the whole report; see `commands.Study`."""
     config, results = runs.read_json(path / "config.json"), studies.finished(path)
     missing = sum(name not in results for name in wanted)
     study = config["study"]

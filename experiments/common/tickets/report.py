@@ -26,17 +26,7 @@ PICTURES = {
 
 
 def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
-    """Writes the whole report into the folder of a study.
-
-    Args:
-      path: the folder, with `config.json`, `results.json` and `curves.npz`.
-      wanted: the names of all cells of the study.
-      description: of the data set.
-      command: that makes it.
-
-    Returns:
-      The tables as Markdown.
-    """
+    """Writes the whole report; see `commands.Study`."""
     config, results = runs.read_json(path / "config.json"), studies.finished(path)
     missing = sum(name not in results for name in wanted)
     note = f"{pages.spread(config, wanted, results)}: mean, and from worst to best"
