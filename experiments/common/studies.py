@@ -5,6 +5,7 @@ results.json   the finished cells, every replicate
 unfinished/    a checkpoint of the group under way; goes when it is done
 """
 
+import math
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from experiments.common.training import Trainer, TrainState
 CHUNK_SECONDS = 3.0
 LONGEST_SECONDS = 60.0
 CHECKPOINT_SECONDS = 60.0
+REPORT_SECONDS = 60.0
 
 
 class Group(NamedTuple):
@@ -77,9 +79,9 @@ def run(
       console: where progress is shown.
       what: the work, for the line with the estimate.
       minutes: no group is begun after so many.
-      report: called whenever there are new results.
+      report: called when there are new results, at most once in `REPORT_SECONDS`.
     """
-    begun, done = time.perf_counter(), 0
+    begun, done, reported = time.perf_counter(), 0, -math.inf
     with Display(console, what, max(1, sum(group.iterations for group in groups))) as display:
         for group in groups:
             if time.perf_counter() - begun > 60 * minutes:
@@ -91,7 +93,9 @@ def run(
             found = group.finish(state, time.perf_counter() - began)
             runs.write_json(path / "results.json", finished(path) | found)
             shutil.rmtree(path / "unfinished", ignore_errors=True)
-            report()
+            if time.perf_counter() - reported > REPORT_SECONDS:
+                report()
+                reported = time.perf_counter()
             done += group.iterations
 
 

@@ -188,6 +188,7 @@ def test_one_trace_serves_every_level_and_control(tmp_path, monkeypatch):
         return net._replace(apply=apply)
 
     monkeypatch.setattr(cells.networks, "network", counted)
+    monkeypatch.setattr(studies, "REPORT_SECONDS", 0.0)
     seen, main = [], report.report
     monkeypatch.setattr(report, "report", lambda *args: (seen.append(len(traces)), main(*args))[1])
     lottery_ticket.main([*SMALL, "--out", str(tmp_path / "study")])

@@ -219,18 +219,16 @@ def _spectrum(lab: Lab, name: str, step: int) -> dict[str, Any]:
         )
     else:
         result = analysis.spectrum(lab.loss, params, batches, masks, **options)
-    found = {
-        "step": step,
-        "eigenvalues": np.asarray(result.eigenvalues[0], float).tolist(),
-        "weights": np.asarray(result.weights[0], float).tolist(),
-        "negative": float(result.negative),
+    found = {"step": step, **_quadrature(result)}
+    return found if moved is None else found | {"after_update": _quadrature(moved)}
+
+
+def _quadrature(found: analysis.Spectrum) -> dict[str, list[float]]:
+    values, weights = found.eigenvalues[0], found.weights[0]
+    return {
+        "eigenvalues": np.asarray(values, float).tolist(),
+        "weights": np.asarray(weights, float).tolist(),
     }
-    if moved is not None:
-        found |= {
-            "negative_after_update": float(moved.negative),
-            "lowest_after_update": float(moved.extremes[0]),
-        }
-    return found
 
 
 def _without_statistics(lab: Lab, masks: Any) -> Any:
@@ -241,14 +239,14 @@ def _without_statistics(lab: Lab, masks: Any) -> Any:
 
 
 def _batches(lab: Lab) -> Any:
-    # Small ones: a product with the Hessian keeps what all layers give of a batch.
+    # Small, because a product with the Hessian keeps what all layers give of a batch; and on one
+    # device, because two CPU devices that add up their parts can wait for each other for ever.
     size = min(lab.settings.landscape_examples, len(lab.held[1]))
     count = max(1, size // 100)
-    batches = tuple(
+    return tuple(
         jnp.asarray(part[: size - size % count]).reshape(count, -1, *part.shape[1:])
         for part in lab.held
     )
-    return place(batches)[0]
 
 
 def landscape(lab: Lab) -> evaluation.EvaluationSet:

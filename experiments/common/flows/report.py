@@ -110,26 +110,22 @@ def _agreement(results: Mapping[str, Any]) -> Table:
 
 
 def _curvature(results: Mapping[str, Any]) -> Table:
-    header = ["", "step", "lowest", "highest", "share below zero", "after a mask update"]
+    # Most eigenvalues are zero but for rounding: only those well below count as negative.
+    header = ["", "step", "lowest eigenvalue", "highest", "share below -0.1% of the highest"]
+    header += ["lowest after a mask update", "share"]
     rows = []
     for name, found in results.items():
         if name.startswith("spectrum-"):
-            after = ""
-            if "negative_after_update" in found:
-                share, lowest = found["negative_after_update"], found["lowest_after_update"]
-                after = f"{100 * share:.1f}%, lowest {lowest:.3g}"
-            values = found["eigenvalues"]
-            rows.append(
-                [
-                    name.split("-")[1],
-                    f"{found['step']:,}",
-                    f"{min(values):.3g}",
-                    f"{max(values):.3g}",
-                    f"{100 * found['negative']:.1f}%",
-                    after,
-                ]
-            )
+            row = [name.split("-")[1], f"{found['step']:,}", *_extent(found)]
+            after = found.get("after_update")
+            rows.append([*row, *(_extent(after)[::2] if after else ("", ""))])
     return header, rows
+
+
+def _extent(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    values, weights = np.array(found["eigenvalues"]), np.array(found["weights"])
+    share = weights[values < -1e-3 * values.max()].sum() / weights.sum()
+    return f"{values.min():.3g}", f"{values.max():.3g}", f"{100 * share:.2f}%"
 
 
 def _draw(path: Path, config: Mapping[str, Any], results: Mapping[str, Any], note: str) -> None:
