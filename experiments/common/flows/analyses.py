@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import jaxsparse
 from experiments.common import evaluation, methods, networks, studies
 from experiments.common.batches import batch_indices
 from experiments.common.execution import over_replicates, place
@@ -75,7 +76,9 @@ def signal(lab: Lab) -> dict[str, Any]:
     """Figure 3: the deviation of the output at initialization, by the way that it is drawn."""
     inputs, _ = lab.measured()
     apply = networks.trained(lab.networks["large"])
-    params = jax.tree.map(lambda leaf: leaf[0], lab.new(0))
+    shapes = jax.tree.map(lambda leaf: leaf[0], lab.new(0))
+    everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), shapes)
+    params = jaxsparse.sparse_init(0, shapes, everywhere, axes="flax")
     found = {"sparsities": list(SPARSITIES)}
     for init in ("sparse", "layer", "dense"):
         values = [

@@ -61,7 +61,7 @@ def signal(file: Path, found: Mapping[str, Any], note: str) -> None:
     axes.set_ylabel("standard deviation of the output (log scale)")
     plain(axes)
     axes.legend(frameon=False, fontsize=8)
-    note_above(axes, "Signal at initialization", note)
+    note_above(axes, "Signal at initialization", f"{note}; bands from lowest to highest")
     save(figure, file)
 
 
@@ -82,7 +82,7 @@ def paths(file: Path, lines: Mapping[str, Any], beziers: Mapping[str, Any], note
         axes.set_xlabel("0: the solution named; 1: the pruning solution")
         plain(axes)
         axes.legend(frameon=False, fontsize=8)
-        note_above(axes, title, note)
+        note_above(axes, title, f"{note}; bands from lowest to highest")
     panels[0].set_ylabel("training loss (log scale)")
     save(figure, file)
 
@@ -120,21 +120,23 @@ def spectra(file: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
         layout="constrained",
     )  # fmt: skip
     values = np.concatenate([np.array(cell["eigenvalues"]) for cell in cells.values()])
-    grid = np.linspace(values.min(), values.max(), 800)
-    width = (grid[-1] - grid[0]) / 150
+    width = np.ptp(values) / 150
+    grid = np.linspace(values.min() - 4 * width, values.max() + 4 * width, 800)
+    peak = 0.0
     for axes, method in zip(panels[0], methods, strict=True):
         own = [cell for name, cell in cells.items() if name.split("-")[1] == method]
         for i, cell in enumerate(sorted(own, key=lambda cell: cell["step"])):
             at, weights = np.array(cell["eigenvalues"]), np.array(cell["weights"])
             bells = np.exp(-0.5 * ((grid[:, None] - at) / width) ** 2)
             density = bells @ (weights / weights.sum()) / (width * np.sqrt(2 * np.pi))
+            peak = max(peak, density.max())
             axes.plot(grid, density, color=COLOURS[i % 7], lw=1.2, label=f"step {cell['step']:,}")
         axes.axvline(0, **_GUIDE)
         axes.set_yscale("log")
-        axes.set_ylim(1e-5, None)
         axes.set_xlabel("eigenvalue")
         axes.set_title(method, fontsize=10, loc="left")
         plain(axes)
+    panels[0][0].set_ylim(1e-6 * peak, 3 * peak)
     panels[0][0].set_ylabel("density of the spectrum (log scale)")
     panels[0][0].legend(frameon=False, fontsize=7)
     save(figure, file)

@@ -34,8 +34,9 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     """Writes the whole report; see `commands.Study`."""
     config, results = runs.read_json(path / "config.json"), studies.finished(path)
     runs.write_json(path / "summary.json", _summary(wanted, results, description))
-    note = f"{pages.spread(config, wanted, results)}: mean and standard error"
-    _draw(path, config, results, note)
+    runs_of = pages.spread(config, wanted, results)
+    note = f"{runs_of}: mean and standard error"
+    _draw(path, config, results, f"mean of {runs_of}")
     facts = [
         f"{note[0].upper()}{note[1:]}. {100 * config['sparsity']:g}% of the weights of every layer "
         f"are zero. Data: {description}.",
