@@ -7,7 +7,7 @@ Gradient flow: training with the norm of the gradient on 1,000 fixed examples ev
 against the same training without it, in turns within one run; milliseconds a step and replicate,
 medians, and the median of the ratios within a turn. Lanczos: 80 steps with full reorthogonalization
 on 10,000 examples. The exact Hessian: all of it, on 5,000 examples, by far the longest part. Both
-of living weights and biases, batches of 100 spread over all cores; seconds, compilation included.
+of living weights and biases, in batches of 100; seconds, compilation included.
 """
 
 import argparse
@@ -95,10 +95,7 @@ def time_flow(dataset, net, turns):
 
 def batches(dataset, examples):
     parts = dataset.train_inputs[:examples], dataset.train_labels[:examples]
-    (spread,) = execution.place(
-        tuple(jnp.asarray(part).reshape(-1, BATCH, *part.shape[1:]) for part in parts)
-    )
-    return spread
+    return tuple(jnp.asarray(part).reshape(-1, BATCH, *part.shape[1:]) for part in parts)
 
 
 def timed(name, call):

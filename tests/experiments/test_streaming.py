@@ -57,6 +57,7 @@ def test_a_run_continues_exactly_whatever_the_threads(imagenet, tmp_path, record
 
 
 def test_ending_the_iterator_ends_its_threads_without_waiting(imagenet, monkeypatch):
+    # One worker: of two, one could hold up an image of the first batch.
     before = set(threading.enumerate())
     calls, go_on = itertools.count(), threading.Event()
 
@@ -66,10 +67,10 @@ def test_ending_the_iterator_ends_its_threads_without_waiting(imagenet, monkeypa
         return np.zeros((size, size, 3), np.uint8)
 
     monkeypatch.setattr(streaming, "crop", crop)
-    stream = data.stream("imagenet2012", "train", 3, augment=True, data_dir=imagenet, workers=2)
+    stream = data.stream("imagenet2012", "train", 3, augment=True, data_dir=imagenet, workers=1)
     next(stream)
     threads = set(threading.enumerate()) - before
-    assert len(threads) == 2
+    assert len(threads) == 1
     begun = time.perf_counter()
     stream.close()
     assert time.perf_counter() - begun < 5
@@ -77,7 +78,7 @@ def test_ending_the_iterator_ends_its_threads_without_waiting(imagenet, monkeypa
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
-    assert next(calls) <= 3 + 2, "what no thread had begun is given up"
+    assert next(calls) <= 3 + 1, "what no thread had begun is given up"
 
 
 def gradient_image(records, height, width, kind):

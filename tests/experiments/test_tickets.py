@@ -219,7 +219,7 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call,
 
 
 def test_a_try_uses_the_first_examples(tmp_path, call):
-    small = ["--scale", "0.02", "--rounds", "1", "--levels", "1", "--replicates", "1"]
+    small = ["--scale", "0.02", "--rounds", "1", "--controls", "", "--replicates", "1"]
     folder = tmp_path / "try"
     code, out, _ = call(lottery_ticket.main, *small, "--examples", "100", "--out", str(folder))
     assert code == 0 and "the first 100 examples of each part" in out and "(10 examples," in out

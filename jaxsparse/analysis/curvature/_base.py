@@ -66,7 +66,8 @@ def hessian_product(
       loss: `(params, batch) -> scalar`, a mean over the batch.
       params: where the Hessian is taken; floating leaves, dead weights count as zero.
       batches: a pytree of arrays, batches on the first axis, all of one size. Where that axis is
-        sharded, every device goes through its own batches. On a CPU batches of about a hundred
+        sharded, every device goes through its own batches; spare the devices of one CPU that, for
+        under load they can wait for each other for ever. On a CPU batches of about a hundred
         examples stay in its cache.
       masks: concrete boolean arrays; None takes all weights.
 

@@ -104,7 +104,7 @@ def effective_flow(grads: Params, masks: Masks) -> Array:
       ValueError: trees that differ.
 
     References:
-      Tessera et al., "Keep the Gradients Flowing" (2021), equation 2, with p = 2.
+      Tessera et al., "Keep the Gradients Flowing" (2021), with p = 2.
 
     Example:
       >>> import jax.numpy as jnp
