@@ -1,6 +1,6 @@
 """What a ticket study costs a step, against a plain loop of steps with the same evaluation.
 
-    python -m benchmarks.lottery_ticket                # LeNet-300-100 on MNIST; 4 minutes
+    python -m benchmarks.lottery_ticket                # LeNet-300-100 on MNIST; a minute
     python -m benchmarks.lottery_ticket --dataset digits
 
 Both train tickets with Adam on batches of 60 and measure loss and accuracy on the validation set
