@@ -15,7 +15,7 @@ import numpy as np
 
 import jaxsparse
 from experiments.common import methods, studies, training
-from experiments.common.flows.lab import Lab, Tracked, next_masks
+from experiments.common.flows.lab import Examples, Lab, Tracked, next_masks
 from experiments.common.flows.settings import algorithm
 
 Array = jax.Array
@@ -105,14 +105,18 @@ def _first(lab: Lab, tree: Any) -> Any:
 
 
 def _scored_masks(lab: Lab, name: str) -> Any:
-    batch, prunable = lab.scoring(), methods.prunable(lab.settings.dense)
+    prunable = methods.prunable(lab.settings.dense)
     score = {"snip": jaxsparse.snip, "grasp": jaxsparse.grasp}[name]
 
-    def masks(params: Any) -> Any:
-        scores = score(lab.loss, params, [batch])
-        return jaxsparse.prune(scores, lab.settings.sparsity, prunable=prunable)
+    @jax.jit
+    def masks(origin: Any, batch: Examples) -> Any:
+        def one(params: Any) -> Any:
+            scores = score(lab.loss, params, [batch])
+            return jaxsparse.prune(scores, lab.settings.sparsity, prunable=prunable)
 
-    return jax.jit(lambda origin: jax.lax.map(masks, origin))(lab.new(0))
+        return jax.lax.map(one, origin)
+
+    return masks(lab.new(0), lab.scoring())
 
 
 def _begin(lab: Lab, now: Sequence[str]) -> tuple[training.Trainer, training.TrainState]:
@@ -179,22 +183,26 @@ def _finish(
 def _across_updates(lab: Lab, kind: str, tracked: Tracked) -> dict[str, list[Any]]:
     """The gradient norm before and after a mask update of every snapshot, by replicate."""
     steps = jnp.array(lab.settings.snapshots)
-    scoring, measured = lab.scoring(), lab.measured()
 
-    def across(inputs: Any) -> tuple[Array, Array]:
+    def across(scoring: Examples, measured: Examples, inputs: Any) -> tuple[Array, Array]:
         step, params, masks, key = inputs
         grads = jax.grad(lab.loss)(params, scoring)
         after = next_masks(lab.settings, kind, step, params, masks, grads, key)
         loss = lambda params: lab.loss(params, measured)  # noqa: E731
         return jaxsparse.analysis.flow_across_update(loss, params, masks, after)
 
-    def replicate(inputs: Any) -> tuple[Array, Array]:
-        params, masks, key = inputs
-        return jax.lax.map(across, (steps, params, masks, jax.random.split(key, len(steps))))
+    @jax.jit
+    def everywhere(lanes: Any, scoring: Examples, measured: Examples) -> tuple[Array, Array]:
+        one = functools.partial(across, scoring, measured)
 
-    found = jax.jit(lambda *inputs: jax.lax.map(replicate, inputs))(
-        tracked.params, tracked.masks, lab.keys
-    )
+        def replicate(inputs: Any) -> tuple[Array, Array]:
+            params, masks, key = inputs
+            return jax.lax.map(one, (steps, params, masks, jax.random.split(key, len(steps))))
+
+        return jax.lax.map(replicate, lanes)
+
+    lanes = tracked.params, tracked.masks, lab.keys
+    found = everywhere(lanes, lab.scoring(), lab.measured())
     names = ("norm_before_update", "norm_after_update")
     return {name: np.asarray(v, float).tolist() for name, v in zip(names, found, strict=True)}
 

@@ -134,8 +134,12 @@ def build(
 
     @functools.cache
     def norms(size: str) -> Callable[[Any, Any], dict[str, Array]]:
-        one = lambda pair: gradient_norms(trained[size], *pair, measured)  # noqa: E731
-        return jax.jit(lambda params, masks: jax.lax.map(one, (params, masks)))
+        @jax.jit
+        def compiled(params: Any, masks: Any, examples: Examples) -> dict[str, Array]:
+            one = lambda pair: gradient_norms(trained[size], *pair, examples)  # noqa: E731
+            return jax.lax.map(one, (params, masks))
+
+        return lambda params, masks: compiled(params, masks, measured)
 
     loss = functools.partial(mean_loss, trained["large"])
     (test,) = evaluation.sets_of(dataset, ("test",)).values()
