@@ -151,8 +151,8 @@ def _finish(
         if algorithm(name) != "dense":
             masks = jax.vmap(jaxsparse.get_masks)(opt_state, params)
             solutions |= _arrays(name, params)
-        norms = lab.norms(_size(name))
-        begun, ended = norms(*starting_point(lab, name)), norms(params, masks)
+        start, norms = starting_point(lab, name), lab.norms(_size(name))
+        begun, ended = norms(*start), norms(params, masks)
         for layer, between in tracked.norms.items():
             ends = begun[layer][:, None], ended[layer][:, None]
             curves[f"{name}/{layer}"] = np.concatenate([ends[0], between, ends[1]], axis=1)
@@ -169,7 +169,7 @@ def _finish(
         if name in WATCHED:
             snapshots = jax.tree.map(
                 lambda start, between, end: jnp.concatenate([start[:1], between[0], end[:1]]),
-                starting_point(lab, name),
+                start,
                 (tracked.params, tracked.masks),
                 (params, masks),
             )

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
 from experiments.common.pictures import COLOURS, MARKERS, note_above, plain, save
+from jaxsparse.analysis import Spectrum
 
 _FAMILIES = (
     ("dense", "small_dense", "prune", "ticket"),
@@ -126,9 +128,8 @@ def spectra(file: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
     for axes, method in zip(panels[0], methods, strict=True):
         own = [cell for name, cell in cells.items() if name.split("-")[1] == method]
         for i, cell in enumerate(sorted(own, key=lambda cell: cell["step"])):
-            at, weights = np.array(cell["eigenvalues"]), np.array(cell["weights"])
-            bells = np.exp(-0.5 * ((grid[:, None] - at) / width) ** 2)
-            density = bells @ (weights / weights.sum()) / (width * np.sqrt(2 * np.pi))
+            found = Spectrum(*(jnp.asarray(cell[part]) for part in Spectrum._fields))
+            density = np.asarray(found.density(jnp.asarray(grid), width))
             peak = max(peak, density.max())
             axes.plot(grid, density, color=COLOURS[i % 7], lw=1.2, label=f"step {cell['step']:,}")
         axes.axvline(0, **_GUIDE)
