@@ -6,15 +6,22 @@ from typing import Any
 import jax
 from flax import nnx
 
-from experiments.common.layers import Convolution, Form, max_pool
+from experiments.common.layers import (
+    Convolution,
+    Form,
+    flatten,
+    max_pool,
+    pixel_mean,
+    to_planes,
+)
 
 Array = jax.Array
 Layer = int | tuple[int, int, int]
 
 
-def batch_norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Batch normalization as the papers of these networks have it."""
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
+def batch_norm(features: int, rngs: nnx.Rngs, axis: int = 0) -> nnx.BatchNorm:
+    """Batch normalization as the papers of these networks have it; of planes if `axis` is 0."""
+    return nnx.BatchNorm(features, axis=axis, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
 
 class Normalized(nnx.Module):
@@ -36,8 +43,8 @@ class Normalized(nnx.Module):
         )  # fmt: skip
         self.norm = batch_norm(features_out, rngs) if normalized else None
 
-    def __call__(self, images: Array, train: bool) -> Array:
-        return _normalized(self.norm, self.conv(images), train)
+    def __call__(self, planes: Array, train: bool) -> Array:
+        return _normalized(self.norm, self.conv(planes), train)
 
 
 class NormalizedDense(nnx.Module):
@@ -55,7 +62,7 @@ class NormalizedDense(nnx.Module):
         self.linear = nnx.Linear(
             features_in, features_out, use_bias=not normalized, kernel_init=kernel_init, rngs=rngs
         )
-        self.norm = batch_norm(features_out, rngs) if normalized else None
+        self.norm = batch_norm(features_out, rngs, axis=-1) if normalized else None
 
     def __call__(self, features: Array, train: bool) -> Array:
         return _normalized(self.norm, self.linear(features), train)
@@ -119,13 +126,13 @@ class Stack(nnx.Module):
         self, images: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Array:
         """Logits `(batch, num_classes)` of images `(batch, height, width, channels)`."""
-        index = 0
+        index, planes = 0, to_planes(images)
         for stage, convolutions in enumerate(self.stages):
-            images = max_pool(images) if stage else images
+            planes = max_pool(planes) if stage else planes
             for _ in range(convolutions):
                 index += 1
-                images = nnx.relu(getattr(self, f"conv{index}")(images, train))
-        features = images.reshape(len(images), -1) if self.dense else images.mean((1, 2))
+                planes = nnx.relu(getattr(self, f"conv{index}")(planes, train))
+        features = flatten(planes) if self.dense else pixel_mean(planes)
         for index in range(1, self.dense + 1):
             features = nnx.relu(getattr(self, f"fc{index}")(features, train))
         return self.head(features)

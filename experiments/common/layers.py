@@ -1,5 +1,11 @@
-"""Convolution and pooling in forms that stay fast on a CPU inside a loop."""
+"""Convolution and pooling in forms that stay fast on a CPU inside a loop.
 
+Inside a network images are planes, `(channels, height, width, batch)`. With the batch last, patches
+are copied in long runs and pooling compares whole vectors; an accelerator's compiler chooses a
+layout of its own whatever the order of the axes.
+"""
+
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -10,11 +16,11 @@ Array = jax.Array
 Padding = Literal["SAME", "VALID"]
 Form = Literal["patches", "conv"]
 
-PATCH_BYTES = 2**28
+PATCH_BYTES = 2**19
 
 
 class Convolution(nnx.Module):
-    """A convolution whose parameters do not depend on how it is computed.
+    """A convolution of planes whose parameters do not depend on how it is computed.
 
     Attributes:
       kernel: `(height, width, in, out)`, as Flax keeps it.
@@ -41,53 +47,144 @@ class Convolution(nnx.Module):
         self.form = form
         self.stride = stride
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, planes: Array) -> Array:
         convolve = convolve_patches if self.form == "patches" else convolve_lax
-        features = convolve(images, self.kernel[...], self.padding, self.stride)
-        return features if self.bias is None else features + self.bias[...]
+        features = convolve(planes, self.kernel[...], self.padding, self.stride)
+        return features if self.bias is None else features + self.bias[:, None, None, None]
 
 
-def convolve_lax(images: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:
-    """XLA's own convolution of `(batch, height, width, in)` with `(height, width, in, out)`."""
+def to_planes(images: Array) -> Array:
+    """Images `(batch, height, width, channels)` as planes."""
+    return images.transpose(3, 1, 2, 0)
+
+
+def flatten(planes: Array) -> Array:
+    """Planes as rows `(batch, features)`, in the order of `(height, width, channels)`."""
+    return planes.transpose(3, 1, 2, 0).reshape(planes.shape[-1], -1)
+
+
+def pixel_mean(planes: Array) -> Array:
+    """The mean over all pixels, `(batch, channels)`."""
+    return planes.mean((1, 2)).T
+
+
+def convolve_lax(planes: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:
+    """XLA's own convolution of planes with `(height, width, in, out)`."""
     return jax.lax.conv_general_dilated(
-        images, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        planes, kernel, (stride, stride), padding, dimension_numbers=("CHWN", "HWIO", "CHWN")
     )
 
 
-def convolve_patches(images: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:
-    """The same convolution as static slices, laid side by side, and one matrix product.
+def convolve_patches(planes: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:
+    """The same convolution as slices, laid side by side, and matrix products.
 
-    This is what XLA:CPU runs fast inside a loop, where a convolution falls back to a naive one. It
-    holds `kernel height * kernel width` copies of the images; beyond `PATCH_BYTES` the batch is
-    cut up, and the backward pass cuts it up again instead of keeping the copies.
+    This is what XLA:CPU runs fast inside a loop, where a convolution falls back to a naive one. As
+    many rows at a time as `PATCH_BYTES` have room for, so that patches stay in the cache; none
+    are kept for the backward pass. That pass may itself be differentiated, forwards (`jax.jvp`) or
+    backwards.
     """
-    height, width, _, features_out = kernel.shape
     if padding == "SAME":
-        images = jnp.pad(
-            images,
-            (
-                (0, 0),
-                _same(images.shape[1], height, stride),
-                _same(images.shape[2], width, stride),
-                (0, 0),
-            ),
+        height, width = (
+            _same(length, size, stride)
+            for length, size in zip(planes.shape[1:3], kernel.shape[:2], strict=True)
         )
-    rows = (images.shape[1] - height) // stride + 1
-    columns = (images.shape[2] - width) // stride + 1
+        planes = jnp.pad(planes, ((0, 0), height, width, (0, 0)))
+    return _convolve(planes, kernel, stride)
 
-    def product(images: Array) -> Array:
-        slices = [
-            images[..., i : i + stride * rows : stride, j : j + stride * columns : stride, :]
-            for i in range(height)
-            for j in range(width)
-        ]
-        return jnp.concatenate(slices, axis=-1) @ kernel.reshape(-1, features_out)
 
-    bytes_each = rows * columns * (kernel.size // features_out) * images.dtype.itemsize
-    at_once = max(1, PATCH_BYTES // bytes_each)
-    if len(images) <= at_once:
-        return product(images)
-    return jax.lax.map(jax.checkpoint(product), images, batch_size=at_once)
+def _products(planes: Array, kernel: Array, stride: int) -> Array:
+    blocks = _Blocks(planes, kernel, stride)
+    matrix = kernel.reshape(-1, blocks.out).T
+
+    def block(index: Array, features: Array) -> Array:
+        product = matrix @ blocks.patches(planes, index)
+        return blocks.put(features, product.reshape(blocks.features), index)
+
+    return blocks.loop(block, jnp.zeros(blocks.shape, planes.dtype))
+
+
+def _forward(planes: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _products(planes, kernel, stride), (planes, kernel)
+
+
+def _backward(stride: int, kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    planes, kernel = kept
+    blocks = _Blocks(planes, kernel, stride)
+    matrix = kernel.reshape(-1, blocks.out)
+
+    def to_planes(index: Array, total: Array) -> Array:
+        return blocks.add(total, matrix @ blocks.get(cotangent, index), index)
+
+    def to_kernel(index: Array, total: Array) -> Array:
+        return total + blocks.patches(planes, index) @ blocks.get(cotangent, index).T
+
+    # Two loops: the one that nobody asks for, as for the first layer's images, is not run.
+    by_planes = blocks.loop(to_planes, jnp.zeros_like(planes))
+    return by_planes, blocks.loop(to_kernel, jnp.zeros_like(matrix)).reshape(kernel.shape)
+
+
+_convolve = jax.custom_vjp(_products, nondiff_argnums=(2,))
+_convolve.defvjp(_forward, _backward)
+
+
+class _Blocks:
+    """Rows of a convolution's result, computed together, and the patches that they come from."""
+
+    def __init__(self, planes: Array, kernel: Array, stride: int):
+        self.height, self.width, channels, self.out = kernel.shape
+        self.stride = stride
+        rows = (planes.shape[1] - self.height) // stride + 1
+        columns = (planes.shape[2] - self.width) // stride + 1
+        batch = planes.shape[3]
+        row_bytes = kernel.size // self.out * columns * batch * planes.dtype.itemsize
+        fitting = (n for n in range(1, rows + 1) if not rows % n and n * row_bytes <= PATCH_BYTES)
+        self.rows = max(fitting, default=1)
+        self.count = rows // self.rows
+        self.shape = self.out, rows, columns, batch
+        self.features = self.out, self.rows, columns, batch
+        self.windows = self.height, self.width, channels, self.rows, columns, batch
+
+    def loop(self, body: Callable[[Array, Array], Array], start: Array) -> Array:
+        """`body(index, carry)` for every block."""
+        return jax.lax.fori_loop(0, self.count, body, start)
+
+    def get(self, features: Array, index: Array) -> Array:
+        """One block of the result, as a matrix."""
+        block = jax.lax.dynamic_slice_in_dim(features, index * self.rows, self.rows, 1)
+        return block.reshape(self.out, -1)
+
+    def put(self, features: Array, block: Array, index: Array) -> Array:
+        """The result with one block of it written."""
+        return jax.lax.dynamic_update_slice_in_dim(features, block, index * self.rows, 1)
+
+    def patches(self, planes: Array, index: Array) -> Array:
+        """What the kernel meets for one block: `(height * width * channels, positions)`."""
+        start, length = self._reach(index)
+        slab = jax.lax.dynamic_slice_in_dim(planes, start, length, 1)
+        windows = [slab[:, i : i + h : self.stride, j : j + w : self.stride]
+                   for i, j, h, w in self._offsets()]  # fmt: skip
+        return jnp.stack(windows).reshape(len(windows) * len(planes), -1)
+
+    def add(self, planes: Array, patches: Array, index: Array) -> Array:
+        """The transpose of `patches`: every patch added where it was taken from."""
+        start, length = self._reach(index)
+        slab = jax.lax.dynamic_slice_in_dim(planes, start, length, 1)
+        apart = (0, 0, self.stride - 1)
+        config = ((0, 0, 0), apart, apart, (0, 0, 0))
+        patches = patches.reshape(self.windows)
+        for i, j, h, w in self._offsets():
+            window = jax.lax.pad(patches[i, j], jnp.zeros((), patches.dtype), config)
+            slab = slab.at[:, i : i + h, j : j + w].add(window)
+        return jax.lax.dynamic_update_slice_in_dim(planes, slab, start, 1)
+
+    def _reach(self, index: Array) -> tuple[Array, int]:
+        # The rows of the planes under one block: the first, and how many.
+        return index * self.rows * self.stride, (self.rows - 1) * self.stride + self.height
+
+    def _offsets(self) -> list[tuple[int, int, int, int]]:
+        # Of every weight of the kernel: the first row and column it meets, and how far it goes.
+        h, w = ((n - 1) * self.stride + 1 for n in self.features[1:3])
+        return [(i, j, h, w) for i in range(self.height) for j in range(self.width)]
 
 
 def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -96,13 +193,15 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
-def max_pool(images: Array) -> Array:
+def max_pool(planes: Array) -> Array:
     """Maximum over 2x2 squares, stride 2; an odd last row or column is left out.
 
-    A maximum over two axes of a view and not `lax.reduce_window`, whose gradient (select and
-    scatter) is slower. Equal maxima share the gradient.
+    Not `lax.reduce_window`, whose gradient (select and scatter) is slower. Equal maxima share the
+    gradient.
     """
-    batch, height, width, channels = images.shape
+    channels, height, width, batch = planes.shape
     rows, columns = height // 2, width // 2
-    squares = images[:, : 2 * rows, : 2 * columns]
-    return squares.reshape(batch, rows, 2, columns, 2, channels).max((2, 4))
+    squares = planes[:, : 2 * rows, : 2 * columns].reshape(channels, rows, 2, columns, 2, batch)
+    upper, lower = squares[:, :, 0], squares[:, :, 1]
+    rows_of_two = (jnp.maximum(row[:, :, :, 0], row[:, :, :, 1]) for row in (upper, lower))
+    return jnp.maximum(*rows_of_two)

@@ -17,7 +17,14 @@ from flax import nnx
 
 from experiments.common.deep import Stack
 from experiments.common.execution import execution
-from experiments.common.layers import Convolution, Form, Padding, max_pool
+from experiments.common.layers import (
+    Convolution,
+    Form,
+    Padding,
+    flatten,
+    max_pool,
+    to_planes,
+)
 from experiments.common.residual import ResNet, WideResNet
 from experiments.common.transformer import CharacterTransformer
 
@@ -78,13 +85,13 @@ class Classifier(nnx.Module):
         self, images: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Array:
         """Logits `(batch, num_classes)` of images `(batch, height, width, channels)`."""
-        index = 0
+        index, planes = 0, to_planes(images)
         for convolutions in self.stages:
             for _ in range(convolutions):
                 index += 1
-                images = nnx.relu(getattr(self, f"conv{index}")(images))
-            images = max_pool(images)
-        features = images.reshape(len(images), -1)
+                planes = nnx.relu(getattr(self, f"conv{index}")(planes))
+            planes = max_pool(planes)
+        features = flatten(planes)
         for index in range(1, self.dense + 1):
             features = self.dropout(features, deterministic=not train, rngs=rngs)
             features = nnx.relu(getattr(self, f"fc{index}")(features))

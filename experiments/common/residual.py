@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from experiments.common.deep import Normalized, batch_norm
-from experiments.common.layers import Convolution, Form
+from experiments.common.layers import Convolution, Form, pixel_mean, to_planes
 
 Array = jax.Array
 
@@ -20,9 +21,9 @@ class Block(nnx.Module):
         self.conv2 = Normalized(features_out, features_out, **common)
         self.shortcut = _shortcut(features_in, features_out, stride, **common)
 
-    def __call__(self, images: Array, train: bool) -> Array:
-        out = self.conv2(nnx.relu(self.conv1(images, train)), train)
-        return nnx.relu(out + (images if self.shortcut is None else self.shortcut(images, train)))
+    def __call__(self, planes: Array, train: bool) -> Array:
+        out = self.conv2(nnx.relu(self.conv1(planes, train)), train)
+        return nnx.relu(out + (planes if self.shortcut is None else self.shortcut(planes, train)))
 
 
 class Bottleneck(nnx.Module):
@@ -38,10 +39,10 @@ class Bottleneck(nnx.Module):
         self.conv3 = Normalized(inside, features_out, size=1, **common)
         self.shortcut = _shortcut(features_in, features_out, stride, **common)
 
-    def __call__(self, images: Array, train: bool) -> Array:
-        out = nnx.relu(self.conv1(images, train))
+    def __call__(self, planes: Array, train: bool) -> Array:
+        out = nnx.relu(self.conv1(planes, train))
         out = self.conv3(nnx.relu(self.conv2(out, train)), train)
-        return nnx.relu(out + (images if self.shortcut is None else self.shortcut(images, train)))
+        return nnx.relu(out + (planes if self.shortcut is None else self.shortcut(planes, train)))
 
 
 class ResNet(nnx.Module):
@@ -84,18 +85,19 @@ class ResNet(nnx.Module):
         self, images: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Array:
         """Logits `(batch, num_classes)` of images `(batch, height, width, channels)`."""
-        images = nnx.relu(self.conv(images, train))
+        planes = nnx.relu(self.conv(to_planes(images), train))
         if self.imagenet:
-            images = nnx.max_pool(images, (3, 3), strides=(2, 2), padding="SAME")
+            window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+            planes = jax.lax.reduce_window(planes, -jnp.inf, jax.lax.max, window, strides, "SAME")
         for index in range(1, self.blocks + 1):
-            images = getattr(self, f"block{index}")(images, train)
-        return self.head(images.mean((1, 2)))
+            planes = getattr(self, f"block{index}")(planes, train)
+        return self.head(pixel_mean(planes))
 
 
 class WideBlock(nnx.Module):
     """Two convolutions, each after normalization and ReLU, with dropout between them.
 
-    The shortcut is a 1x1 convolution where shapes change; it sees the normalized images too.
+    The shortcut is a 1x1 convolution where shapes change; it sees the normalized planes too.
     """
 
     def __init__(
@@ -118,11 +120,11 @@ class WideBlock(nnx.Module):
         else:
             self.shortcut = None
 
-    def __call__(self, images: Array, train: bool, rngs: nnx.Rngs | None) -> Array:
-        ready = nnx.relu(self.norm1(images, use_running_average=not train))
+    def __call__(self, planes: Array, train: bool, rngs: nnx.Rngs | None) -> Array:
+        ready = nnx.relu(self.norm1(planes, use_running_average=not train))
         out = nnx.relu(self.norm2(self.conv1(ready), use_running_average=not train))
         out = self.conv2(self.dropout(out, deterministic=not train, rngs=rngs))
-        return out + (images if self.shortcut is None else self.shortcut(ready))
+        return out + (planes if self.shortcut is None else self.shortcut(ready))
 
 
 class WideResNet(nnx.Module):
@@ -165,11 +167,11 @@ class WideResNet(nnx.Module):
         self, images: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Array:
         """Logits `(batch, num_classes)` of images `(batch, height, width, channels)`."""
-        images = self.conv(images)
+        planes = self.conv(to_planes(images))
         for index in range(1, self.blocks + 1):
-            images = getattr(self, f"block{index}")(images, train, rngs)
-        images = nnx.relu(self.norm(images, use_running_average=not train))
-        return self.head(images.mean((1, 2)))
+            planes = getattr(self, f"block{index}")(planes, train, rngs)
+        planes = nnx.relu(self.norm(planes, use_running_average=not train))
+        return self.head(pixel_mean(planes))
 
 
 def _shortcut(features_in: int, features_out: int, stride: int, **common: Any) -> Any:

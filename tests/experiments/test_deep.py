@@ -9,7 +9,6 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments.common import layers
 from experiments.common.deep import Stack
 from experiments.common.models import build
 from experiments.common.networks import KEPT
@@ -161,7 +160,10 @@ def norm(images, state):
 
 
 def conv(images, state, stride=1):
-    return layers.convolve_lax(images, state["kernel"][...], "SAME", stride)
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        images, state["kernel"][...], (stride, stride), "SAME", dimension_numbers=axes
+    )
 
 
 def relu(images):
