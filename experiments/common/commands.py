@@ -83,10 +83,11 @@ def run(
         folder = runs.find_run(path, study.identity, resume=True)
         finished = studies.finished(path)
         left = sum(name not in finished for name in study.cells)
-        if left:
+        drawn = runs.read_json(path / "summary.json")
+        if left or drawn is None:
             description, groups = study.begin(path)
         else:
-            description = runs.read_json(path / "summary.json")["dataset_description"]
+            description = drawn["dataset_description"]
     except (ValueError, TypeError, DataNotFound) as error:
         cli.stop(str(error))
     except runs.FolderError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -112,6 +113,21 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     part = file.with_suffix(".part.npz")
     np.savez_compressed(part, **arrays)
     os.replace(part, file)
+
+
+def named_arrays(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """The leaves of a tree as `write_arrays` takes them, by names such as `prefix/fc1/kernel`."""
+    return {_name(prefix, p): np.asarray(v) for p, v in jax.tree.leaves_with_path(tree)}
+
+
+def tree_of(arrays: Mapping[str, np.ndarray], like: Any, prefix: str = "") -> Any:
+    """What `named_arrays` took apart, in the structure of `like`, on the device."""
+    return jax.tree.map_with_path(lambda p, _: jnp.asarray(arrays[_name(prefix, p)]), like)
+
+
+def _name(prefix: str, path: tuple[Any, ...]) -> str:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return f"{prefix}/{name}" if prefix else name
 
 
 def _train(group: Group, path: Path, display: Display, done: int, left: int) -> TrainState:

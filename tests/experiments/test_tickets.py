@@ -83,8 +83,8 @@ def test_masks_have_the_counts_of_the_ladder_and_are_nested(finished):
     stored = read(finished / "masks.npz")
     counts = {}
     for level, alive in enumerate(lab.counts):
-        for path, count in jax.tree.leaves_with_path(alive):
-            counts.setdefault(study.array_name(path), {})[level] = count
+        for path, count in studies.named_arrays(alive).items():
+            counts.setdefault(path, {})[level] = count
     for kind in ("ticket", "one_shot"):
         for path, per_level in counts.items():
             survived = stored[f"{kind}/{path}"]
@@ -151,6 +151,16 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
         for key in one:
             np.testing.assert_array_equal(one[key], other[key])
     assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_a_study_killed_before_its_first_report_is_drawn(finished, tmp_path, call):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    for name in FILES - {"config.json", "results.json", "curves.npz", "masks.npz"}:
+        (folder / name).unlink()
+    code, _, _ = call(lottery_ticket.main, *SMALL, "--out", str(folder))
+    assert code == 0 and {path.name for path in folder.iterdir()} == FILES
+    assert without_seconds(folder) == without_seconds(finished)
 
 
 def test_a_finished_study_is_drawn_anew_without_training(finished, tmp_path, monkeypatch, call):

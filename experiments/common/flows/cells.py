@@ -88,7 +88,7 @@ def stored(lab: Lab, name: str) -> Any:
     """A tree that the folder holds, replicates (or snapshots) first: "prune", "prune/masks", ..."""
     arrays = studies.read_arrays(lab.path / "solutions.npz")
     like = jax.eval_shape(lab.networks["large"].init_params, lab.keys[0])
-    return jax.tree.map_with_path(lambda p, _: jnp.asarray(arrays[f"{name}/{_path(p)}"]), like)
+    return studies.tree_of(arrays, like, name)
 
 
 def _shared(lab: Lab, name: str) -> Any:
@@ -150,7 +150,7 @@ def _finish(
         masks = None
         if algorithm(name) != "dense":
             masks = jax.vmap(jaxsparse.get_masks)(opt_state, params)
-            solutions |= _arrays(name, params)
+            solutions |= studies.named_arrays(params, name)
         start, norms = starting_point(lab, name), lab.norms(_size(name))
         begun, ended = norms(*start), norms(params, masks)
         for layer, between in tracked.norms.items():
@@ -165,7 +165,7 @@ def _finish(
         if algorithm(name) in ("set", "rigl"):
             results[name] |= _across_updates(lab, algorithm(name), tracked)
         if name == "prune":
-            solutions |= _arrays("prune/masks", masks)
+            solutions |= studies.named_arrays(masks, "prune/masks")
         if name in WATCHED:
             snapshots = jax.tree.map(
                 lambda start, between, end: jnp.concatenate([start[:1], between[0], end[:1]]),
@@ -173,8 +173,8 @@ def _finish(
                 (tracked.params, tracked.masks),
                 (params, masks),
             )
-            solutions |= _arrays(f"{name}/snapshots/params", snapshots[0])
-            solutions |= _arrays(f"{name}/snapshots/masks", snapshots[1])
+            solutions |= studies.named_arrays(snapshots[0], f"{name}/snapshots/params")
+            solutions |= studies.named_arrays(snapshots[1], f"{name}/snapshots/masks")
     studies.write_arrays(lab.path / "curves.npz", curves)
     studies.write_arrays(lab.path / "solutions.npz", solutions)
     return results
@@ -213,11 +213,3 @@ def _trainer(lab: Lab, name: str) -> training.Trainer:
 
 def _size(name: str) -> str:
     return "small" if name == "small_dense" else "large"
-
-
-def _arrays(name: str, tree: Any) -> dict[str, np.ndarray]:
-    return {f"{name}/{_path(p)}": np.asarray(v) for p, v in jax.tree.leaves_with_path(tree)}
-
-
-def _path(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.common import studies
 from experiments.common.tickets import cells
@@ -64,14 +63,7 @@ def groups(lab: Lab, calls: Sequence[Sequence[Cell]], path: Path) -> list[studie
 def read_masks(lab: Lab, path: Path) -> Masks:
     """The masks that a folder holds."""
     masks, stored = cells.no_masks(lab), studies.read_arrays(path / "masks.npz")
-    if not stored:
-        return masks
-    return jax.tree.map_with_path(lambda p, leaf: jnp.asarray(stored[array_name(p)]), masks)
-
-
-def array_name(path: tuple[Any, ...]) -> str:
-    """The name of an array in `masks.npz`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return studies.tree_of(stored, masks) if stored else masks
 
 
 def _begin(lab: Lab, now: Sequence[Cell], path: Path) -> tuple[Trainer, TrainState]:
@@ -97,7 +89,6 @@ def _finish(
             **{name: values[mine].tolist() for name, values in found.items()},
             "seconds": round(seconds / len(now), 1),
         }
-    leaves = jax.tree.leaves_with_path(jax.device_get(masks))
-    studies.write_arrays(path / "masks.npz", {array_name(p): leaf for p, leaf in leaves})
+    studies.write_arrays(path / "masks.npz", studies.named_arrays(masks))
     studies.write_arrays(path / "curves.npz", stored)
     return results
