@@ -59,13 +59,14 @@ def test_the_files_of_a_study(finished):
         kinds = {"ticket", "reinit", "random"} if level["level"] >= 2 else {"ticket"}
         assert set(level) == {"level", "weights_remaining"} | kinds
         for kind in kinds:
-            for name in ("early_stop_iteration", "early_stop_accuracy", "final_accuracy"):
+            for name in report.MEASURES:
                 assert set(level[kind][name]) == STATISTICS
                 assert level[kind][name]["n"] == 2
     assert [level["level"] for level in summary["one_shot"]] == [2, 3]
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "learning_rate" in page and "Tickets and controls" in page
+    assert "Validation loss at the early stop" in page
 
 
 def test_the_early_stop_is_the_lowest_validation_loss(finished):

@@ -16,7 +16,10 @@ from experiments.common.reports import statistics
 from experiments.common.tickets import pictures
 from experiments.common.tickets.claims import Results, claims, share_of
 
-MEASURES = ("early_stop_iteration", "early_stop_accuracy", "final_accuracy", "final_train_accuracy")
+MEASURES = (
+    *("early_stop_iteration", "early_stop_validation_loss", "early_stop_accuracy"),
+    *("final_accuracy", "final_train_accuracy"),
+)
 PICTURES = {
     "training.png": "Test accuracy while training",
     "early_stop.png": "Early-stop iteration and accuracy against weights remaining",
@@ -39,10 +42,12 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
         "measured on the test set.",
         f"Made by `{command}`.",
     ]
+    kinds = [k for k in pictures.LABELS if any(cell["kind"] == k for cell in results.values())]
     tables = {
         "Against the paper": claims(results, _is_the_papers(config)),
-        "Tickets and controls": levels(results, ("ticket", "reinit", "random")),
+        "Tickets and controls": levels(results, [k for k in kinds if k != "one_shot"]),
         "One-shot pruning": levels(results, ("ticket", "one_shot")),
+        "Validation loss at the early stop": _losses(results, kinds),
         "Where the weights of the tickets are": _places(path, results),
     }
     title = f"Lottery tickets: {config['model']} on {config['dataset']}"
@@ -92,6 +97,22 @@ def _measured(cell: Mapping[str, Any]) -> list[str]:
     spread = f" ± {stop['standard_error']:,.0f}" if stop["n"] > 1 else ""
     accuracies = (statistics(cell[name]) for name in ("early_stop_accuracy", "final_accuracy"))
     return [f"{stop['mean']:,.0f}{spread}", *map(reports.percent, accuracies)]
+
+
+def _losses(results: Results, kinds: Sequence[str]) -> Table:
+    rows = []
+    for level in sorted({cell["level"] for cell in results.values()}):
+        cells = [results.get(f"{kind}-{level:02d}") for kind in kinds]
+        rows.append([share_of(next(filter(None, cells))), *map(_loss, cells)])
+    return ["weights remaining", *(pictures.LABELS[kind] for kind in kinds)], rows
+
+
+def _loss(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    found = statistics(cell["early_stop_validation_loss"])
+    spread = f" ± {found['standard_error']:.4f}" if found["n"] > 1 else ""
+    return f"{found['mean']:.4f}{spread}"
 
 
 def _is_the_papers(config: Mapping[str, Any]) -> bool:
@@ -157,10 +178,11 @@ def _draw(path: Path, config: Mapping[str, Any], results: Results, note: str) ->
         "final_accuracy": f"test accuracy after {config['iterations']:,} iterations",
         "final_train_accuracy": "training accuracy there",
     }
-    controls = ("ticket", "reinit", "random")
+    controls, trained = ("ticket", "reinit", "random"), {c["kind"] for c in results.values()}
     for file, kinds, measures, title in (
         ("early_stop.png", controls, stop, "Tickets and their controls at the early stop"),
         ("one_shot.png", ("ticket", "one_shot"), stop, "Iterative and one-shot pruning"),
         ("final.png", controls, end, "Tickets and their controls at the end"),
     ):
-        pictures.against_weights(path / file, results, kinds, measures, title, note)
+        if kinds is controls or "one_shot" in trained:
+            pictures.against_weights(path / file, results, kinds, measures, title, note)
