@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from experiments.common import data, networks
+from experiments.common.layers import to_planes
 from experiments.common.models import build
 
 
@@ -62,10 +63,10 @@ def test_statistics_are_those_of_the_batch():
     _, moved = net.forward(params, jax.random.key(0), made.train_inputs)
     model = build("resnet_18", key_or_seed=0, input_shape=(16, 16, 3), num_classes=10)
     graphdef = nnx.graphdef(model)
-    first = nnx.merge(graphdef, params).conv.conv(made.train_inputs)
+    first = nnx.merge(graphdef, params).conv.conv(to_planes(made.train_inputs))
     found = paths(moved)
     assert all(name.endswith(("/mean", "/var")) for name in found)
-    mean, var = np.mean(first, (0, 1, 2)), np.var(first, (0, 1, 2))
+    mean, var = np.mean(first, (1, 2, 3)), np.var(first, (1, 2, 3))
     np.testing.assert_allclose(found["conv/norm/mean"], 0.1 * mean, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found["conv/norm/var"], 0.9 + 0.1 * var, rtol=1e-3)
 

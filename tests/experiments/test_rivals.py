@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -55,6 +56,16 @@ def test_lanes_of_one_program_differ_by_their_masks_alone(finished):
             np.testing.assert_allclose(last, wanted, rtol=1e-5)
             moved = np.ptp(layers["fc1"], axis=1).max() > 0
             assert moved == (method != "fixed")
+
+
+def test_a_study_killed_before_its_first_report_is_drawn(finished, tmp_path, call):
+    folder, trained = tmp_path / "copy", ("config.json", "results.json", "curves.npz")
+    folder.mkdir()
+    for name in trained:
+        shutil.copy(finished / name, folder)
+    code, _, _ = call(sparse_momentum.main, *SMALL, "--out", str(folder))
+    assert code == 0 and {path.name for path in folder.iterdir()} == FILES
+    assert (folder / "results.json").read_text() == (finished / "results.json").read_text()
 
 
 def test_a_finished_study_is_not_trained_again(finished, monkeypatch, call):

@@ -154,16 +154,6 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
     assert {path.name for path in folder.iterdir()} == FILES
 
 
-def test_a_study_killed_before_its_first_report_is_drawn(finished, tmp_path, call):
-    folder = tmp_path / "copy"
-    shutil.copytree(finished, folder)
-    for name in FILES - {"config.json", "results.json", "curves.npz", "masks.npz"}:
-        (folder / name).unlink()
-    code, _, _ = call(lottery_ticket.main, *SMALL, "--out", str(folder))
-    assert code == 0 and {path.name for path in folder.iterdir()} == FILES
-    assert without_seconds(folder) == without_seconds(finished)
-
-
 def test_a_finished_study_is_drawn_anew_without_training(finished, tmp_path, monkeypatch, call):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
