@@ -60,25 +60,18 @@ MODELS = (
 def execution(model_name: str, backend: str) -> Execution:
     """The fastest form of a model on a backend.
 
-    Milliseconds per training step and replicate (float32, 2 shared CPU cores, fastest of several
-    interleaved runs, so that only numbers of one row compare):
-
-    | model, batch, replicates        | patches, vmap | patches, map | conv, step by step |
-    |---------------------------------|---------------|--------------|--------------------|
-    | lenet_300_100, 60, 10           | 0.72          | 0.68         | -                  |
-    | lenet_5, 128, 3                 | 31            | 13           | 18                 |
-    | lenet_5_caffe, 100, 3           | 55            | 33           | 43                 |
-    | conv_2, 60, 1                   | -             | 159          | 258                |
-    | conv_4, 60, 2                   | -             | 271          | 371                |
-    | conv_6, 60, 1                   | -             | 365          | 518                |
-    | character_transformer, 16, 2    | 144           | 134          | -                  |
+    On a CPU patches in a loop take a fraction of the time of XLA's own convolution called step by
+    step: a quarter to a sixth for lenet_5, a third for lenet_5_caffe and resnet_18, two thirds for
+    conv_2 (`python -m benchmarks.convolution`). `map` takes the replicates of a device one after
+    the other; `vmap` makes convolutional networks slower there, by 1.7 to 2.4 in an earlier form of
+    the patches, and lenet_300_100 and the transformer by less than a tenth.
 
     Replicates are spread over the devices where they divide evenly. With every core a device of its
     own (`use_every_core`) lenet_300_100 takes 0.47 ms instead of 0.68.
 
-    A convolution inside a loop is no choice at all: there XLA:CPU falls back to a naive one (68 ms
-    for lenet_5, 94 under `vmap`). Accelerators have no such fallback, so they get the plain
-    convolution and `vmap`; that choice is reasoned, not measured.
+    A convolution inside a loop is no choice at all: there XLA:CPU falls back to a naive one.
+    Accelerators have no such fallback, so they get the plain convolution and `vmap`; that choice is
+    reasoned, not measured.
 
     Args:
       model_name: a key of `models.MODELS`.
