@@ -97,8 +97,7 @@ def _products(planes: Array, kernel: Array, stride: int) -> Array:
     matrix = kernel.reshape(-1, blocks.out).T
 
     def block(index: Array, features: Array) -> Array:
-        product = matrix @ blocks.patches(planes, index)
-        return blocks.put(features, product.reshape(blocks.features), index)
+        return blocks.put(features, matrix @ blocks.patches(planes, index), index)
 
     return blocks.loop(block, jnp.zeros(blocks.shape, planes.dtype))
 
@@ -112,15 +111,15 @@ def _backward(stride: int, kept: tuple[Array, Array], cotangent: Array) -> tuple
     blocks = _Blocks(planes, kernel, stride)
     matrix = kernel.reshape(-1, blocks.out)
 
-    def to_planes(index: Array, total: Array) -> Array:
+    def by_planes(index: Array, total: Array) -> Array:
         return blocks.add(total, matrix @ blocks.get(cotangent, index), index)
 
-    def to_kernel(index: Array, total: Array) -> Array:
+    def by_kernel(index: Array, total: Array) -> Array:
         return total + blocks.patches(planes, index) @ blocks.get(cotangent, index).T
 
     # Two loops: the one that nobody asks for, as for the first layer's images, is not run.
-    by_planes = blocks.loop(to_planes, jnp.zeros_like(planes))
-    return by_planes, blocks.loop(to_kernel, jnp.zeros_like(matrix)).reshape(kernel.shape)
+    images = blocks.loop(by_planes, jnp.zeros_like(planes))
+    return images, blocks.loop(by_kernel, jnp.zeros_like(matrix)).reshape(kernel.shape)
 
 
 _convolve = jax.custom_vjp(_products, nondiff_argnums=(2,))
@@ -153,8 +152,9 @@ class _Blocks:
         block = jax.lax.dynamic_slice_in_dim(features, index * self.rows, self.rows, 1)
         return block.reshape(self.out, -1)
 
-    def put(self, features: Array, block: Array, index: Array) -> Array:
+    def put(self, features: Array, matrix: Array, index: Array) -> Array:
         """The result with one block of it written."""
+        block = matrix.reshape(self.features)
         return jax.lax.dynamic_update_slice_in_dim(features, block, index * self.rows, 1)
 
     def patches(self, planes: Array, index: Array) -> Array:
@@ -202,6 +202,5 @@ def max_pool(planes: Array) -> Array:
     channels, height, width, batch = planes.shape
     rows, columns = height // 2, width // 2
     squares = planes[:, : 2 * rows, : 2 * columns].reshape(channels, rows, 2, columns, 2, batch)
-    upper, lower = squares[:, :, 0], squares[:, :, 1]
-    rows_of_two = (jnp.maximum(row[:, :, :, 0], row[:, :, :, 1]) for row in (upper, lower))
-    return jnp.maximum(*rows_of_two)
+    halves = jnp.maximum(squares[:, :, :, :, 0], squares[:, :, :, :, 1])
+    return jnp.maximum(halves[:, :, 0], halves[:, :, 1])

@@ -39,6 +39,10 @@ def test_patches_equal_the_convolution(padding, size, stride, rows_at_once, monk
         np.testing.assert_allclose(one, reference, rtol=1e-4, atol=2e-4)
     text = str(jax.make_jaxpr(lambda: layers.convolve_patches(planes, kernel, padding, stride))())
     assert "conv_general_dilated" not in text
+    blocks = min(
+        shape[1] // n for n in range(1, shape[1] + 1) if shape[1] % n == 0 and n <= rows_at_once
+    )
+    assert f"length={blocks}" in text
 
 
 def test_the_hessian_sees_patches_as_the_convolution():

@@ -184,5 +184,5 @@ def _draw(path: Path, config: Mapping[str, Any], results: Results, note: str) ->
         ("one_shot.png", ("ticket", "one_shot"), stop, "Iterative and one-shot pruning"),
         ("final.png", controls, end, "Tickets and their controls at the end"),
     ):
-        if kinds is controls or "one_shot" in trained:
+        if "one_shot" in trained or "one_shot" not in kinds:
             pictures.against_weights(path / file, results, kinds, measures, title, note)
