@@ -61,6 +61,21 @@ def percent(found: Statistics, digits: int = 2) -> str:
     return text + " %"
 
 
+def number(found: Statistics, digits: int = 2) -> str:
+    """Mean and standard error of a number.
+
+    Example:
+      >>> number(statistics([1900, 2000, 2000]), 0)
+      '1,967 ± 33'
+      >>> number(statistics([0.5]))
+      '0.50'
+    """
+    text = f"{found['mean']:,.{digits}f}"
+    if found["n"] > 1:
+        text += f" ± {found['standard_error']:,.{digits}f}"
+    return text
+
+
 def count(number: float) -> str:
     """A large count in three digits.
 

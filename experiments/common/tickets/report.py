@@ -94,9 +94,8 @@ def levels(results: Results, kinds: Sequence[str]) -> Table:
 
 def _measured(cell: Mapping[str, Any]) -> list[str]:
     stop = statistics(cell["early_stop_iteration"])
-    spread = f" ± {stop['standard_error']:,.0f}" if stop["n"] > 1 else ""
     accuracies = (statistics(cell[name]) for name in ("early_stop_accuracy", "final_accuracy"))
-    return [f"{stop['mean']:,.0f}{spread}", *map(reports.percent, accuracies)]
+    return [reports.number(stop, 0), *map(reports.percent, accuracies)]
 
 
 def _losses(results: Results, kinds: Sequence[str]) -> Table:
@@ -108,11 +107,7 @@ def _losses(results: Results, kinds: Sequence[str]) -> Table:
 
 
 def _loss(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
-        return ""
-    found = statistics(cell["early_stop_validation_loss"])
-    spread = f" ± {found['standard_error']:.4f}" if found["n"] > 1 else ""
-    return f"{found['mean']:.4f}{spread}"
+    return "" if cell is None else reports.number(statistics(cell["early_stop_validation_loss"]), 4)
 
 
 def _is_the_papers(config: Mapping[str, Any]) -> bool:
