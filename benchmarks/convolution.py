@@ -11,7 +11,6 @@ loop` (with `--naive`) is that in a loop, which may take a hundred times as long
 """
 
 import argparse
-import functools
 import statistics
 from collections.abc import Callable
 
@@ -20,14 +19,11 @@ from experiments.common import execution
 execution.use_every_core()
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
-from flax import nnx  # noqa: E402
 
 from benchmarks.turns import chain, ratio, take_turns  # noqa: E402
-from experiments.common import models  # noqa: E402
-from experiments.common.networks import KEPT  # noqa: E402
+from experiments.common import data, networks  # noqa: E402
 
 MNIST, CIFAR = (28, 28, 1), (32, 32, 3)
 NETWORKS = {
@@ -50,17 +46,15 @@ def program(name: str, form: str, steps: int, replicates: int) -> Callable[..., 
     """Trains for some steps when it is called."""
     batch, shape = NETWORKS[name]
     generator = np.random.default_rng(0)
-    images = jnp.asarray(generator.normal(size=(batch, *shape)), jnp.float32)
-    labels = jnp.asarray(generator.integers(0, 10, batch))
-    build = functools.partial(
-        models.build, name, input_shape=shape, num_classes=10, convolution=form
-    )
-    graphdef, _, rest = nnx.split(build(key_or_seed=0), KEPT, ...)
+    images = generator.integers(0, 256, (batch, *shape), dtype=np.uint8)
+    labels = generator.integers(0, 10, batch)
+    made = data.Dataset(name, "made-up images", images, labels, images, labels, num_classes=10)
+    net = networks.network(name, made, convolution=form)
+    logits = networks.trained(net)
 
     def loss(params, images, labels):
-        model = nnx.merge(graphdef, params, rest, copy=True)
-        logits = model(images, train=True, rngs=nnx.Rngs(0))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels)
+        return losses.mean()
 
     def train(params, images, labels):
         def step(params, _):
@@ -74,11 +68,10 @@ def program(name: str, form: str, steps: int, replicates: int) -> Callable[..., 
             return (train(params, images, labels),)
         return (execution.over_replicates(train, "map")((params,), images, labels),)
 
-    params = lambda key: nnx.split(build(key_or_seed=key), KEPT, ...)[1]  # noqa: E731
     if replicates == 1:
-        start = params(0)
+        start = net.init_params(jax.random.key(0))
     else:
-        start = jax.vmap(params)(execution.replicate_keys(0, replicates))
+        start = jax.vmap(net.init_params)(execution.replicate_keys(0, replicates))
         start, images, labels = execution.place(start, images, labels)
     return chain(jax.jit(trained, donate_argnums=0), (start,), images, labels)
 

@@ -47,6 +47,7 @@ def network(
     *,
     dropout: float = 0.0,
     kernel_init: nnx.Initializer | None = None,
+    convolution: str = "auto",
 ) -> Network:
     """A network for a data set.
 
@@ -55,7 +56,7 @@ def network(
       dataset: the examples; only their shape and classes are looked at.
       mean: of the pixels in [0, 1]; uint8 images are normalised with it.
       std: their standard deviation.
-      dropout, kernel_init: as for `models.build`.
+      dropout, kernel_init, convolution: as for `models.build`.
 
     Raises:
       ValueError: a network that does not fit the data set.
@@ -69,6 +70,7 @@ def network(
             num_classes=dataset.num_classes,
             dropout=dropout,
             kernel_init=kernel_init,
+            convolution=convolution,
         )
 
     abstract = nnx.eval_shape(lambda: model(0))

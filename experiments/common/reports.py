@@ -100,7 +100,7 @@ def duration(seconds: float) -> str:
     """A time as a person would say it.
 
     Example:
-      >>> [duration(s) for s in (0.4, 12, 125, 7300)]
+      >>> [duration(s) for s in (0.4, 12, 125, 7320)]
       ['1 s', '12 s', '2 min 5 s', '2 h 2 min']
     """
     seconds = max(1, math.ceil(seconds))
