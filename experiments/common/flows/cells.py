@@ -19,8 +19,6 @@ from experiments.common.flows.lab import Examples, Lab, Tracked, next_masks
 from experiments.common.flows.settings import algorithm
 
 Array = jax.Array
-GLOROT = {"scale": 1.0, "fan": "fan_avg", "distribution": "uniform", "axes": "flax"}
-"""The released initialization, unit by unit under a mask: "plus"."""
 TOGETHER = (
     ("dense",),
     ("small_dense",),
@@ -77,10 +75,7 @@ def starting_point(lab: Lab, name: str) -> tuple[Any, Any]:
     else:
         params, masks = lab.new(0 if name == "ticket" else 1), stored(lab, "prune/masks")
     if name.endswith("_plus"):
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(lab.keys)
-        how = GLOROT | {"prunable": methods.prunable(lab.settings.dense)}
-        draw = functools.partial(jaxsparse.sparse_init, **how)
-        return jax.vmap(draw)(keys, params, masks), masks
+        return lab.draw_sparse(lab.keys_for(2), params, masks), masks
     return jaxsparse.apply(params, masks), masks
 
 
@@ -121,10 +116,7 @@ def _scored_masks(lab: Lab, name: str) -> Any:
 
 def _begin(lab: Lab, now: Sequence[str]) -> tuple[training.Trainer, training.TrainState]:
     order = [name for names in TOGETHER for name in names]
-    keys = [
-        jax.vmap(lambda key: jax.random.fold_in(key, 10 + order.index(name)))(lab.keys)  # noqa: B023
-        for name in now
-    ]
+    keys = [lab.keys_for(10 + order.index(name)) for name in now]
     starts = [starting_point(lab, name) for name in now]
     params, masks = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *starts)
     trainer = _trainer(lab, now[0])

@@ -16,6 +16,8 @@ from experiments.common.flows.settings import Settings, method
 Array = jax.Array
 Examples = tuple[Array, Array]
 """Inputs and labels."""
+GLOROT = {"scale": 1.0, "fan": "fan_avg", "distribution": "uniform", "axes": "flax"}
+"""The released initialization, unit by unit under a mask: "plus"."""
 
 
 class Tracked(NamedTuple):
@@ -46,6 +48,9 @@ class Lab(NamedTuple):
       keys: one key for each replicate.
       networks: "large" and "small".
       trainer: `(algorithm, size) -> trainer`; the same one at every call.
+      draw: `(keys) -> params` of stacked replicates, by size.
+      draw_sparse: `(keys, params, masks) -> params` of the large network, drawn again by the
+        sparse-aware initialization.
       norms: `(size) -> (params, masks) -> gradient norms` of stacked replicates; masks may be None.
       loss: `(params, (inputs, labels)) -> mean cross-entropy` of the large network, no penalty.
       test: the test set, on the device.
@@ -58,6 +63,8 @@ class Lab(NamedTuple):
     keys: Array
     networks: Mapping[str, networks.Network]
     trainer: Callable[[str, str], training.Trainer]
+    draw: Mapping[str, Callable[[Array], Any]]
+    draw_sparse: Callable[[Array, Any, Any], Any]
     norms: Callable[[str], Callable[[Any, Any], dict[str, Array]]]
     loss: Callable[[Any, Examples], Array]
     test: evaluation.EvaluationSet
@@ -83,8 +90,11 @@ class Lab(NamedTuple):
 
     def new(self, number: int, size: str = "large") -> Any:
         """A dense initialization of every replicate; 0 is the one that is pruned."""
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(self.keys)
-        return jax.vmap(self.networks[size].init_params)(keys)
+        return self.draw[size](self.keys_for(number))
+
+    def keys_for(self, number: int) -> Array:
+        """Other keys of every replicate."""
+        return jax.vmap(lambda key: jax.random.fold_in(key, number))(self.keys)
 
 
 def build(
@@ -141,9 +151,23 @@ def build(
 
         return lambda params, masks: compiled(params, masks, measured)
 
-    loss = functools.partial(mean_loss, trained["large"])
-    (test,) = evaluation.sets_of(dataset, ("test",)).values()
-    return Lab(settings, dataset, source.held, keys, nets, trainer, norms, loss, test, path)
+    sparse = functools.partial(
+        jaxsparse.sparse_init, prunable=methods.prunable(settings.dense), **GLOROT
+    )
+    return Lab(
+        settings=settings,
+        dataset=dataset,
+        held=source.held,
+        keys=keys,
+        networks=nets,
+        trainer=trainer,
+        draw={s: execution.compiled_once(jax.vmap(net.init_params)) for s, net in nets.items()},
+        draw_sparse=execution.compiled_once(jax.vmap(sparse)),
+        norms=norms,
+        loss=functools.partial(mean_loss, trained["large"]),
+        test=evaluation.sets_of(dataset, ("test",))["test"],
+        path=path,
+    )
 
 
 def mean_loss(apply: Callable[[Any, Array], Array], params: Any, examples: Examples) -> Array:
