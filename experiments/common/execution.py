@@ -167,7 +167,8 @@ def fill(stacked: Any) -> Any:
     more = -lanes % devices
     if not more or lanes < devices:
         return stacked
-    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:].repeat(more, 0)]), stacked)
+    rows = np.minimum(np.arange(lanes + more), lanes - 1)
+    return jax.tree.map(lambda leaf: leaf[rows], stacked)
 
 
 def _cores() -> int:

@@ -3,6 +3,7 @@
 Each is a group that trains nothing; its results stand beside those of the methods.
 """
 
+import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import optax
 import jaxsparse
 from experiments.common import evaluation, methods, networks, studies
 from experiments.common.batches import batch_indices
-from experiments.common.execution import over_replicates, place
+from experiments.common.execution import fill, over_replicates, place
 from experiments.common.flows.cells import WATCHED, starting_point, stored
 from experiments.common.flows.lab import Lab, next_masks
 from experiments.common.flows.settings import SHARED, Settings
@@ -55,21 +56,29 @@ def steps_of(settings: Settings) -> tuple[int, ...]:
 
 def groups(lab: Lab, wanted: Sequence[str]) -> list[studies.Group]:
     """The analyses that are not done yet."""
-    done = studies.finished(lab.path)
+    done, devices = studies.finished(lab.path), len(jax.local_devices())
+    left = [name for name in wanted if name not in done]
+    spectra = [name for name in left if name.startswith("spectrum-")]
+    together = [[name] for name in left if name in _ANALYSES]
+    together += [spectra[i : i + devices] for i in range(0, len(spectra), devices)]
     return [
         studies.Group(
-            name, lambda: (None, None), functools.partial(_run, lab, name), 0, lab.settings.measure
+            ", ".join(names),
+            lambda: (None, None),
+            functools.partial(_run, lab, names),
+            0,
+            lab.settings.measure,
         )
-        for name in wanted
-        if name not in done and (name in _ANALYSES or name.startswith("spectrum-"))
+        for names in together
     ]
 
 
-def _run(lab: Lab, name: str, state: None, seconds: float) -> dict[str, Any]:
-    if name in _ANALYSES:
-        return {name: _ANALYSES[name](lab)}
-    _, method, step = name.split("-")
-    return {name: _spectrum(lab, method, int(step))}
+def _run(lab: Lab, names: Sequence[str], state: None, seconds: float) -> dict[str, Any]:
+    if names[0] in _ANALYSES:
+        return {name: _ANALYSES[name](lab) for name in names}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = pool.map(functools.partial(_spectrum, lab), names, jax.local_devices())
+        return dict(zip(names, found, strict=True))
 
 
 def signal(lab: Lab) -> dict[str, Any]:
@@ -109,9 +118,9 @@ def agreement(lab: Lab) -> dict[str, Any]:
     counts = labels >= 0
     logits = {}
     for name, params in everyone.items():
-        params, inputs = place(params, test.inputs)
-        found = jax.jit(logits_of)((params,), inputs)
-        logits[name] = np.asarray(found).reshape(len(lab.keys), len(labels), -1)[:, counts]
+        params, inputs = place(fill(params), test.inputs)
+        found = np.asarray(jax.jit(logits_of)((params,), inputs))[: len(lab.keys)]
+        logits[name] = found.reshape(len(lab.keys), len(labels), -1)[:, counts]
     pruned, truth = jnp.asarray(logits["prune"][0]), labels[counts]
     rows = {}
     for name, own in logits.items():
@@ -205,8 +214,14 @@ def beziers(lab: Lab) -> dict[str, Any]:
     return found
 
 
-def _spectrum(lab: Lab, name: str, step: int) -> dict[str, Any]:
+def _spectrum(lab: Lab, cell: str, device: jax.Device) -> dict[str, Any]:
     """The Hessian of living weights by Lanczos, at one step of the first replicate."""
+    _, name, step = cell.split("-")
+    with jax.default_device(device):
+        return _spectrum_at(lab, name, int(step))
+
+
+def _spectrum_at(lab: Lab, name: str, step: int) -> dict[str, Any]:
     chosen, at = lab.settings, steps_of(lab.settings).index(step)
     params, masks = (
         jax.tree.map(lambda leaf: leaf[at], stored(lab, f"{name}/snapshots/{part}"))
@@ -242,8 +257,7 @@ def _without_statistics(lab: Lab, masks: Any) -> Any:
 
 
 def _batches(lab: Lab) -> Any:
-    # Small, because a product with the Hessian keeps what all layers give of a batch; and on one
-    # device, because two CPU devices that add up their parts can wait for each other for ever.
+    # Small, because a product with the Hessian keeps what all layers give of a batch.
     size = min(lab.settings.landscape_examples, len(lab.held[1]))
     count = max(1, size // 100)
     return tuple(
@@ -268,8 +282,9 @@ def _everywhere(
     lab: Lab, function: Callable[..., Array], *stacked: Any, shared: tuple = ()
 ) -> Array:
     """The function of every replicate, with the landscape's examples as its last argument."""
-    stacked, *shared = place(stacked, *shared, landscape(lab))
-    return jax.jit(over_replicates(function, lab.execution.replicates))(stacked, *shared)
+    stacked, *shared = place(fill(stacked), *shared, landscape(lab))
+    found = jax.jit(over_replicates(function, lab.execution.replicates))(stacked, *shared)
+    return found[: len(lab.keys)]
 
 
 _ANALYSES = {

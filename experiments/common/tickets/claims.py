@@ -96,7 +96,7 @@ def _learned(results: Results) -> str | None:
         if cell["kind"] == "ticket" and np.mean(cell[name]) > 0.995
     ]
     if not found:
-        return "at no level"
+        return "above 99.5% at no level"
     return f"above 99.5% down to {100 * min(cell['weights_remaining'] for cell in found):.3g}%"
 
 
