@@ -104,6 +104,8 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     if options.study != "main":
         names = STUDIES[options.study]
         settings = dataclasses.replace(settings, densities=(0.05,), epochs=20)
+    if options.study == "tuning":  # which finds them
+        settings = dataclasses.replace(settings, own={})
     if options.methods is not None:
         names = tuple(name for name in options.methods.split(",") if name)
     for name in names:

@@ -40,11 +40,27 @@ def without_seconds(path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a small study, and what it printed."""
+def watched(tmp_path_factory):
+    """The folder of a small study, and how often the network was traced before each report."""
+    traces, seen, make, draw = [], [], networks.network, report.report
+
+    def counted(*args, **options):
+        net = make(*args, **options)
+        return net._replace(apply=lambda *args: (traces.append(args), net.apply(*args))[1])
+
     folder = tmp_path_factory.mktemp("study") / "small"
-    lottery_ticket.main([*SMALL, "--out", str(folder)])
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells.networks, "network", counted)
+        patch.setattr(studies, "REPORT_SECONDS", 0.0)
+        patch.setattr(report, "report", lambda *args: (seen.append(len(traces)), draw(*args))[1])
+        lottery_ticket.main([*SMALL, "--out", str(folder)])
+    return folder, seen
+
+
+@pytest.fixture(scope="module")
+def finished(watched):
+    """The folder of a small study."""
+    return watched[0]
 
 
 def test_the_files_of_a_study(finished):
@@ -176,23 +192,8 @@ def test_another_configuration_is_refused_and_nothing_overwritten(finished, call
     assert before == {path: path.read_bytes() for path in finished.iterdir()}
 
 
-def test_one_trace_serves_every_level_and_control(tmp_path, monkeypatch):
-    traces, make = [], networks.network
-
-    def counted(*args, **options):
-        net = make(*args, **options)
-
-        def apply(params, inputs):
-            traces.append(inputs.shape)
-            return net.apply(params, inputs)
-
-        return net._replace(apply=apply)
-
-    monkeypatch.setattr(cells.networks, "network", counted)
-    monkeypatch.setattr(studies, "REPORT_SECONDS", 0.0)
-    seen, main = [], report.report
-    monkeypatch.setattr(report, "report", lambda *args: (seen.append(len(traces)), main(*args))[1])
-    lottery_ticket.main([*SMALL, "--out", str(tmp_path / "study")])
+def test_one_trace_serves_every_level_and_control(watched):
+    _, seen = watched
     assert len(seen) > 4 and seen[0] == seen[-1] > 0
 
 
