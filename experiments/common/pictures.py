@@ -213,9 +213,10 @@ def plain(axes: Axes) -> None:
 def note_above(axes: Axes, title: str, note: str) -> None:
     """A title, and a line in small print below it."""
     axes.set_title(title, loc="left", fontsize=11, pad=20)
-    axes.annotate(
+    text = axes.annotate(
         note, (0, 1), (0, 5), "axes fraction", "offset points", fontsize=8, color="#555555"
     )
+    text.set_in_layout(False)  # a long one must not push panels apart
 
 
 def save(figure: Figure, file: Path) -> None:

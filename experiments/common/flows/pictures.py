@@ -27,7 +27,7 @@ def norms(file: Path, curves: Mapping[str, np.ndarray], steps: np.ndarray, note:
       file: where to write it.
       curves: `(replicates, points)` by method.
       steps: `(points,)`.
-      note: how many replicates, and what is missing.
+      note: what is drawn of how many replicates, and what is missing.
     """
     figure, panels = plt.subplots(1, 3, figsize=(13.5, 4.2), sharey=True, layout="constrained")
     for axes, family in zip(panels, _FAMILIES, strict=True):
@@ -43,7 +43,7 @@ def norms(file: Path, curves: Mapping[str, np.ndarray], steps: np.ndarray, note:
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("L2 norm of the gradient (log scale)")
-    note_above(panels[0], "Gradient norm while training", f"{note}; bands from lowest to highest")
+    note_above(panels[0], "Gradient norm while training", note)
     save(figure, file)
 
 
@@ -63,7 +63,7 @@ def signal(file: Path, found: Mapping[str, Any], note: str) -> None:
     axes.set_ylabel("standard deviation of the output (log scale)")
     plain(axes)
     axes.legend(frameon=False, fontsize=8)
-    note_above(axes, "Signal at initialization", f"{note}; bands from lowest to highest")
+    note_above(axes, "Signal at initialization", note)
     save(figure, file)
 
 
@@ -84,7 +84,7 @@ def paths(file: Path, lines: Mapping[str, Any], beziers: Mapping[str, Any], note
         axes.set_xlabel("0: the solution named; 1: the pruning solution")
         plain(axes)
         axes.legend(frameon=False, fontsize=8)
-        note_above(axes, title, f"{note}; bands from lowest to highest")
+        note_above(axes, title, note)
     panels[0].set_ylabel("training loss (log scale)")
     save(figure, file)
 
@@ -110,7 +110,9 @@ def solutions(file: Path, found: Mapping[str, Any]) -> None:
     axes.set_ylabel("second axis")
     plain(axes)
     axes.legend(frameon=False, fontsize=8)
-    note_above(axes, "Where training leads", "one pruned mask; five orders of the examples")
+    note_above(
+        axes, "Where training leads", "one pruned mask; for every end another order of examples"
+    )
     save(figure, file)
 
 

@@ -36,7 +36,7 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     runs.write_json(path / "summary.json", _summary(wanted, results, description))
     runs_of = pages.spread(config, wanted, results)
     note = f"{runs_of}: mean and standard error"
-    _draw(path, config, results, f"mean of {runs_of}")
+    _draw(path, config, results, f"{runs_of}: mean, and from lowest to highest")
     facts = [
         f"{note[0].upper()}{note[1:]}. {100 * config['sparsity']:g}% of the weights of every layer "
         f"are zero. Data: {description}.",
