@@ -4,7 +4,6 @@ A cell is one compiled program: it trains a small net for some steps with severa
 answers one bool per invariant.
 """
 
-import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -204,18 +203,28 @@ def test_the_table_holds_every_optimizer_that_optax_exports():
     assert found <= OPTIMIZERS.keys() | IMPOSSIBLE.keys()
 
 
-@functools.cache
-def alone(name, inner):
-    """What `run` answers of one replicate."""
-    return jax.jit(lambda: run(ALGORITHMS[name], INNERS[inner](), KEY))()
-
-
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("inner", INNERS)
 def test_every_algorithm(name, inner):
+    make = ALGORITHMS[name]
+
+    @jax.jit
+    def program():
+        alone = run(make, INNERS[inner](), KEY)
+        both = jax.vmap(lambda key: run(make, INNERS[inner](), key))(jnp.array([KEY, KEY + 1]))
+        return alone, both
+
     with jax.numpy_dtype_promotion("strict" if inner == "sgd" else "standard"):
-        _, flags, alive, metrics = alone(name, inner)
+        (params, flags, alive, metrics), (many, many_flags, _, _) = program()
     assert_flags(flags)
+    assert_flags(jax.tree.map(lambda ok: ok.all(0), many_flags))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b[0], rtol=2e-5, atol=1e-6), params, many
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a == 0, b[0] == 0), params, many)
+    if name not in ("gradual", "gradual global"):
+        kernels = many["fc1"]["kernel"]
+        assert (kernels[0] != 0).tolist() != (kernels[1] != 0).tolist()
     assert (metrics["last_update"][-1] >= 0) == (name != "fixed")
     rule = RULES[name]
     for count in range(STEPS):
@@ -224,22 +233,6 @@ def test_every_algorithm(name, inner):
         if isinstance(want, int):
             now = sum(jax.tree.leaves(now))
         assert now == want, count
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_under_vmap(name):
-    """The first of two replicates is what it is alone; the second draws other masks."""
-    params, *_ = alone(name, "adamw")
-    several = jax.vmap(lambda key: run(ALGORITHMS[name], INNERS["adamw"](), key))
-    many, flags, _, _ = jax.jit(several)(jnp.array([KEY, KEY + 1]))
-    assert_flags(jax.tree.map(lambda ok: ok.all(0), flags))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b[0], rtol=2e-5, atol=1e-6), params, many
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a == 0, b[0] == 0), params, many)
-    if name not in ("gradual", "gradual global"):
-        kernels = many["fc1"]["kernel"]
-        assert (kernels[0] != 0).tolist() != (kernels[1] != 0).tolist()
 
 
 RULES = {

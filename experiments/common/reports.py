@@ -55,10 +55,9 @@ def percent(found: Statistics, digits: int = 2) -> str:
       >>> percent(statistics([0.5]))
       '50.00 %'
     """
-    text = f"{100 * found['mean']:.{digits}f}"
-    if found["n"] > 1:
-        text += f" ± {100 * found['standard_error']:.{digits}f}"
-    return text + " %"
+    return (
+        _with_error(100 * found["mean"], 100 * found["standard_error"], found["n"], digits) + " %"
+    )
 
 
 def number(found: Statistics, digits: int = 2) -> str:
@@ -70,10 +69,13 @@ def number(found: Statistics, digits: int = 2) -> str:
       >>> number(statistics([0.5]))
       '0.50'
     """
-    text = f"{found['mean']:,.{digits}f}"
-    if found["n"] > 1:
-        text += f" ± {found['standard_error']:,.{digits}f}"
-    return text
+    return _with_error(found["mean"], found["standard_error"], found["n"], digits)
+
+
+def _with_error(mean: float, error: float, n: int, digits: int) -> str:
+    # Of one value there is no error.
+    text = f"{mean:,.{digits}f}"
+    return f"{text} ± {error:,.{digits}f}" if n > 1 else text
 
 
 def count(number: float) -> str:

@@ -76,6 +76,8 @@ def groups(lab: Lab, wanted: Sequence[str]) -> list[studies.Group]:
 def _run(lab: Lab, names: Sequence[str], state: None, seconds: float) -> dict[str, Any]:
     if names[0] in _ANALYSES:
         return {name: _ANALYSES[name](lab) for name in names}
+    # Each on a device of its own: two CPU devices that add up the parts of one product can wait for
+    # each other for ever.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         found = pool.map(functools.partial(_spectrum, lab), names, jax.local_devices())
         return dict(zip(names, found, strict=True))
@@ -110,16 +112,14 @@ def agreement(lab: Lab) -> dict[str, Any]:
     """Table 2: accuracy, ensemble and disagreement of the shared group and of the prunings."""
     everyone = {name: stored(lab, name) for name in (*SHARED, "prune")}
     apply, test = lab.networks["large"].apply, lab.test
-    logits_of = over_replicates(
-        lambda params, inputs: jax.lax.map(lambda batch: apply(params, batch), inputs),
-        lab.execution.replicates,
+    logits_of = _each(
+        lab, lambda params, inputs: jax.lax.map(lambda batch: apply(params, batch), inputs)
     )
     labels = test.labels.reshape(-1)
     counts = labels >= 0
     logits = {}
     for name, params in everyone.items():
-        params, inputs = place(fill(params), test.inputs)
-        found = np.asarray(jax.jit(logits_of)((params,), inputs))[: len(lab.keys)]
+        found = np.asarray(logits_of((params,), test.inputs))
         logits[name] = found.reshape(len(lab.keys), len(labels), -1)[:, counts]
     pruned, truth = jnp.asarray(logits["prune"][0]), labels[counts]
     rows = {}
@@ -161,17 +161,21 @@ def distances(lab: Lab) -> dict[str, Any]:
 
 def lines(lab: Lab) -> dict[str, Any]:
     """The training loss on the line from a solution to the pruning solution, by replicate."""
-    along = lambda a, b, examples: analysis.interpolation(  # noqa: E731
-        lambda p: loss(lab, p, examples), a, b, jnp.asarray(ALPHAS, jnp.float32)
+    along = _each(
+        lab,
+        lambda a, b, examples: analysis.interpolation(
+            lambda p: loss(lab, p, examples), a, b, jnp.asarray(ALPHAS, jnp.float32)
+        ),
     )
-    start = _everywhere(lab, functools.partial(loss, lab), lab.new(0))
+    examples = landscape(lab)
+    start = _each(lab, functools.partial(loss, lab))((lab.new(0),), examples)
     found = {
         "alphas": ALPHAS.tolist(),
         "dense_initial_loss": np.asarray(start, float).tolist(),
         "losses": {},
     }
     for name in ENDS:
-        losses = _everywhere(lab, along, stored(lab, name), stored(lab, "prune"))
+        losses = along((stored(lab, name), stored(lab, "prune")), examples)
         found["losses"][name] = np.asarray(losses, float).tolist()
     return found
 
@@ -200,16 +204,12 @@ def beziers(lab: Lab) -> dict[str, Any]:
         return curve.values(lambda p: loss(lab, p, examples), jnp.asarray(BETWEEN, jnp.float32))
 
     found: dict[str, Any] = {"points": BETWEEN.tolist(), "losses": {}}
+    spaces = {s: _each(lab, functools.partial(path, s == "sparse")) for s in ("sparse", "dense")}
+    examples = landscape(lab)
     for name in ENDS[:2]:
-        for space in ("sparse", "dense"):
-            losses = _everywhere(
-                lab,
-                functools.partial(path, space == "sparse"),
-                stored(lab, name),
-                stored(lab, "prune"),
-                keys,
-                shared=((inputs, labels),),
-            )
+        for space, paths in spaces.items():
+            ends = stored(lab, name), stored(lab, "prune")
+            losses = paths((*ends, keys), (inputs, labels), examples)
             found["losses"][f"{name}, {space}"] = np.asarray(losses, float).tolist()
     return found
 
@@ -278,13 +278,15 @@ def loss(lab: Lab, params: Any, examples: evaluation.EvaluationSet) -> Array:
     return total / counts
 
 
-def _everywhere(
-    lab: Lab, function: Callable[..., Array], *stacked: Any, shared: tuple = ()
-) -> Array:
-    """The function of every replicate, with the landscape's examples as its last argument."""
-    stacked, *shared = place(fill(stacked), *shared, landscape(lab))
-    found = jax.jit(over_replicates(function, lab.execution.replicates))(stacked, *shared)
-    return found[: len(lab.keys)]
+def _each(lab: Lab, function: Callable[..., Array]) -> Callable[..., Array]:
+    """`(stacked, *shared) -> found`, compiled once: the function of every replicate, on all
+    devices."""
+    compiled = jax.jit(over_replicates(function, lab.execution.replicates))
+
+    def each(stacked: tuple, *shared: Any) -> Array:
+        return compiled(*place(fill(stacked), *shared))[: len(lab.keys)]
+
+    return each
 
 
 _ANALYSES = {
