@@ -1,10 +1,11 @@
 """Exact selection of the k largest of n scores by counting, never by sorting.
 
 A score is read as an unsigned integer of the same order (its *rank key*). The k-th largest key is
-then found from the counts of its digits: either from histograms of 16-bit digits (fast on a CPU,
-two passes for 32-bit floats) or bit by bit with one count each (fast where scatter is slow). Ties
-at the cut-off go to the lowest flat index, which the same search finds in the keys `n - 1 - index`.
-Nothing is reshaped, so on a sharded array only counts cross devices.
+then found from the counts of its digits: either from histograms of 16-bit digits (fast for many
+scores on a CPU, two passes for 32-bit floats) or bit by bit with one count each (fast where scatter
+is slow, or scores are fewer than bins). Ties at the cut-off go to the lowest flat index, which the
+same search finds in the keys `n - 1 - index`. Nothing is reshaped, so on a sharded array only
+counts cross devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from jaxsparse.keys import rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
 
 _LARGEST = 2**31 - 1
+_FEW = 2**13  # scores that are counted faster than a histogram of 2^16 bins is cleared and summed
 
 
 def top_k_mask(
@@ -221,9 +223,9 @@ def _orders(keys: Sequence[Array]) -> list[Array]:
     return orders
 
 
-def _width(axis: int | None) -> int:
+def _width(size: int, axis: int | None) -> int:
     """Bits per digit: one, settled by a count, where histograms are slow, and for rows."""
-    return 16 if axis is None and jax.default_backend() == "cpu" else 1
+    return 16 if axis is None and size >= _FEW and jax.default_backend() == "cpu" else 1
 
 
 def _cut(
@@ -244,7 +246,7 @@ def _cut(
       axis: None for one cut through all values, else a cut for every row along that axis.
       whole: settle all digits whatever the counts.
     """
-    unsigned, width = values[0].dtype, _width(axis)
+    unsigned, width = values[0].dtype, _width(sum(x.size for x in values), axis)
     bits = unsigned.itemsize * 8
 
     def unfinished(cut: _Cut) -> Array:

@@ -13,26 +13,25 @@ from jaxsparse.selection import global_top_k_masks, kth_largest, top_k_mask
 from tests import reference
 
 BATCH = 500
+FEW = selection._FEW
 SHAPES = {"bfloat16": (9, 7), "float16": (3, 4, 5), "float32": (65,), "float64": (33,)}
 
 
 @pytest.fixture(scope="module", params=["histogram", "counting"])
 def way(request):
-    """Digits are settled by a histogram on a CPU and by counts elsewhere: here, by both.
+    """Digits are settled by a histogram for many scores on a CPU and by counts elsewhere: here, by
+    both for any number.
 
-    The way follows the backend, with no public switch, so the other one is put in by hand, and
-    whatever was compiled before is dropped. (Along an axis, digits are always counted.)
+    The way follows backend and size, with no public switch, so it is put in by hand, and whatever
+    was compiled before is dropped. (Along an axis, digits are always counted.)
     """
     patch = pytest.MonkeyPatch()
-    if request.param == "counting":
-        patch.setattr(selection, "_width", lambda axis: 1)
-        jax.clear_caches()
-    else:
-        assert selection._width(None) == 16, "the histogram is meant for this backend"
+    patch.setattr(selection, "_FEW", 0 if request.param == "histogram" else 2**31)
+    jax.clear_caches()
+    assert selection._width(1, None) == (16 if request.param == "histogram" else 1)
     yield request.param
-    if request.param == "counting":
-        patch.undo()
-        jax.clear_caches()
+    patch.undo()
+    jax.clear_caches()
 
 
 @pytest.fixture(params=list(SHAPES))
@@ -158,6 +157,16 @@ def test_ties_beyond_the_first_digit_of_the_index(way):
     select = jax.jit(top_k_mask)
     for k in (1, ones - 7, ones, ones + 66_000 - ones // 2):
         assert np.array_equal(select(x, k), reference.top_k_mask(x, k)), k
+
+
+def test_sizes_at_which_the_way_changes(monkeypatch):
+    monkeypatch.setattr(selection, "_FEW", FEW)
+    assert selection._width(FEW - 1, None) == 1 and selection._width(FEW, None) == 16
+    rng = np.random.default_rng(8)
+    for n in (FEW - 1, FEW):
+        x = random_scores(rng, jnp.dtype("float32"), (12, n))[rng.integers(12, size=n), range(n)]
+        for k in (n // 10, n - 5):
+            assert np.array_equal(top_k_mask(x, k), reference.top_k_mask(x, k)), (n, k)
 
 
 @pytest.mark.parametrize("k", [0, 1])
