@@ -22,13 +22,19 @@ _LOOK = {kind: (COLOURS[i], MARKERS[i]) for i, kind in enumerate(LABELS)}
 
 
 def over_training(
-    file: Path, curves: Mapping[str, np.ndarray], densities: Sequence[float], every: int, note: str
+    file: Path,
+    what: str,
+    curves: Mapping[str, np.ndarray],
+    densities: Sequence[float],
+    every: int,
+    note: str,
 ) -> None:
-    """Test accuracy while training, as in figure 3: tickets by density, and beside reinitialized.
+    """Accuracy while training, as in figure 3: tickets by density, and beside reinitialized.
 
     Args:
       file: where to write it.
-      curves: test accuracies by the cell's name, `(replicates, points)`, NaN where not measured.
+      what: the accuracy's name.
+      curves: accuracies by the cell's name, `(replicates, points)`, NaN where not measured.
       densities: by level.
       every: iterations from one point to the next.
       note: how many replicates, and what is missing.
@@ -67,7 +73,7 @@ def over_training(
     if late:
         room = max(high - min(late), 0.005)
         panels[0][0].set_ylim(min(late) - 0.1 * room, min(1.0, high + 0.1 * room))
-    panels[0][0].set_ylabel("test accuracy")
+    panels[0][0].set_ylabel(what)
     note_above(panels[0][0], "Tickets while they train", note)
     if len(shown) > 1:
         note_above(panels[0][1], "Tickets and the same masks with new weights", "")

@@ -21,7 +21,7 @@ MEASURES = (
     *("final_accuracy", "final_train_accuracy"),
 )
 PICTURES = {
-    "training.png": "Test accuracy while training",
+    "training.png": "Accuracy while training",
     "early_stop.png": "Early-stop iteration and accuracy against weights remaining",
     "one_shot.png": "One-shot against iterative pruning",
     "final.png": "Accuracies at the end of training",
@@ -153,18 +153,27 @@ def _overlaps(masks: list[np.ndarray]) -> tuple[list[float], list[float]]:
     return found, chances
 
 
+def _followed(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    # Test accuracies, or where the levels that keep them were not trained those on validation data.
+    with np.load(path / "curves.npz") as stored:
+        for kind in ("test", "validation"):
+            curves = {
+                name.split("/")[0]: stored[name]
+                for name in stored.files
+                if name.endswith(f"/{kind}_accuracy") and not np.isnan(stored[name]).all()
+            }
+            if len(curves) > 1:
+                break
+    return f"{kind} accuracy", curves
+
+
 def _draw(path: Path, config: Mapping[str, Any], results: Results, note: str) -> None:
     if len(results) < 2:
         return
     densities = {cell["level"]: cell["weights_remaining"] for cell in results.values()}
-    with np.load(path / "curves.npz") as stored:
-        curves = {
-            name.split("/")[0]: stored[name]
-            for name in stored.files
-            if name.endswith("/test_accuracy") and not np.isnan(stored[name]).all()
-        }
     shares = [densities.get(level, 0.0) for level in range(max(densities) + 1)]
-    pictures.over_training(path / "training.png", curves, shares, config["every"], note)
+    followed = _followed(path)
+    pictures.over_training(path / "training.png", *followed, shares, config["every"], note)
     stop = {
         "early_stop_iteration": "early-stop iteration",
         "early_stop_accuracy": "test accuracy at the early stop",
