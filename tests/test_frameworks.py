@@ -33,7 +33,6 @@ VALUES = {
 ALIVE = {"fc1": 12, "fc2": 8}
 X = DRAW.normal(size=(16, 6)).astype(np.float32)
 Y = DRAW.normal(size=(16, 4)).astype(np.float32)
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def rigl(inner=None, **options):
@@ -121,7 +120,7 @@ def train(tx, net=dict_net, steps=5, check=check, **extra):
     params, state = jaxsparse.init(tx, params)
     check(params, jaxsparse.get_masks(state, params))
 
-    @jit
+    @jax.jit
     def step(params, state):
         grads = jax.grad(lambda p: jnp.mean((output(p, X) - Y) ** 2))(params)
         updates, state = tx.update(grads, state, params, **extra)
@@ -265,7 +264,7 @@ def test_traced_hyperparameters(count_traces):
     def update(state, params):
         return tx.update(jax.tree.map(jnp.cos, params), state, params)[1]
 
-    step = jit(update)
+    step = jax.jit(update)
     moved = step(step(state, params), params)
     assert jaxsparse.metrics(moved)["churn"] > 0
     moved.hyperparams["f"] = jnp.float32(0)
@@ -279,7 +278,7 @@ def test_apply_if_finite_outside():
     """A rejected step leaves no trace: not in the count, not in what is postponed."""
     tx = optax.apply_if_finite(rigl(every=1), 3)
     params, state = jaxsparse.init(tx, dict_net()[0])
-    step = jit(lambda grads, state: tx.update(grads, state, params))
+    step = jax.jit(lambda grads, state: tx.update(grads, state, params))
     good = jax.tree.map(jnp.cos, params)
     _, state = step(good, state)
     updates, after = step(jax.tree.map(lambda g: g.at[0].set(jnp.nan), good), state)

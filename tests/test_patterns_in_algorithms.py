@@ -1,7 +1,5 @@
 """Every pattern in every algorithm: it trains and keeps its shape, or the factory says why not."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,8 +92,7 @@ def trained(tx, params):
     params, state = jaxsparse.init(tx, params)
     first = jaxsparse.get_masks(state, params)
 
-    # Compiled without optimization, which here takes longer than the run.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(params, state):
         def step(carry, key):
             params, state = carry

@@ -4,7 +4,6 @@ The random numbers (initial masks, random growth) are the library's own; all els
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +56,7 @@ def library_run(tx, net, batches, promotion="strict"):
     """`(weights, masks)` after each step, as NumPy arrays."""
     params, state = jaxsparse.init(tx, jax.tree.map(jnp.asarray, net))
 
-    # Compiled without optimization, which here takes longer than the run.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def step(params, state, x, labels):
         updates, state = tx.update(jax.grad(loss)(params, x, labels), state, params)
         return optax.apply_updates(params, updates), state

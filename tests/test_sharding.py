@@ -19,7 +19,6 @@ import jaxsparse
 SHAPES = {"fc1": (384, 512), "fc2": (512, 64)}
 SPECS = {"fc1": PartitionSpec("rows", "columns"), "fc2": PartitionSpec(None, "rows")}
 BIAS = PartitionSpec("columns")
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 METHODS = {
     "rigl": lambda inner: jaxsparse.rigl(inner, 0.9, key=0, every=2),
@@ -66,7 +65,7 @@ def train(tx, params, steps=4):
     """The weights and the state after some steps, and the compiled text of a step."""
     params, state = jaxsparse.init(tx, params)
 
-    @jit
+    @jax.jit
     def step(params, state):
         grads = jax.tree.map(lambda p: jnp.cos(3 * p) + p, params)
         updates, state = tx.update(grads, state, params)
@@ -129,14 +128,14 @@ def test_sharded_parameters(mesh, params, method):
 
 def test_a_gather_would_be_seen(mesh, params):
     kernel = jax.device_put(params["fc1"]["kernel"], shardings(mesh)["fc1"]["kernel"])
-    text = jit(lambda x: jnp.sort(x.ravel())).lower(kernel).compile().as_text()
+    text = jax.jit(lambda x: jnp.sort(x.ravel())).lower(kernel).compile().as_text()
     assert max(n for _, n in collectives(text)) >= kernel.size
 
 
 def test_init_under_jit(mesh, params):
     placed = shardings(mesh)
     tx = METHODS["rigl"](optax.sgd(0.1))
-    start = jit(partial(jaxsparse.init, tx)).lower(jax.device_put(params, placed)).compile()
+    start = jax.jit(partial(jaxsparse.init, tx)).lower(jax.device_put(params, placed)).compile()
     weights, state = start(jax.device_put(params, placed))
     _, alone = jaxsparse.init(tx, params)
     jax.tree.map(np.testing.assert_array_equal, state.masks, alone.masks)
@@ -153,7 +152,7 @@ def test_explicit_axes(params):
     scores = params["fc2"]["kernel"]
     with jax.set_mesh(mesh):
         placed = jax.device_put(scores, NamedSharding(mesh, PartitionSpec("rows", "columns")))
-        mask = jit(jaxsparse.selection.top_k_mask)(placed, 1000)
+        mask = jax.jit(jaxsparse.selection.top_k_mask)(placed, 1000)
     np.testing.assert_array_equal(mask, jaxsparse.selection.top_k_mask(scores, 1000))
 
 
@@ -183,13 +182,13 @@ def test_data_parallel(params):
 
     def spread(step, ours, check=True):
         specs = {"in_specs": (ours, ours, batch), "out_specs": ours}
-        return jit(jax.shard_map(step, mesh=mesh, check_vma=check, **specs))
+        return jax.jit(jax.shard_map(step, mesh=mesh, check_vma=check, **specs))
 
     start = jaxsparse.init(tx, params)
     # As under pmap, the copies are parameters of their own: nothing says that they are equal.
     copies = jax.tree.map(lambda a: jnp.stack([a] * 8), start)
     runs = [
-        (jit(step), start),
+        (jax.jit(step), start),
         (spread(partial(step, of_loss=average), whole), start),
         (spread(own_step, batch, check=False), copies),
     ]

@@ -26,7 +26,6 @@ FACTORIES = {
     "accumulate": partial(jaxsparse.rigl, sparsity=0.75, key=0, every=3, accumulate=2),
     "sparse_momentum": partial(jaxsparse.sparse_momentum, sparsity=0.75, key=0, every=3),
 }
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def gradients(params, t):
@@ -56,7 +55,7 @@ def rigl_with(key):
 
 @cache
 def plain_step():
-    return jit(stepper(rigl_with(0)))
+    return jax.jit(stepper(rigl_with(0)))
 
 
 def assert_equal(tree, other):
@@ -74,7 +73,7 @@ def test_checkpoint_resumes_bit_for_bit(tmp_path):
     assert not any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves)
     assert state.version == 1 and state.version.dtype == jnp.int32
 
-    step = jit(stepper(tx))
+    step = jax.jit(stepper(tx))
     middle = steps(step, params, state, range(5))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "run", middle)
@@ -121,7 +120,7 @@ def test_updates_wait_for_finite_numbers(method):
     """`zero_nans` lets training go on; the mask update is counted, and made up for later."""
     tx = FACTORIES[method](optax.chain(optax.zero_nans(), optax.sgd(0.1)))
     params, state = jaxsparse.init(tx, PARAMS)
-    step, due = jit(stepper(tx)), {"gradual": 5}.get(method, 3)
+    step, due = jax.jit(stepper(tx)), {"gradual": 5}.get(method, 3)
     history = []
     for t in range(due + 7):
         grads = gradients(params, jnp.float32(t))
@@ -145,7 +144,7 @@ def test_updates_wait_for_finite_numbers(method):
 @pytest.mark.parametrize("kept", ["reset", "keep"])
 def test_state_of_weights_that_died(kept):
     tx = FACTORIES["rigl"](optax.sgd(0.1, 0.9), regrown_state=kept, drop_fraction=0.5)
-    step = jit(stepper(tx))
+    step = jax.jit(stepper(tx))
     params, before = steps(step, *jaxsparse.init(tx, PARAMS), range(3))
     params, state = steps(step, params, before, [3])
     died = np.asarray(before.masks["kernel"] & ~state.masks["kernel"])
@@ -165,7 +164,7 @@ def test_accumulate_grows_by_the_mean_of_its_window():
         )
         params, state = jaxsparse.init(tx, PARAMS)
         free = np.argwhere(~np.asarray(state.masks["kernel"]))
-        step, before = jit(stepper(tx)), np.asarray(state.masks["kernel"])
+        step, before = jax.jit(stepper(tx)), np.asarray(state.masks["kernel"])
         for first, size in [(0, 0.0), (0, 9.0), (3, 5.0), (6, 1.0)]:
             grads = jax.tree.map(jnp.zeros_like, PARAMS)
             rows, columns = free[first : first + 3].T
@@ -186,7 +185,7 @@ def test_skip_update_and_first_value(method, skip):
         return jax.tree.map(jnp.ones_like, params)
 
     tx = FACTORIES[method](optax.sgd(0.1, 0.9), skip_update=skip, first_value=ones)
-    step = jit(stepper(tx))
+    step = jax.jit(stepper(tx))
     params, state = steps(step, *jaxsparse.init(tx, PARAMS), range(3))
     after, new = steps(step, params, state, [3])
     mask, old = (np.asarray(s.masks["kernel"]) for s in (new, state))
@@ -205,7 +204,7 @@ def test_keys_of_every_kind():
     for key in (np.int32(5), jnp.int32(5), jax.random.key(5), raw, np.asarray(raw)):
         assert_equal(rigl_with(key).init(PARAMS), expected)
     for key in (jnp.int32(5), raw):
-        assert_equal(jit(lambda key: rigl_with(key).init(PARAMS))(key), expected)
+        assert_equal(jax.jit(lambda key: rigl_with(key).init(PARAMS))(key), expected)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +225,8 @@ def replicates():
     """Three nets, their states, and one compiled step of all of them together."""
     keys = jax.random.split(jax.random.key(1), 3)
     nets = jax.tree.map(lambda p: jnp.stack([p, 2 - p, p**2]), PARAMS)
-    nets, state = jit(jax.vmap(lambda key, p: jaxsparse.init(rigl_with(key), p)))(keys, nets)
-    step = jit(jax.vmap(stepper(rigl_with(0)))).lower(nets, state, nets).compile()
+    nets, state = jax.jit(jax.vmap(lambda key, p: jaxsparse.init(rigl_with(key), p)))(keys, nets)
+    step = jax.jit(jax.vmap(stepper(rigl_with(0)))).lower(nets, state, nets).compile()
     return keys, nets, state, step
 
 
@@ -267,13 +266,13 @@ def test_replicates_without_an_update_stay_cheap():
 def test_scan_is_a_loop_in_one_trace(count_traces):
     tx = rigl_with(0)
     start, counted = jaxsparse.init(tx, PARAMS), count_traces(stepper(tx))
-    looped = steps(jit(counted), *start, range(9))
+    looped = steps(jax.jit(counted), *start, range(9))
     assert counted.traces == 1 and looped[1].last_update == 6
 
     def body(carry, t):
         return stepper(tx)(*carry, gradients(carry[0], t)), None
 
-    scanned, _ = jit(lambda carry: jax.lax.scan(body, carry, jnp.arange(9.0)))(start)
+    scanned, _ = jax.jit(lambda carry: jax.lax.scan(body, carry, jnp.arange(9.0)))(start)
     assert_equal(scanned[1].masks, looped[1].masks)
     for a, b in zip(jax.tree.leaves(scanned[0]), jax.tree.leaves(looped[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
@@ -281,7 +280,7 @@ def test_scan_is_a_loop_in_one_trace(count_traces):
 
 def test_donated_buffers(recwarn):
     tx, params = rigl_with(0), jax.tree.map(jnp.copy, PARAMS)
-    step = jit(stepper(tx), donate_argnums=(0, 1))
+    step = jax.jit(stepper(tx), donate_argnums=(0, 1))
     current = jaxsparse.init(tx, params)
     for t in range(5):
         grads = gradients(current[0], jnp.float32(t))

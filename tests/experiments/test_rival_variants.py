@@ -1,7 +1,6 @@
 """Variants of the methods, and the studies beside the main one."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -23,8 +22,7 @@ def trained(tx):
     """The kernel after each of eleven steps with made-up gradients."""
     params, state = jaxsparse.init(tx, PARAMS)
 
-    # Compiled without optimization, which here takes longer than the run.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(params, state):
         def step(carry, key):
             params, state = carry
