@@ -1,11 +1,10 @@
 """Exact selection of the k largest of n scores by counting, never by sorting.
 
 A score is read as an unsigned integer of the same order (its *rank key*). The k-th largest key is
-then found from the counts of its digits: either from histograms of 16-bit digits (fast for many
-scores on a CPU, two passes for 32-bit floats) or bit by bit with one count each (fast where scatter
-is slow, or scores are fewer than bins). Ties at the cut-off go to the lowest flat index, which the
-same search finds in the keys `n - 1 - index`. Nothing is reshaped, so on a sharded array only
-counts cross devices.
+found from the counts of its digits: from histograms of 16-bit digits (fast for many scores on a
+CPU), or bit by bit with one count each (fast where scatter is slow, or scores are few). Ties at the
+cut-off go to the lowest flat index, found by the same search in the keys `n - 1 - index`. Nothing
+is reshaped, so on a sharded array only counts cross devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from jax.sharding import AxisType
 from jaxsparse.keys import rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
 
-_LARGEST = 2**31 - 1
 _FEW = 2**13  # scores that are counted faster than a histogram of 2^16 bins is cleared and summed
 
 
@@ -132,7 +130,7 @@ def _check_floating(scores: Array) -> None:
 
 
 def _check_k(k: int | Array, size: int, least: int = 0) -> None:
-    if size > _LARGEST:
+    if size > 2**31 - 1:
         raise ValueError(f"{size} scores are more than one selection can count (2^31 - 1).")
     if not isinstance(k, int | np.integer) and not jnp.issubdtype(jnp.result_type(k), jnp.integer):
         raise TypeError(f"k must be an integer, got {k!r}.")
