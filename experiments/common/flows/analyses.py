@@ -167,7 +167,7 @@ def lines(lab: Lab) -> dict[str, Any]:
             lambda p: loss(lab, p, examples), a, b, jnp.asarray(ALPHAS, jnp.float32)
         ),
     )
-    examples = landscape(lab)
+    examples, pruned = landscape(lab), stored(lab, "prune")
     start = _each(lab, functools.partial(loss, lab))((lab.new(0),), examples)
     found = {
         "alphas": ALPHAS.tolist(),
@@ -175,7 +175,7 @@ def lines(lab: Lab) -> dict[str, Any]:
         "losses": {},
     }
     for name in ENDS:
-        losses = along((stored(lab, name), stored(lab, "prune")), examples)
+        losses = along((stored(lab, name), pruned), examples)
         found["losses"][name] = np.asarray(losses, float).tolist()
     return found
 
@@ -205,10 +205,10 @@ def beziers(lab: Lab) -> dict[str, Any]:
 
     found: dict[str, Any] = {"points": BETWEEN.tolist(), "losses": {}}
     spaces = {s: _each(lab, functools.partial(path, s == "sparse")) for s in ("sparse", "dense")}
-    examples = landscape(lab)
+    examples, pruned = landscape(lab), stored(lab, "prune")
     for name in ENDS[:2]:
+        ends = stored(lab, name), pruned
         for space, paths in spaces.items():
-            ends = stored(lab, name), stored(lab, "prune")
             losses = paths((*ends, keys), (inputs, labels), examples)
             found["losses"][f"{name}, {space}"] = np.asarray(losses, float).tolist()
     return found
