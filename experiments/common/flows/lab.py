@@ -16,8 +16,6 @@ from experiments.common.flows.settings import Settings, method
 Array = jax.Array
 Examples = tuple[Array, Array]
 """Inputs and labels."""
-GLOROT = {"scale": 1.0, "fan": "fan_avg", "distribution": "uniform", "axes": "flax"}
-"""The released initialization, unit by unit under a mask: "plus"."""
 
 
 class Tracked(NamedTuple):
@@ -120,7 +118,8 @@ def build(
             f"{settings.dataset} has {len(source.held[1]):,} training examples to measure on; the "
             f"measurements need {needed:,}."
         )
-    init = nnx.initializers.glorot_uniform()
+    scale, fan, distribution = settings.initialization
+    init = nnx.initializers.variance_scaling(scale, fan, distribution)
     nets = {
         size: networks.network(name, dataset, *source.pixels, kernel_init=init)
         for size, name in (("large", settings.model), ("small", settings.small_model))
@@ -152,7 +151,12 @@ def build(
         return lambda params, masks: compiled(params, masks, measured)
 
     sparse = functools.partial(
-        jaxsparse.sparse_init, prunable=methods.prunable(settings.dense), **GLOROT
+        jaxsparse.sparse_init,
+        scale=scale,
+        fan=fan,
+        distribution=distribution,
+        prunable=methods.prunable(settings.dense),
+        axes="flax",
     )
     return Lab(
         settings=settings,

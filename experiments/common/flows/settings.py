@@ -58,6 +58,8 @@ class Settings:
         which stay on the disk while training. The gradient is then measured on training images
         that were set aside.
       validation: fraction of the images on the disk set aside.
+      initialization: scale, fan and distribution of the kernels' variance scaling, of each unit's
+        own fan where it is sparse-aware. By default Glorot's, as released for LeNet-5.
     """
 
     model: str
@@ -83,8 +85,10 @@ class Settings:
     augment: bool = False
     image_size: int | None = None
     validation: float = 0.01
+    initialization: tuple[float, str, str] = (1.0, "fan_avg", "uniform")
 
 
+_HE = (2.0, "fan_in", "normal")
 _LENET_5 = Settings(
     model="lenet_5",
     small_model="lenet_5_small",
@@ -115,6 +119,7 @@ _CIFAR = dataclasses.replace(
     scored_learning_rate=0.05,
     scored_weight_decay=5e-4,
     augment=True,
+    initialization=_HE,
 )
 _IMAGENET = Settings(
     model="resnet_50",
@@ -132,6 +137,7 @@ _IMAGENET = Settings(
     snapshots=(2000, 8000, 16_000),
     dense="^conv/|^conv1/|shortcut",
     image_size=224,
+    initialization=_HE,
 )
 PRESETS = {
     "digits": dataclasses.replace(
@@ -163,7 +169,8 @@ PRESETS = {
 `vgg_16_thin` carries the study over to CIFAR-10, a quarter as wide; `plain` is without batch
 normalization. `vgg_16` (without it) and `resnet_50` (with it) are the paper's networks on ImageNet
 at its sparsity, batch, length and rate; the cosine in place of the steps of the rate, and when
-pruning begins and ends, are ours.
+pruning begins and ends, are ours. These deep networks begin from the paper's equation for ReLU
+(He's), for Glorot's loses half of the signal's variance in every layer.
 """
 
 
