@@ -190,7 +190,7 @@ def _narrow(stages: Sequence[Sequence[int]], factor: float) -> tuple[tuple[int, 
 
 _alexnet = partial(_deep, Stack, stages=(_ALEXNET,))
 _vgg_16 = partial(_deep, Stack, smallest=32)
-_vgg_16_thin = partial(_vgg_16, stages=_narrow(_VGG_16, 0.25), dense=(128,))
+_vgg_16_thin = partial(_vgg_16, stages=_narrow(_VGG_16, 0.125), dense=(64,))
 _vgg_16_thin_small = partial(_vgg_16, stages=_narrow(_VGG_16, 0.055), dense=(28,))
 _wrn = partial(_deep, WideResNet)
 _conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))

@@ -102,13 +102,33 @@ def test_lines_end_in_the_solutions_bit_for_bit(made, finished):
     assert len(at) == 29 and at[0] == -0.2 and at[-1] == 1.2
     examples = analyses.landscape(made)
     for name in analyses.ENDS:
+        losses = found["losses"][name.removeprefix("shared_")]
         for r in (0, 1):
-            for alpha, solution in ((0.0, name), (1.0, "prune")):
-                params = jax.tree.map(lambda leaf: leaf[r], cells.stored(made, solution))  # noqa: B023
+            pruning = cells.shared_replicate(made) if name.startswith("shared_") else r
+            for alpha, solution, of in ((0.0, name, r), (1.0, "prune", pruning)):
+                params = jax.tree.map(lambda leaf: leaf[of], cells.stored(made, solution))  # noqa: B023
                 loss = jax.jit(lambda p: analyses.loss(made, p, examples))(params)
-                np.testing.assert_allclose(
-                    found["losses"][name][r][at.index(alpha)], loss, rtol=1e-6
-                )
+                np.testing.assert_allclose(losses[r][at.index(alpha)], loss, rtol=1e-6)
+
+
+def test_the_shared_group_stands_around_the_first_replicate_that_learns(made, monkeypatch):
+    for scratch, first in (([0.1, 0.96], 1), ([0.96, 0.1], 0), ([0.95, 0.96], 0), ([0.1, 0.1], 0)):
+        found = {"scratch": {"test_accuracy": scratch}, "prune": {"test_accuracy": [0.98, 0.98]}}
+        monkeypatch.setattr(studies, "finished", lambda path, found=found: found)
+        assert cells.shared_replicate(made) == first
+        tree = {"w": jnp.array([[3.0], [5.0]])}
+        assert cells.shared(made, tree)["w"].tolist() == [[(3.0, 5.0)[first]]] * 2
+
+
+def test_the_penalty_is_that_of_kernels_alone():
+    """The penalty d * sum(w^2) adds 2 * d * w to the gradient."""
+    chosen = PRESETS["lenet_5"]
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
+    tx = settings.method(chosen, "dense", 0, None)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert not updates["bias"].any()
+    expected = -chosen.learning_rate * 2 * chosen.weight_decay * 3
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
 
 
 def test_masks_after_an_update_have_the_counts_of_those_before(made):
@@ -159,6 +179,10 @@ BAD = [
     (["--analyses", "magic"], "--analyses must be among"),
     (["--methods", "magic"], "--methods must be among"),
     (["--methods", "dense,set", "--analyses", ""], "--methods set needs --methods prune too"),
+    (
+        ["--methods", "prune,shared_ticket", "--analyses", ""],
+        "--methods shared_ticket needs --methods scratch too",
+    ),
     (["--methods", "dense", "--analyses", "spectra"], "--analyses spectra needs --methods scratch"),
     (["--replicates", "1"], "--replicates must be at least 2"),
     (["--examples", "100"], "the measurements need"),

@@ -1,4 +1,4 @@
-"""What a study of gradient flow measures of its trained networks: paths, distances, curvature.
+"""What a study of gradient flow measures of its trained networks: agreement, distances, paths.
 
 Each is a group that trains nothing; its results stand beside those of the methods.
 """
@@ -17,9 +17,16 @@ import jaxsparse
 from experiments.common import evaluation, methods, networks, studies
 from experiments.common.batches import batch_indices
 from experiments.common.execution import fill, over_replicates, place
-from experiments.common.flows.cells import WATCHED, starting_point, stored
-from experiments.common.flows.lab import Lab, next_masks
+from experiments.common.flows.cells import (
+    WATCHED,
+    shared,
+    shared_replicate,
+    starting_point,
+    stored,
+)
+from experiments.common.flows.lab import Lab
 from experiments.common.flows.settings import SHARED, Settings
+from experiments.common.flows.spectra import spectrum, steps_of
 from jaxsparse import analysis
 
 Array = jax.Array
@@ -28,8 +35,9 @@ ALPHAS = np.arange(-4, 25) / 20
 BETWEEN = np.linspace(0.0, 1.0, 21)
 """Points on a Bezier path."""
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-ENDS = ("ticket", "scratch", "scratch_plus")
-"""The methods from whose solutions paths lead to the pruning solution of the same replicate."""
+ENDS = ("shared_ticket", "shared_scratch", "scratch_plus")
+"""The methods from whose solutions paths lead to the pruning solution: to the one that the shared
+group stands around, or to that of the same replicate."""
 NEEDS: dict[str, Sequence[str]] = {
     "signal": (),
     "agreement": (*SHARED, "prune"),
@@ -47,11 +55,6 @@ def names(settings: Settings, kinds: Sequence[str]) -> list[str]:
     if "spectra" in kinds:
         found += [f"spectrum-{name}-{step}" for name in WATCHED for step in steps_of(settings)]
     return found
-
-
-def steps_of(settings: Settings) -> tuple[int, ...]:
-    """The steps at which the networks of `WATCHED` are kept."""
-    return (0, *settings.snapshots, settings.iterations)
 
 
 def groups(lab: Lab, wanted: Sequence[str]) -> list[studies.Group]:
@@ -79,7 +82,7 @@ def _run(lab: Lab, names: Sequence[str], state: None, seconds: float) -> dict[st
     # Each on a device of its own: two CPU devices that add up the parts of one product can wait for
     # each other for ever.
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = pool.map(functools.partial(_spectrum, lab), names, jax.local_devices())
+        found = pool.map(functools.partial(spectrum, lab), names, jax.local_devices())
         return dict(zip(names, found, strict=True))
 
 
@@ -121,13 +124,14 @@ def agreement(lab: Lab) -> dict[str, Any]:
     for name, params in everyone.items():
         found = np.asarray(logits_of((params,), test.inputs))
         logits[name] = found.reshape(len(lab.keys), len(labels), -1)[:, counts]
-    pruned, truth = jnp.asarray(logits["prune"][0]), labels[counts]
+    chosen, truth = shared_replicate(lab), labels[counts]
+    pruned = jnp.asarray(logits["prune"][chosen])
     rows = {}
     for name, own in logits.items():
         own = jnp.asarray(own)
         found = analysis.agreement(own, truth)
         pairs = np.asarray(jax.vmap(lambda one, own=own: analysis.disagreement(own, one))(own))
-        others = own[1:] if name == "prune" else own
+        others = jnp.delete(own, chosen, 0) if name == "prune" else own
         rows[name] = {
             "accuracies": np.asarray(found.accuracies, float).tolist(),
             "ensemble": float(found.ensemble),
@@ -141,8 +145,9 @@ def agreement(lab: Lab) -> dict[str, Any]:
 
 
 def distances(lab: Lab) -> dict[str, Any]:
-    """L2 distances between starts and solutions around the first pruning, and a map of them."""
-    points = {"pruning solution": jax.tree.map(lambda leaf: leaf[0], stored(lab, "prune"))}
+    """L2 distances between starts and solutions around one pruning, and a map of them."""
+    chosen = shared_replicate(lab)
+    points = {"pruning solution": jax.tree.map(lambda leaf: leaf[chosen], stored(lab, "prune"))}
     for name in SHARED[:3]:
         start = starting_point(lab, name)[0]
         alone = name != "shared_scratch_new"  # the others begin from one point
@@ -160,14 +165,14 @@ def distances(lab: Lab) -> dict[str, Any]:
 
 
 def lines(lab: Lab) -> dict[str, Any]:
-    """The training loss on the line from a solution to the pruning solution, by replicate."""
+    """The training loss on the line from a solution to a pruning solution, by replicate."""
     along = _each(
         lab,
         lambda a, b, examples: analysis.interpolation(
             lambda p: loss(lab, p, examples), a, b, jnp.asarray(ALPHAS, jnp.float32)
         ),
     )
-    examples, pruned = landscape(lab), stored(lab, "prune")
+    examples = landscape(lab)
     start = _each(lab, functools.partial(loss, lab))((lab.new(0),), examples)
     found = {
         "alphas": ALPHAS.tolist(),
@@ -175,13 +180,13 @@ def lines(lab: Lab) -> dict[str, Any]:
         "losses": {},
     }
     for name in ENDS:
-        losses = along((stored(lab, name), pruned), examples)
-        found["losses"][name] = np.asarray(losses, float).tolist()
+        losses = along(_ends(lab, name), examples)
+        found["losses"][name.removeprefix("shared_")] = np.asarray(losses, float).tolist()
     return found
 
 
 def beziers(lab: Lab) -> dict[str, Any]:
-    """The training loss on a trained Bezier path to the pruning solution, by replicate."""
+    """The training loss on a trained Bezier path to a pruning solution, by replicate."""
     chosen, n = lab.settings, len(lab.held[1])
     inputs, labels = lab.examples(0, n)
     optimizer = optax.sgd(
@@ -205,65 +210,19 @@ def beziers(lab: Lab) -> dict[str, Any]:
 
     found: dict[str, Any] = {"points": BETWEEN.tolist(), "losses": {}}
     spaces = {s: _each(lab, functools.partial(path, s == "sparse")) for s in ("sparse", "dense")}
-    examples, pruned = landscape(lab), stored(lab, "prune")
+    examples = landscape(lab)
     for name in ENDS[:2]:
-        ends = stored(lab, name), pruned
+        ends, label = _ends(lab, name), name.removeprefix("shared_")
         for space, paths in spaces.items():
             losses = paths((*ends, keys), (inputs, labels), examples)
-            found["losses"][f"{name}, {space}"] = np.asarray(losses, float).tolist()
+            found["losses"][f"{label}, {space}"] = np.asarray(losses, float).tolist()
     return found
 
 
-def _spectrum(lab: Lab, cell: str, device: jax.Device) -> dict[str, Any]:
-    """The Hessian of living weights by Lanczos, at one step of the first replicate."""
-    _, name, step = cell.split("-")
-    with jax.default_device(device):
-        return _spectrum_at(lab, name, int(step))
-
-
-def _spectrum_at(lab: Lab, name: str, step: int) -> dict[str, Any]:
-    chosen, at = lab.settings, steps_of(lab.settings).index(step)
-    params, masks = (
-        jax.tree.map(lambda leaf: leaf[at], stored(lab, f"{name}/snapshots/{part}"))
-        for part in ("params", "masks")
-    )
-    masks = _without_statistics(lab, masks)
-    batches, options, moved = _batches(lab), {"steps": 80, "key": 0}, None
-    if name == "rigl" and step in chosen.snapshots:
-        grads = jax.jit(jax.grad(lab.loss))(params, lab.scoring())
-        after = next_masks(chosen, "rigl", jnp.int32(step), params, masks, grads, lab.keys[0])
-        result, moved = analysis.spectrum_across_update(
-            lab.loss, params, batches, masks, after, **options
-        )
-    else:
-        result = analysis.spectrum(lab.loss, params, batches, masks, **options)
-    found = {"step": step, **_quadrature(result)}
-    return found if moved is None else found | {"after_update": _quadrature(moved)}
-
-
-def _quadrature(found: analysis.Spectrum) -> dict[str, list[float]]:
-    values, weights = found.eigenvalues[0], found.weights[0]
-    return {
-        "eigenvalues": np.asarray(values, float).tolist(),
-        "weights": np.asarray(weights, float).tolist(),
-    }
-
-
-def _without_statistics(lab: Lab, masks: Any) -> Any:
-    # The loss while training does not depend on them: they would be zeros of the spectrum.
-    leaves, treedef = jax.tree.flatten(masks)
-    pairs = zip(leaves, lab.networks["large"].statistics, strict=True)
-    return treedef.unflatten(jnp.zeros_like(m) if moves else m for m, moves in pairs)
-
-
-def _batches(lab: Lab) -> Any:
-    # Small, because a product with the Hessian keeps what all layers give of a batch.
-    size = min(lab.settings.landscape_examples, len(lab.held[1]))
-    count = max(1, size // 100)
-    return tuple(
-        jnp.asarray(part[: size - size % count]).reshape(count, -1, *part.shape[1:])
-        for part in lab.held
-    )
+def _ends(lab: Lab, name: str) -> tuple[Any, Any]:
+    """The solutions of a method, and the pruning solutions that paths from them lead to."""
+    pruned = stored(lab, "prune")
+    return stored(lab, name), shared(lab, pruned) if name.startswith("shared_") else pruned
 
 
 def landscape(lab: Lab) -> evaluation.EvaluationSet:

@@ -6,7 +6,7 @@ solutions.npz   trained parameters by method, the masks of the prunings, snapsho
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +55,8 @@ def groups(lab: Lab, wanted: Sequence[str]) -> list[studies.Group]:
 
 def needs(name: str) -> tuple[str, ...]:
     """The methods that must be trained before one."""
+    if name.startswith("shared_"):
+        return ("prune", "scratch")
     alone = algorithm(name) in ("dense", "prune", "scored")
     return () if alone else ("prune",)
 
@@ -71,7 +73,7 @@ def starting_point(lab: Lab, name: str) -> tuple[Any, Any]:
     if algorithm(name) == "scored":
         params, masks = lab.new(0), _scored_masks(lab, name)
     elif name.startswith("shared_"):
-        params, masks = _shared(lab, name), _first(lab, stored(lab, "prune/masks"))
+        params, masks = _shared(lab, name), shared(lab, stored(lab, "prune/masks"))
     else:
         params, masks = lab.new(0 if name == "ticket" else 1), stored(lab, "prune/masks")
     if name.endswith("_plus"):
@@ -86,17 +88,31 @@ def stored(lab: Lab, name: str) -> Any:
     return studies.tree_of(arrays, like, name)
 
 
+def learned(results: Mapping[str, Any], name: str) -> np.ndarray:
+    """Which replicates of a method reach more than half of the pruned network's accuracy."""
+    own, pruned = (np.array(results[key]["test_accuracy"]) for key in (name, "prune"))
+    return own > pruned / 2
+
+
+def shared_replicate(lab: Lab) -> int:
+    """Which replicate's pruning the group of `SHARED` stands around: the first that learns from
+    scratch, because what a network that only guesses has in common with others says nothing."""
+    return int(np.argmax(learned(studies.finished(lab.path), "scratch")))
+
+
+def shared(lab: Lab, tree: Any) -> Any:
+    """That replicate of stacked trees, for every replicate."""
+    chosen = shared_replicate(lab)
+    return jax.tree.map(lambda leaf: leaf[chosen][None].repeat(len(lab.keys), 0), tree)
+
+
 def _shared(lab: Lab, name: str) -> Any:
     return {
-        "shared_ticket": lambda: _first(lab, lab.new(0)),
-        "shared_scratch": lambda: _first(lab, lab.new(1)),
+        "shared_ticket": lambda: shared(lab, lab.new(0)),
+        "shared_scratch": lambda: shared(lab, lab.new(1)),
         "shared_scratch_new": lambda: lab.new(1),
-        "shared_restart": lambda: _first(lab, stored(lab, "prune")),
+        "shared_restart": lambda: shared(lab, stored(lab, "prune")),
     }[name]()
-
-
-def _first(lab: Lab, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[:1].repeat(len(lab.keys), 0), tree)
 
 
 def _scored_masks(lab: Lab, name: str) -> Any:
