@@ -35,6 +35,9 @@ class Options(commands.StudyOptions):
     )
     dataset: str | None = option(None, "another data set than the preset's")
     scale: float = option(1.0, "shortens (or lengthens) every training in proportion")
+    weight_decay: float | None = option(
+        None, "another penalty than the preset's: so much times the sum of squares of the kernels"
+    )
     analyses: str = option(
         ",".join(analyses.NEEDS), "what is measured of the trained networks, with commas"
     )
@@ -58,6 +61,11 @@ def prepare(options: Options) -> commands.Study:
     settings = PRESETS[options.preset]
     if options.dataset is not None:
         settings = dataclasses.replace(settings, dataset=options.dataset)
+    if options.weight_decay is not None:
+        decay = options.weight_decay
+        if not decay >= 0:
+            raise ValueError(f"--weight-decay must be at least 0, got {decay}.")
+        settings = dataclasses.replace(settings, weight_decay=decay, scored_weight_decay=decay)
     settings = scaled(settings, options.scale)
     if options.replicates < 2:
         raise ValueError("--replicates must be at least 2: the study compares trained networks.")

@@ -129,6 +129,9 @@ def test_the_penalty_is_that_of_kernels_alone():
     assert not updates["bias"].any()
     expected = -chosen.learning_rate * 2 * chosen.weight_decay * 3
     np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
+    options = gradient_flow.Options(preset="lenet_5", weight_decay=0.0)
+    identity = gradient_flow.prepare(options).identity
+    assert identity["weight_decay"] == identity["scored_weight_decay"] == 0
 
 
 def test_masks_after_an_update_have_the_counts_of_those_before(made):
@@ -185,6 +188,7 @@ BAD = [
     ),
     (["--methods", "dense", "--analyses", "spectra"], "--analyses spectra needs --methods scratch"),
     (["--replicates", "1"], "--replicates must be at least 2"),
+    (["--weight-decay", "-1"], "--weight-decay must be at least 0"),
     (["--examples", "100"], "the measurements need"),
     (["--preset", "lenet_6"], "--preset"),
 ]
