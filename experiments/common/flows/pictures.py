@@ -53,8 +53,10 @@ def signal(file: Path, found: Mapping[str, Any], note: str) -> None:
     labels = {"sparse": "each unit by its inputs", "layer": "each layer by its density"}
     labels["dense"] = "as if dense"
     at = np.arange(len(found["sparsities"]))
+    everything = np.array([found[init] for init in labels])
+    lowest = everything[everything > 0].min() / 3  # stands for zero, where nothing gets through
     for i, (init, label) in enumerate(labels.items()):
-        values = np.array(found[init])
+        values = np.maximum(found[init], lowest)
         axes.fill_between(at, values.min(0), values.max(0), color=COLOURS[i], alpha=0.15, lw=0)
         axes.plot(at, values.mean(0), marker=MARKERS[i], ms=4, color=COLOURS[i], label=label)
     axes.set_xticks(at, [f"{100 * s:g}%" for s in found["sparsities"]])
