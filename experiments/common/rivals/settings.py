@@ -14,14 +14,15 @@ from experiments.common.rivals import variants
 
 METHODS = (
     "dense",
-    "fixed",
-    "gradual",
+    "sparse_momentum",
     "sparse_evolution",
-    "deep_rewiring",
+    "fixed",
     "dynamic_reparameterization",
     "rigl",
-    "sparse_momentum",
+    "gradual",
+    "deep_rewiring",
 )
+"""In the order in which a study trains them: the paper's first, the slowest last."""
 _OPTIONS = {
     "momentum": METHODS,
     "prune_rate": methods.DROPPING,
