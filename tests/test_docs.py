@@ -10,15 +10,18 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 pytestmark = pytest.mark.standard_promotion
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=str)
+def examples(page):
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=str)
 def test_the_python_of_a_page_runs(page):
-    blocks = re.findall(r"```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    exec(compile("\n".join(blocks), str(page), "exec"), {})
+    exec(compile("\n".join(examples(page)), str(page), "exec"), {})
 
 
 def test_the_readme_prints_what_it_says(capsys):
-    (block,) = re.findall(r"```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    exec(compile(block, "README.md", "exec"), {})
+    (example,) = examples(ROOT / "README.md")
+    exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip() == "0.9"
 
 
