@@ -185,7 +185,7 @@ def test_several_densities_are_told_apart(tmp_path):
 
 
 BAD = [
-    ("magic", "--methods must be among dense, fixed"),
+    ("magic", "--methods must be among dense, sparse_momentum"),
     ("sparse_momentum+growth", "a variant is written method+option=value"),
     ("sparse_momentum+growth=magic", "growth must be one of momentum, random"),
     ("sparse_momentum+prune_schedule=magic", "prune_schedule must be one of cosine"),
