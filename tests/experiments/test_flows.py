@@ -1,5 +1,6 @@
 """The study of gradient flow as its user meets it: files, starting points, measurements."""
 
+import dataclasses
 import json
 
 import jax
@@ -132,6 +133,22 @@ def test_the_penalty_is_that_of_kernels_alone():
     options = gradient_flow.Options(preset="lenet_5", weight_decay=0.0)
     identity = gradient_flow.prepare(options).identity
     assert identity["weight_decay"] == identity["scored_weight_decay"] == 0
+
+
+def test_the_rate_rises_to_its_peak_and_falls():
+    chosen = settings.scaled(PRESETS["vgg_16_thin"], 0.1)
+    assert (chosen.warmup, chosen.iterations) == (59, 1172)
+    tx = settings.method(dataclasses.replace(chosen, weight_decay=0.0), "dense", 0, None)
+    grads = {"kernel": jnp.ones((2, 2))}
+
+    def step(state, _):
+        updates, state = tx.update(grads, state, grads)
+        return state, updates["kernel"][0, 0]
+
+    sizes = -np.asarray(jax.lax.scan(step, tx.init(grads), None, chosen.iterations)[1])
+    rates = sizes / (1 - 0.9 ** np.arange(1, chosen.iterations + 1)) * 0.1  # of constant gradients
+    assert rates[0] == 0 and rates.argmax() == 59 and rates[-1] < 1e-6
+    np.testing.assert_allclose(rates[[30, 59]], [0.05 * 30 / 59, 0.05], rtol=1e-5)
 
 
 def test_masks_after_an_update_have_the_counts_of_those_before(made):

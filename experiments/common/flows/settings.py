@@ -40,7 +40,8 @@ class Settings:
       small_model: the dense network with as many weights as the sparse one has.
       dataset: what `data.load` knows.
       sparsity: of every layer.
-      learning_rate: of SGD with momentum 0.9, falling to 0 by a cosine.
+      learning_rate: of SGD with momentum 0.9, at its peak; it falls to 0 by a cosine.
+      warmup: steps in which the learning rate first rises from 0 in proportion.
       weight_decay: d of the penalty `d * sum(w^2)` over the kernels, as in the released code; it
         adds `2 * d * w` to their gradient, and nothing to that of biases.
       scored_learning_rate: the same for SNIP and GraSP.
@@ -76,6 +77,7 @@ class Settings:
     scored_weight_decay: float
     every: int
     iterations: int = 11_719
+    warmup: int = 0
     batch_size: int = 128
     drop_fraction: float = 0.3
     prune: tuple[int, int, int] = (3000, 7000, 100)
@@ -123,6 +125,7 @@ _CIFAR = dataclasses.replace(
     sparsity=0.8,
     scored_learning_rate=0.05,
     scored_weight_decay=5e-4,
+    warmup=586,
     augment=True,
     initialization=_HE,
 )
@@ -137,6 +140,7 @@ _IMAGENET = Settings(
     scored_weight_decay=5e-5,
     every=100,
     iterations=32_000,
+    warmup=1564,
     batch_size=4096,
     prune=(8000, 24_000, 500),
     snapshots=(2000, 8000, 16_000),
@@ -173,10 +177,11 @@ PRESETS = {
 
 `vgg_16_thin` carries the study over to CIFAR-10, an eighth as wide and as sparse as the paper's own
 `vgg_16`; `plain` is without batch normalization. `vgg_16` (without it) and `resnet_50` (with it)
-are the paper's networks on ImageNet at its sparsity, batch, length and rate; the cosine in place of
-the steps of the rate, and when pruning begins and ends, are ours. These deep networks begin from
-the paper's equation for ReLU (He's), for Glorot's loses half of the signal's variance in every
-layer.
+are the paper's networks on ImageNet at its sparsity, batch, length, rate and warmup (five epochs);
+the cosine in place of the steps of the rate, labels that are not smoothed, and when pruning begins
+and ends, are ours. All of these deep networks warm up for as large a part of the training, and
+begin from the paper's equation for ReLU (He's), for Glorot's loses half of the signal's variance in
+every layer.
 """
 
 
@@ -199,6 +204,7 @@ def scaled(settings: Settings, scale: float) -> Settings:
     return dataclasses.replace(
         settings,
         iterations=iterations,
+        warmup=round(settings.warmup * scale),
         every=max(1, round(settings.every * scale)),
         prune=(round(start * scale), round(stop * scale), max(1, round(between * scale))),
         measure=measure,
@@ -231,7 +237,7 @@ def method(settings: Settings, kind: str, key: Any, masks: Any) -> Any:
     kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     inner = optax.chain(
         optax.add_decayed_weights(2 * decay, kernels),
-        optax.sgd(optax.cosine_decay_schedule(rate, settings.iterations), momentum=0.9),
+        optax.sgd(_rate(settings, rate), momentum=0.9),
     )
     if kind in ("fixed", "scored"):
         return jaxsparse.fixed(inner, masks=masks)
@@ -252,3 +258,11 @@ def method(settings: Settings, kind: str, key: Any, masks: Any) -> Any:
         prunable=methods.prunable(settings.dense),
         updates=updates,
     )
+
+
+def _rate(settings: Settings, peak: float) -> optax.Schedule:
+    falling = optax.cosine_decay_schedule(peak, settings.iterations - settings.warmup)
+    if not settings.warmup:
+        return falling
+    rising = optax.linear_schedule(0.0, peak, settings.warmup)
+    return optax.join_schedules([rising, falling], [settings.warmup])
