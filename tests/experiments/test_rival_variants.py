@@ -86,6 +86,19 @@ def test_options_of_the_settings_give_way_to_those_of_the_variant():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+def test_the_distribution_of_a_variant():
+    params = {"a": {"kernel": jnp.ones((40, 30))}, "b": {"kernel": jnp.ones((30, 4))}}
+
+    def masks(tx):
+        return jaxsparse.get_masks(jaxsparse.init(tx, params)[1], params)
+
+    got = masks(settings.method(SMALL, "fixed+distribution=erdos_renyi", 0.9, 0, PER_EPOCH))
+    inner, chosen = settings.optimizer(SMALL), jaxsparse.erdos_renyi
+    want = masks(jaxsparse.fixed(inner, sparsity=0.9, key=0, distribution=chosen))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), got, want))
+    assert got["b"]["kernel"].mean() > 2 * got["a"]["kernel"].mean()
+
+
 def test_variants_that_differ_in_floats_alone_share_a_program():
     programs = {study: {variants.program(n) for n in v} for study, v in variants.STUDIES.items()}
     assert {study: len(found) for study, found in programs.items()} == {
@@ -189,6 +202,7 @@ BAD = [
     ("sparse_momentum+growth", "a variant is written method+option=value"),
     ("sparse_momentum+growth=magic", "growth must be one of momentum, random"),
     ("sparse_momentum+prune_schedule=magic", "prune_schedule must be one of cosine"),
+    ("fixed+distribution=magic", "distribution must be one of uniform"),
     ("sparse_momentum+magic=1.0", "magic"),
     ("sparse_momentum+prune_rate=2.0", "got 2.0"),
     ("dense+growth=random", "dense has no option 'growth'"),

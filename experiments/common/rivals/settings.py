@@ -179,8 +179,9 @@ def method(
 
     A variant's options are those of the method, and: `momentum`, of SGD and of sparse momentum
     alike; `prune_rate` and `prune_schedule`, as in the settings; `period`, epochs from one mask
-    update to the next; and DeepR's `temperature` at the start, as in the code of Mostafa & Wang:
-    noise of deviation `sqrt(2 * learning rate * temperature)`, falling to a thousandth.
+    update to the next; `distribution`, one of `methods.DISTRIBUTIONS` in place of the uniform one;
+    and DeepR's `temperature` at the start, as in the code of Mostafa & Wang: noise of deviation
+    `sqrt(2 * learning rate * temperature)`, falling to a thousandth.
 
     Args:
       settings: of the study.
@@ -217,6 +218,7 @@ def _method(
     prune_rate: Any = None,
     prune_schedule: str | None = None,
     period: float = 1.0,
+    distribution: str = "uniform",
     temperature: Any = None,
     **own: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -234,6 +236,9 @@ def _method(
             )
         fraction = settings.prune_rate if prune_rate is None else prune_rate
         own["drop_fraction"] = schedules[schedule](fraction)
+    if distribution not in methods.DISTRIBUTIONS:
+        known = ", ".join(methods.DISTRIBUTIONS)
+        raise ValueError(f"distribution must be one of {known}, got {distribution!r}.")
     if algorithm == "sparse_momentum":
         own["momentum"] = settings.momentum if momentum is None else momentum
     if temperature is not None:
@@ -249,7 +254,7 @@ def _method(
         optimizer(settings, momentum),
         key=key,
         sparsity=sparsity,
-        distribution="uniform",
+        distribution=distribution,
         pattern=jaxsparse.unstructured,
         prunable=methods.prunable(settings.dense),
         updates=updates,
