@@ -95,7 +95,7 @@ def layer_densities(
     for axes in list(grid.flat)[len(names) :]:
         axes.set_axis_off()
     grid[0][0].set_ylabel("density of the layer (log scale)")
-    grid[0][0].legend(frameon=False, fontsize=8)
+    grid[0][0].legend(frameon=False, fontsize=8, loc="center right")
     title = f"Where the weights go: {what}. {note}."
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, wrap=True)
     save(figure, file)
