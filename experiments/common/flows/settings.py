@@ -239,9 +239,10 @@ def method(settings: Settings, kind: str, key: Any, masks: Any) -> Any:
     if kind == "scored":
         rate, decay = settings.scored_learning_rate, settings.scored_weight_decay
     kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, settings.warmup, settings.iterations)
     inner = optax.chain(
         optax.add_decayed_weights(2 * decay, kernels),
-        optax.sgd(_rate(settings, rate), momentum=0.9),
+        optax.sgd(schedule, momentum=0.9),
     )
     if kind in ("fixed", "scored"):
         return jaxsparse.fixed(inner, masks=masks)
@@ -262,11 +263,3 @@ def method(settings: Settings, kind: str, key: Any, masks: Any) -> Any:
         prunable=methods.prunable(settings.dense),
         updates=updates,
     )
-
-
-def _rate(settings: Settings, peak: float) -> optax.Schedule:
-    falling = optax.cosine_decay_schedule(peak, settings.iterations - settings.warmup)
-    if not settings.warmup:
-        return falling
-    rising = optax.linear_schedule(0.0, peak, settings.warmup)
-    return optax.join_schedules([rising, falling], [settings.warmup])
