@@ -47,6 +47,7 @@ def network(
     *,
     dropout: float = 0.0,
     kernel_init: nnx.Initializer | None = None,
+    bias_init: Callable[[Array, Array], Array] | None = None,
     convolution: str = "auto",
 ) -> Network:
     """A network for a data set.
@@ -57,6 +58,7 @@ def network(
       mean: of the pixels in [0, 1]; uint8 images are normalised with it.
       std: their standard deviation.
       dropout, kernel_init, convolution: as for `models.build`.
+      bias_init: `(key, kernel) -> bias` of a layer; None leaves biases at zero.
 
     Raises:
       ValueError: a network that does not fit the data set.
@@ -92,6 +94,14 @@ def network(
         pairs = zip(leaves, statistics, strict=True)
         return logits, treedef.unflatten(leaf if moves else None for leaf, moves in pairs)
 
+    def init_params(key: Array) -> Any:
+        module = model(key)
+        if bias_init is not None:
+            _, key = jax.random.split(key)
+            for index, (_, layer) in enumerate(nnx.iter_modules(module)):
+                if hasattr(layer, "kernel") and layer.bias is not None:
+                    layer.bias[...] = bias_init(jax.random.fold_in(key, index), layer.kernel[...])
+        return nnx.state(module, KEPT)
+
     differs = dropout > 0 or any(statistics)
-    init_params = lambda key: nnx.state(model(key), KEPT)  # noqa: E731
     return Network(apply, init_params, forward if differs else None, statistics)

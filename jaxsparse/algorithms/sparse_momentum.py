@@ -93,8 +93,9 @@ def sparse_momentum(
 
     Differs from the paper:
       Masks start with exact counts, not Bernoulli draws. The total is conserved exactly at every
-      update. The momentum has no weight decay in it. Dropped weights that are grown again at once
-      keep their value and state. "none" keeps the counts of the layers; the code shares by size.
+      update. The momentum has no weight decay in it, unless `optax.add_decayed_weights` is chained
+      before the method. Dropped weights that are grown again at once keep their value and state.
+      "none" keeps the counts of the layers; the code shares by size.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse

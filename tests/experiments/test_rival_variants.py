@@ -72,7 +72,7 @@ CASES = {
 def test_a_variant_is_the_method_with_its_options(name):
     make, changed = CASES[name]
     got = trained(settings.method(SMALL, name, 0.5, 0, PER_EPOCH))
-    want = trained(make(settings.optimizer(dataclasses.replace(SMALL, **changed))))
+    want = trained(settings.optimizer(dataclasses.replace(SMALL, **changed), sparse=make))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     plain = trained(settings.method(SMALL, name.split("+")[0], 0.5, 0, PER_EPOCH))
     assert not np.allclose(got, plain)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import jaxsparse
 from experiments import sparse_momentum
 from experiments.common import data, studies
 from experiments.common.execution import replicate_keys
@@ -189,10 +190,51 @@ def test_the_optimizer_is_the_papers():
         params = optax.apply_updates(params, updates)
 
 
+def test_the_momentum_of_sparse_momentum_has_the_weight_decay_in_it():
+    chosen = settings.Settings("lenet_300_100", "mnist", 2, 1, (0.1,))
+    tx = settings.method(chosen, "sparse_momentum", 0.5, 0, steps_per_epoch=10)
+    params, state = jaxsparse.init(tx, {"kernel": jnp.ones((4, 5))})
+    _, state = tx.update({"kernel": jnp.full((4, 5), 0.25)}, state, params)
+    expected = 0.25 + 5e-4 * params["kernel"]
+    kept = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (4, 5)]
+    assert any(jnp.allclose(leaf, expected, atol=1e-7) for leaf in kept)
+
+
 def test_the_initialization_is_uniform_by_fan_in():
     kernel = cells.initial("lenet_300_100", jax.random.key(0), (400, 300), jnp.float32)
     assert abs(kernel).max() <= 1 / 20
     np.testing.assert_allclose(kernel.std(), 1 / 20 / np.sqrt(3), rtol=0.02)
+
+
+def test_biases_start_uniform_by_fan_in():
+    chosen = settings.Settings("lenet_300_100", "digits", 1, 4, (0.1,))
+    lab = cells.build(chosen, replicate_keys(0, 1))
+    start = lab.network.init_params(jax.random.key(0))
+    for layer in start:
+        bias, kernel = start[layer]["bias"][...], start[layer]["kernel"][...]
+        limit = 1 / np.sqrt(len(kernel))
+        assert limit / 2 < abs(bias).max() <= limit
+        assert abs(np.corrcoef(bias, kernel[0])[0, 1]) < 0.9
+
+
+def test_a_sparse_initialization_counts_living_inputs():
+    chosen = settings.Settings("lenet_300_100", "digits", 1, 4, (0.1,), steps=5)
+    lab = cells.build(chosen, replicate_keys(0, 2))
+
+    def first(name):
+        (group,) = cells.groups(lab, [cells.Cell(name, 0.9)], Path("nowhere"))
+        return group.begin()[1].params["fc1"]["kernel"][...]
+
+    dense, sparse = first("fixed"), first("fixed+initialization=sparse")
+    np.testing.assert_array_equal(dense != 0, sparse != 0)
+    assert abs(dense).max() <= 1 / 8
+    alive = (sparse != 0).sum(1)
+    assert (abs(sparse) <= 1 / np.sqrt(np.maximum(alive, 1))[:, None]).all()
+    spread = np.sqrt((sparse**2).sum(1) * 3)[alive > 0]  # 1 in the mean, however many are alive
+    assert abs(np.mean(spread**2) - 1) < 0.1
+    assert not np.allclose(sparse[0], sparse[1])
+    with pytest.raises(ValueError, match="initialization must be dense or sparse, got 'warm'"):
+        settings.check(chosen, "fixed+initialization=warm")
 
 
 def test_the_convolutions_of_residual_networks_start_normal_by_fan_out():

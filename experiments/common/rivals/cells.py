@@ -17,13 +17,14 @@ from flax import nnx
 import jaxsparse
 from experiments.common import data, evaluation, networks, sources, studies, training
 from experiments.common.execution import execution
+from experiments.common.methods import prunable
 from experiments.common.rivals import variants
-from experiments.common.rivals.settings import Settings, method
+from experiments.common.rivals.settings import Settings, method, starts_sparse
 from experiments.common.tracking import track
 
 Array = jax.Array
 TORCH = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""Uniform in +-1/sqrt(fan-in), as the published code starts most layers."""
+"""Uniform in +-1/sqrt(fan-in), as the published code starts most layers, biases included."""
 HE = nnx.initializers.variance_scaling(2, "fan_out", "normal")
 """Normal by fan-out, as it starts the convolutions of residual networks."""
 
@@ -94,6 +95,7 @@ def build(
         *source.pixels,
         dropout=settings.dropout,
         kernel_init=functools.partial(initial, settings.model),
+        bias_init=None if _residual(settings.model) else initial_bias,
     )
     sets = evaluation.sets_of(source.dataset, ("validation", "test"))
     steps = source.steps_per_epoch
@@ -105,8 +107,22 @@ def build(
 
 def initial(model: str, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """The first value of a kernel, as in the published code."""
-    residual = model.startswith(("wrn", "resnet")) and len(shape) == 4
-    return (HE if residual else TORCH)(key, shape, dtype)
+    init = HE if _residual(model) and len(shape) == 4 else TORCH
+    return init(key, shape, dtype)
+
+
+def initial_bias(key: Array, kernel: Array) -> Array:
+    """The first bias of a layer of a network without residuals; in one with them it is zero.
+
+    It matters where the layer is very sparse: a unit of ReLU whose input and bias are zero has no
+    gradient, and never gets one.
+    """
+    limit = (kernel.size // kernel.shape[-1]) ** -0.5
+    return jax.random.uniform(key, kernel.shape[-1:], kernel.dtype, -limit, limit)
+
+
+def _residual(model: str) -> bool:
+    return model.startswith(("wrn", "resnet"))
 
 
 def groups(lab: Lab, wanted: Sequence[Cell], path: Path, tests: bool = True) -> list[studies.Group]:
@@ -165,7 +181,27 @@ def _begin(lab: Lab, now: Sequence[Cell]) -> tuple[training.Trainer, training.Tr
 
     made = [trainer(cell) for cell in now]
     states = [one.init(lab.keys) for one in made]
+    if starts_sparse(lab.settings, now[0].method):
+        states = [_draw_anew(state, lab.keys, lab.settings.dense) for state in states]
     return made[0], jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _draw_anew(state: training.TrainState, keys: Array, dense: str) -> training.TrainState:
+    """Lanes before their first step, with living weights uniform in +-1/sqrt(living fan-in)."""
+
+    def draw(key: Array, params: Any, opt_state: Any) -> Any:
+        return jaxsparse.sparse_init(
+            jax.random.fold_in(key, 3),
+            params,
+            jaxsparse.get_masks(opt_state, params),
+            scale=1 / 3,
+            distribution="uniform",
+            prunable=prunable(dense),
+            axes="flax",
+        )
+
+    return state._replace(params=jax.vmap(draw)(keys, state.params, state.opt_state))
 
 
 def _finish(
