@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from experiments.common.pictures import (
     COLOURS,
@@ -87,6 +87,8 @@ def layer_densities(
             times = np.arange(1, len(values) + 1)
             axes.plot(times, values, **line_of_layer(i, len(layers), layer))
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(PERCENT)
         axes.set_xlabel(unit)
         cell = results[name]
