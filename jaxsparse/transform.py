@@ -1,5 +1,6 @@
 """`sparsify`: the single Optax wrapper. It keeps the masks in its state and puts a rule to work."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -212,8 +213,11 @@ def _only(sparse: list[bool], *found: Any) -> list[Array]:
 
 
 def _finite(found: list[Any]) -> Array:
+    # No array of the flags: it can be empty, and jaxlib 0.11 on a CPU crashes while compiling an
+    # empty constant inside shard_map.
     arrays = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in arrays], bool))
+    flags = [jnp.all(jnp.isfinite(x)) for x in arrays]
+    return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
 
 
 def _where(flag: Array, new: Any, old: Any) -> Any:
