@@ -21,6 +21,7 @@ from jaxsparse.keys import rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
 
 _FEW = 2**13  # scores that are counted faster than a histogram of 2^16 bins is cleared and summed
+_SPARE = 64  # bins of elements that do not count
 
 
 def top_k_mask(
@@ -199,13 +200,20 @@ def _above_cut(keys: Sequence[Array], k: Array, axis: int | None) -> tuple[Array
     """The masks of the `k` largest (key, order); key 0 is never marked."""
     size = sum(x.size for x in keys) if axis is None else keys[0].shape[axis]
     cut = _cut(keys, None, k, jnp.full(k.shape, size, jnp.int32), axis)
-    orders, ties = _orders(keys), [x == cut.bound for x in keys]
-    # Scores hardly ever tie at the cut; then this loop has no turn and every order is enough.
-    among = _cut(orders, ties, k - cut.above, cut.at, axis)
-    return tuple(
-        ((x > cut.bound) | (tied & (order >= among.bound))) & (x > 0)
-        for x, tied, order in zip(keys, ties, orders, strict=True)
-    )
+
+    def among_ties() -> tuple[Array, ...]:
+        orders, ties = _orders(keys), [x == cut.bound for x in keys]
+        among = _cut(orders, ties, k - cut.above, cut.at, axis)
+        return tuple(
+            ((x > cut.bound) | (tied & (order >= among.bound))) & (x > 0)
+            for x, tied, order in zip(keys, ties, orders, strict=True)
+        )
+
+    def all_above() -> tuple[Array, ...]:
+        return tuple((x >= cut.bound) & (x > 0) for x in keys)
+
+    # Scores hardly ever tie at the cut, and orders take memory.
+    return lax.cond(jnp.any(cut.above + cut.at > k), among_ties, all_above)
 
 
 def _orders(keys: Sequence[Array]) -> list[Array]:
@@ -259,7 +267,8 @@ def _cut(
             ahead = x >> shift >> unsigned.type(width - 1) >> unsigned.type(1)
             active = ahead == cut.bound >> shift >> unsigned.type(width - 1) >> unsigned.type(1)
             digit = ((x >> shift) & unsigned.type(2**width - 1)).astype(jnp.int32)
-            found.append((active if among is None else active & among[i], digit))
+            active &= x > 0 if among is None else among[i]
+            found.append((active, digit))
         digit, above, at = (_by_count if width == 1 else _by_histogram)(found, cut, k, axis)
         return _Cut(cut.digits + 1, cut.bound | (digit.astype(unsigned) << shift), above, at)
 
@@ -283,11 +292,13 @@ def _by_count(found: _Digits, cut: _Cut, k: Array, axis: int | None) -> tuple[Ar
 
 def _by_histogram(found: _Digits, cut: _Cut, k: Array, axis: None) -> tuple[Array, Array, Array]:
     """The next 16-bit digit of the cut, and the elements above and at it."""
-    counts = jnp.zeros(2**16 + 1, jnp.int32)
-    for active, digit in found:
-        bins = jnp.where(active, digit, 2**16)
+    counts = jnp.zeros(2**16 + _SPARE, jnp.int32)
+    for active, digit in (jnp.atleast_1d(*both) for both in found):
+        # All others in one bin would have each addition wait for the one before.
+        spare = 2**16 + lax.broadcasted_iota(jnp.int32, digit.shape, digit.ndim - 1) % _SPARE
+        bins = jnp.where(active, digit, spare)
         counts = counts.at[bins].add(1, mode="promise_in_bounds")
-    rows = counts[:-1].reshape(256, 256)
+    rows = counts[: 2**16].reshape(256, 256)
     row, above = _last_reaching(jnp.sum(rows, 1, dtype=jnp.int32), k - cut.above)
     column, within = _last_reaching(rows[row], k - cut.above - above)
     return row * 256 + column, cut.above + above + within, rows[row, column]
