@@ -52,7 +52,7 @@ def error_against_density(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_minor_formatter(PERCENT)
-    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.tick_params(axis="y", which="both", labelsize=8)
     axes.set_xlabel("weights in % (log scale)")
     axes.set_ylabel("test error (log scale)")
     plain(axes)
