@@ -7,7 +7,8 @@ eight methods, six densities, 5 replicates each. Without arguments a small study
 `--study` asks for another comparison than that of the methods: of variants of them.
 
 Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command
-goes on where it was stopped, also in the middle of a cell.
+goes on where it was stopped, also in the middle of a cell, and the same folder takes other methods
+and densities beside those that it has.
 """
 
 import dataclasses
@@ -83,9 +84,11 @@ def prepare(options: Options) -> commands.Study:
         return lab.dataset.description, cells.groups(lab, wanted, path, tests)
 
     what = options.preset if options.study == "main" else f"{options.preset}-{options.study}"
+    identity = commands.identity(options, settings, study=options.study)
+    del identity["densities"]  # like the methods: a folder takes more of them
     return commands.Study(
         f"sparse_momentum-{what}",
-        commands.identity(options, settings, study=options.study, methods=names),
+        identity,
         [cell.name for cell in wanted],
         f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps",
         begin,

@@ -78,6 +78,19 @@ def test_a_finished_study_is_not_trained_again(finished, monkeypatch, call):
     assert code == 0 and "By density" in out
 
 
+def test_a_study_takes_methods_and_densities_beside_those_it_has(finished, tmp_path, call):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    before = studies.finished(folder)
+    more = ["--densities", "0.3", "--methods", "dense,fixed", "--out", str(folder)]
+    code, out, _ = call(sparse_momentum.main, *SMALL, *more)
+    assert code == 0 and "1 of 2 cells" in out
+    after = studies.finished(folder)
+    assert set(after) == {*before, "fixed-0.7"}
+    assert {name: after[name] for name in before} == before
+    drawn = json.loads((folder / "summary.json").read_text())["methods"]
+    assert set(drawn["fixed"]) == {"0.9", "0.8", "0.7"} and "gradual" in drawn
+
+
 def test_another_configuration_is_refused(finished, call):
     code, _, err = call(sparse_momentum.main, *SMALL, "--seed", "1", "--out", str(finished))
     assert code == 1 and "seed 0 there, 1 here" in err
