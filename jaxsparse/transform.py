@@ -14,6 +14,8 @@ from jaxsparse.schedules import never
 from jaxsparse.states import FORMAT, SparseState
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
+_REGROWN = ("reset", "keep", "dense")
+
 
 def sparsify(
     inner: optax.GradientTransformation,
@@ -43,7 +45,9 @@ def sparsify(
       rule: the method; see `jaxsparse.Rule`.
       key: an int, a typed key or raw key data; may be traced.
       skip_update: whether a mask update replaces the weight step.
-      regrown_state: "reset", or "keep" to leave the inner state of dead weights alone.
+      regrown_state: "reset"; "keep" to leave the inner state of dead weights alone; or "dense" to
+        show the inner optimizer the gradients of dead weights too, so that a grown weight goes on
+        with the momentum that it would have.
       first_value: `(key, params) -> tree of values` for weights that come to life; default 0.
 
     Returns:
@@ -66,8 +70,10 @@ def sparsify(
         raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a jaxsparse.Rule, got {rule!r}.")
-    if regrown_state not in ("reset", "keep"):
-        raise ValueError(f'regrown_state must be "reset" or "keep", got {regrown_state!r}.')
+    if regrown_state not in _REGROWN:
+        raise ValueError(
+            f"regrown_state must be one of {', '.join(_REGROWN)}, got {regrown_state!r}."
+        )
     trees.as_key(key)
     inner = optax.with_extra_args_support(inner)
     static = rule.fires is never
@@ -106,11 +112,14 @@ def sparsify(
             noise = jax.random.fold_in(random, 2)
             adjusted = rule.adjust(noise, state.count, old, params, grads, observed)
 
+        def seen(masks: Masks) -> Params:
+            """The gradients as the inner optimizer sees them."""
+            return adjusted if regrown_state == "dense" else _living(adjusted, masks, sparse)
+
         def attempt(wanted: Array) -> tuple[Masks, Any, Array, Array]:
             scored = _living(params, old, sparse)
             if not skip_update:
-                living = _living(adjusted, old, sparse)
-                moves, _ = inner.update(living, state.inner_state, scored, **extra)
+                moves, _ = inner.update(seen(old), state.inner_state, scored, **extra)
                 scored = _living(optax.apply_updates(scored, moves), old, sparse)
             masks, kept = rule.update(random, state.count, old, scored, grads, observed)
             masks = _replace_sparse(sparse, old, masks)
@@ -140,9 +149,8 @@ def sparsify(
                 fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
                 inner_state = _reset_dead(inner_state, fresh, params, masks, sparse, fired, some)
 
-        living = _living(adjusted, masks, sparse)
         updates, inner_state = inner.update(
-            living, inner_state, _living(params, masks, sparse), **extra
+            seen(masks), inner_state, _living(params, masks, sparse), **extra
         )
 
         def emit(u: Array, p: Array, mask: Array, before: Array, used: bool, first: Any) -> Array:

@@ -155,6 +155,24 @@ def test_state_of_weights_that_died(kept):
     np.testing.assert_allclose(trace[died], decayed[died] if kept == "keep" else 0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_grown_weight_goes_on_with_its_dense_state(skip):
+    inner = optax.sgd(0.1, 0.9)
+    tx = FACTORIES["rigl"](inner, regrown_state="dense", skip_update=skip, drop_fraction=0.5)
+    step, trace = jax.jit(stepper(tx)), np.zeros_like(PARAMS["kernel"])
+    params, state = jaxsparse.init(tx, PARAMS)
+    for t in range(5):
+        before = np.asarray(state.masks["kernel"])
+        grads = gradients(params, jnp.float32(t))
+        trace = 0.9 * trace + np.asarray(grads["kernel"])
+        params, state = step(params, state, grads)
+        np.testing.assert_allclose(state.inner_state[0].trace["kernel"], trace, rtol=1e-5)
+        if t == 3:
+            born = np.asarray(state.masks["kernel"]) & ~before
+            assert born.any() and not np.any(np.asarray(params["kernel"])[born])
+    np.testing.assert_allclose(params["kernel"][born], -0.1 * trace[born], rtol=1e-5)
+
+
 def test_accumulate_grows_by_the_mean_of_its_window():
     """A gradient before the window does not count; one inside it does, though not the last."""
 

@@ -94,7 +94,9 @@ def sparse_momentum(
     Differs from the paper:
       Masks start with exact counts, not Bernoulli draws. The total is conserved exactly at every
       update. The momentum has no weight decay in it, unless `optax.add_decayed_weights` is chained
-      before the method. Dropped weights that are grown again at once keep their value and state.
+      before the method. Grown weights start with a clean optimizer state; in the code they have
+      a dense momentum, `regrown_state="dense"`, which can bring a layer back to life that nothing
+      came through. Dropped weights that are grown again at once keep their value and state.
       "none" keeps the counts of the layers; the code shares by size.
 
     Example:
