@@ -18,6 +18,10 @@ from experiments.common.pictures import (
     plain,
     save,
 )
+from experiments.common.rivals.variants import method_of
+
+MOVING = ("sparse_momentum", "dynamic_reparameterization")
+"""The methods that move weights across layers."""
 
 
 def error_against_density(
@@ -69,8 +73,8 @@ def layer_densities(
     note: str,
     unit: str,
 ) -> None:
-    """Density of every layer over time, for the methods that move weights across layers."""
-    names = [name for name in results if name.startswith(("sparse_momentum-", "dynamic_rep"))]
+    """Density of every layer over time, for variants of the methods in `MOVING`."""
+    names = [name for name, cell in results.items() if method_of(cell["method"]) in MOVING]
     if not names:
         return
     names = sorted(names, key=lambda name: (results[name]["method"], -results[name]["sparsity"]))
