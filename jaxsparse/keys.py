@@ -3,6 +3,8 @@
 Integer arithmetic throughout, because floating comparisons may treat subnormals as zero.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -17,6 +19,19 @@ def rank_keys(scores: Array, where: Array | None) -> Array:
     keys = jnp.where(negative, ~bits, magnitude | sign)
     keys = jnp.where(magnitude > infinity, unsigned.type(1), keys)
     return keys if where is None else jnp.where(where, keys, unsigned.type(0))
+
+
+def tie_orders(keys: Sequence[Array]) -> list[Array]:
+    """The order among equal keys, largest first: n - flat index, counted on from leaf to leaf."""
+    left, orders = sum(x.size for x in keys), []
+    for x in keys:
+        order, stride = jnp.full(x.shape, left, jnp.uint32), 1
+        for d in reversed(range(x.ndim)):
+            order -= lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(stride)
+            stride *= x.shape[d]
+        left -= x.size
+        orders.append(order)
+    return orders
 
 
 def score_of(key: Array, dtype: np.dtype) -> Array:

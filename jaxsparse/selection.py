@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType
 
-from jaxsparse.keys import rank_keys, score_of, widen
+from jaxsparse.keys import rank_keys, score_of, tie_orders, widen
 from jaxsparse.types import Array, Masks, Scores
 
 _FEW = 2**13  # scores that are counted faster than a histogram of 2^16 bins is cleared and summed
@@ -202,31 +202,16 @@ def _above_cut(keys: Sequence[Array], k: Array, axis: int | None) -> tuple[Array
     cut = _cut(keys, None, k, jnp.full(k.shape, size, jnp.int32), axis)
 
     def among_ties() -> tuple[Array, ...]:
-        orders, ties = _orders(keys), [x == cut.bound for x in keys]
+        orders, ties = tie_orders(keys), [x == cut.bound for x in keys]
         among = _cut(orders, ties, k - cut.above, cut.at, axis)
         return tuple(
             ((x > cut.bound) | (tied & (order >= among.bound))) & (x > 0)
             for x, tied, order in zip(keys, ties, orders, strict=True)
         )
 
-    def all_above() -> tuple[Array, ...]:
-        return tuple((x >= cut.bound) & (x > 0) for x in keys)
-
     # Scores hardly ever tie at the cut, and orders take memory.
-    return lax.cond(jnp.any(cut.above + cut.at > k), among_ties, all_above)
-
-
-def _orders(keys: Sequence[Array]) -> list[Array]:
-    """The order among equal keys, largest first: n - flat index, counted on from leaf to leaf."""
-    left, orders = sum(x.size for x in keys), []
-    for x in keys:
-        order, stride = jnp.full(x.shape, left, jnp.uint32), 1
-        for d in reversed(range(x.ndim)):
-            order -= lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(stride)
-            stride *= x.shape[d]
-        left -= x.size
-        orders.append(order)
-    return orders
+    untied = lambda: tuple((x >= cut.bound) & (x > 0) for x in keys)  # noqa: E731
+    return lax.cond(jnp.any(cut.above + cut.at > k), among_ties, untied)
 
 
 def _width(size: int, axis: int | None) -> int:

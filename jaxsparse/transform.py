@@ -14,8 +14,6 @@ from jaxsparse.schedules import never
 from jaxsparse.states import FORMAT, SparseState
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
-_REGROWN = ("reset", "keep", "dense")
-
 
 def sparsify(
     inner: optax.GradientTransformation,
@@ -70,10 +68,8 @@ def sparsify(
         raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a jaxsparse.Rule, got {rule!r}.")
-    if regrown_state not in _REGROWN:
-        raise ValueError(
-            f"regrown_state must be one of {', '.join(_REGROWN)}, got {regrown_state!r}."
-        )
+    if regrown_state not in ("reset", "keep", "dense"):
+        raise ValueError(f"regrown_state must be reset, keep or dense, got {regrown_state!r}.")
     trees.as_key(key)
     inner = optax.with_extra_args_support(inner)
     static = rule.fires is never

@@ -141,36 +141,23 @@ def test_updates_wait_for_finite_numbers(method):
     assert state.postponed == 2 and state.last_update == due + {"gradual": 3}.get(method, 6)
 
 
-@pytest.mark.parametrize("kept", ["reset", "keep"])
+@pytest.mark.parametrize("kept", ["reset", "keep", "dense"])
 def test_state_of_weights_that_died(kept):
     tx = FACTORIES["rigl"](optax.sgd(0.1, 0.9), regrown_state=kept, drop_fraction=0.5)
     step = jax.jit(stepper(tx))
     params, before = steps(step, *jaxsparse.init(tx, PARAMS), range(3))
+    grads = np.asarray(gradients(params, jnp.float32(3))["kernel"])
     params, state = steps(step, params, before, [3])
     died = np.asarray(before.masks["kernel"] & ~state.masks["kernel"])
     lived = np.asarray(before.masks["kernel"] & state.masks["kernel"])
     trace = np.asarray(state.inner_state[0].trace["kernel"])
     assert died.any() and np.all(trace[lived])
     decayed = 0.9 * np.asarray(before.inner_state[0].trace["kernel"])
-    np.testing.assert_allclose(trace[died], decayed[died] if kept == "keep" else 0, rtol=1e-6)
-
-
-@pytest.mark.parametrize("skip", [True, False])
-def test_a_grown_weight_goes_on_with_its_dense_state(skip):
-    inner = optax.sgd(0.1, 0.9)
-    tx = FACTORIES["rigl"](inner, regrown_state="dense", skip_update=skip, drop_fraction=0.5)
-    step, trace = jax.jit(stepper(tx)), np.zeros_like(PARAMS["kernel"])
-    params, state = jaxsparse.init(tx, PARAMS)
-    for t in range(5):
-        before = np.asarray(state.masks["kernel"])
-        grads = gradients(params, jnp.float32(t))
-        trace = 0.9 * trace + np.asarray(grads["kernel"])
-        params, state = step(params, state, grads)
-        np.testing.assert_allclose(state.inner_state[0].trace["kernel"], trace, rtol=1e-5)
-        if t == 3:
-            born = np.asarray(state.masks["kernel"]) & ~before
-            assert born.any() and not np.any(np.asarray(params["kernel"])[born])
-    np.testing.assert_allclose(params["kernel"][born], -0.1 * trace[born], rtol=1e-5)
+    expected = {"reset": 0 * decayed, "keep": decayed, "dense": decayed + grads}[kept]
+    np.testing.assert_allclose(trace[died], expected[died], rtol=1e-5)
+    born = np.asarray(state.masks["kernel"] & ~before.masks["kernel"])
+    np.testing.assert_allclose(trace[born], (decayed + grads)[born], rtol=1e-5)
+    assert born.any() and np.all((decayed[born] != 0) == (kept == "dense"))
 
 
 def test_accumulate_grows_by_the_mean_of_its_window():

@@ -96,12 +96,15 @@ def layer_densities(
         axes.yaxis.set_major_formatter(PERCENT)
         axes.set_xlabel(unit)
         cell = results[name]
-        axes.set_title(f"{cell['method']}, {100 * (1 - cell['sparsity']):g}%", fontsize=9)
+        variant = cell["method"].replace("+", "\n+")
+        axes.set_title(f"{variant}, {100 * (1 - cell['sparsity']):g}%", fontsize=9)
         plain(axes)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_axis_off()
     grid[0][0].set_ylabel("density of the layer (log scale)")
-    grid[0][0].legend(frameon=False, fontsize=8, loc="center right")
+    lines, layers = grid[0][0].get_legend_handles_labels()
+    below = {"loc": "outside lower center", "ncol": min(len(layers), 8)}
+    figure.legend(lines, layers, frameon=False, fontsize=8, **below)
     title = f"Where the weights go: {what}. {note}."
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, wrap=True)
     save(figure, file)
