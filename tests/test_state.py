@@ -154,7 +154,7 @@ def test_state_of_weights_that_died(kept):
     assert died.any() and np.all(trace[lived])
     decayed = 0.9 * np.asarray(before.inner_state[0].trace["kernel"])
     expected = {"reset": 0 * decayed, "keep": decayed, "dense": decayed + grads}[kept]
-    np.testing.assert_allclose(trace[died], expected[died], rtol=1e-5)
+    np.testing.assert_allclose(trace[died], expected[died], rtol=1e-6)
     born = np.asarray(state.masks["kernel"] & ~before.masks["kernel"])
     np.testing.assert_allclose(trace[born], (decayed + grads)[born], rtol=1e-5)
     assert born.any() and np.all((decayed[born] != 0) == (kept == "dense"))
