@@ -49,6 +49,10 @@ CASES = {
         direct("sparse_momentum", momentum=0.6, drop_fraction=jaxsparse.cosine(0.3, 12, 0.005)),
         {"momentum": 0.6},
     ),
+    "sparse_momentum+clip=0.5": (
+        direct("sparse_momentum", drop_fraction=jaxsparse.cosine(0.5, 12, 0.005)),
+        {"clip": 0.5},
+    ),
     "rigl+prune_schedule=linear+period=0.67": (
         direct("rigl", every=2, start=2, drop_fraction=jaxsparse.linear(0.5, 12)),
         {},
@@ -84,6 +88,22 @@ def test_options_of_the_settings_give_way_to_those_of_the_variant():
     got = trained(settings.method(tuned, name, 0.5, 0, PER_EPOCH))
     want = trained(settings.method(SMALL, f"{name}+accumulate=2", 0.5, 0, PER_EPOCH))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_clip_is_for_all_weights_together_and_inf_is_never():
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    plain = dataclasses.replace(SMALL, weight_decay=0.0, momentum=0.0)
+    clipped = dataclasses.replace(plain, clip=2.0)
+
+    def update(chosen, name="dense"):
+        tx = settings.method(chosen, name, 0.0, 0, PER_EPOCH)
+        return tx.update(grads, tx.init(grads), grads)[0]
+
+    for got in (update(clipped), update(plain, "dense+clip=2.0")):
+        np.testing.assert_allclose(got["a"], [-0.1 * 3 * 2 / 5, 0.0], rtol=1e-6)
+        np.testing.assert_allclose(got["b"], [-0.1 * 4 * 2 / 5], rtol=1e-6)
+    for got in (update(clipped, "dense+clip=inf"), update(dataclasses.replace(plain, clip=5.1))):
+        np.testing.assert_allclose(got["b"], [-0.4], rtol=1e-6)
 
 
 def test_the_distribution_of_a_variant():
@@ -207,6 +227,8 @@ BAD = [
     ("sparse_momentum+prune_rate=2.0", "got 2.0"),
     ("dense+growth=random", "dense has no option 'growth'"),
     ("fixed+prune_rate=0.2", "fixed has no option 'prune_rate'"),
+    ("dense+clip=0", "clip must be a number above 0, got 0"),
+    ("fixed+clip=magic", "clip must be a number above 0, got 'magic'"),
     ("rigl+temperature=0.2", "rigl has no option 'temperature'"),
 ]
 
