@@ -210,8 +210,11 @@ def _above_cut(keys: Sequence[Array], k: Array, axis: int | None) -> tuple[Array
         )
 
     # Scores hardly ever tie at the cut, and orders take memory.
-    untied = lambda: tuple((x >= cut.bound) & (x > 0) for x in keys)  # noqa: E731
-    return lax.cond(jnp.any(cut.above + cut.at > k), among_ties, untied)
+    return lax.cond(
+        jnp.any(cut.above + cut.at > k),
+        among_ties,
+        lambda: tuple((x >= cut.bound) & (x > 0) for x in keys),
+    )
 
 
 def _width(size: int, axis: int | None) -> int:

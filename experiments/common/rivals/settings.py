@@ -32,6 +32,8 @@ _OPTIONS = {
     "temperature": ("deep_rewiring",),
 }
 """The methods that know an option of a variant; every one but `dense` may know others."""
+_FIELDS = ("momentum", "prune_rate", "prune_schedule", "initialization", "clip")
+"""The options of a variant that stand in the place of the study's settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,20 +180,18 @@ def rate(settings: Settings, count: Any) -> Any:
 
 def optimizer(
     settings: Settings,
-    momentum: Any = None,
-    clip: Any = None,
     sparse: Callable[[Any], optax.GradientTransformation] = lambda sgd: sgd,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with Nesterov momentum, clipping (both by default the settings'), decay, falling rate.
+    """SGD with Nesterov momentum, clipping, weight decay and falling rate.
 
     The weight decay comes before the method that makes SGD `sparse`, so that sparse momentum's own
     momentum has it in it, as in the published code.
     """
-    momentum = settings.momentum if momentum is None else momentum
-    clip = settings.clip if clip is None else clip
-    sgd = optax.sgd(functools.partial(rate, settings), momentum=momentum, nesterov=True)
+    sgd = optax.sgd(functools.partial(rate, settings), momentum=settings.momentum, nesterov=True)
     made = [optax.add_decayed_weights(settings.weight_decay), sparse(sgd)]
-    return optax.chain(*([] if clip is None else [optax.clip_by_global_norm(clip)]), *made)
+    if settings.clip is not None:
+        made.insert(0, optax.clip_by_global_norm(settings.clip))
+    return optax.chain(*made)
 
 
 def method(
@@ -221,7 +221,7 @@ def method(
 def starts_sparse(settings: Settings, name: str) -> bool:
     """Whether a method or a variant draws its living weights anew, by their number."""
     algorithm, own = variants.parse(name)
-    chosen = own.get("initialization", settings.initialization)
+    chosen = _varied(settings, own)[0].initialization
     if chosen not in ("dense", "sparse"):
         raise ValueError(f"initialization must be dense or sparse, got {chosen!r}.")
     return algorithm != "dense" and chosen == "sparse"
@@ -236,10 +236,17 @@ def check(settings: Settings, name: str) -> None:
         if algorithm not in _OPTIONS.get(option, METHODS[1:]):
             raise ValueError(f"--methods: {algorithm} has no option {option!r}.")
     starts_sparse(settings, name)
-    clip = own.get("clip", 1.0)
-    if isinstance(clip, str) or not clip > 0:
+    clip = _varied(settings, own)[0].clip
+    if isinstance(clip, str) or (clip is not None and not clip > 0):
         raise ValueError(f"--methods: clip must be a number above 0, got {clip!r}.")
     _method(settings, algorithm, 0.5, 0, 1000, **own)
+
+
+def _varied(settings: Settings, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """The settings with a variant's own in their place, and the rest of its options."""
+    fields = {name: value for name, value in options.items() if name in _FIELDS}
+    rest = {name: value for name, value in options.items() if name not in fields}
+    return dataclasses.replace(settings, **fields), rest
 
 
 def _method(
@@ -249,17 +256,12 @@ def _method(
     key: Any,
     steps_per_epoch: int,
     *,
-    momentum: Any = None,
-    prune_rate: Any = None,
-    prune_schedule: str | None = None,
     period: float = 1.0,
     distribution: str = "uniform",
-    initialization: str = "dense",
-    clip: Any = None,
     temperature: Any = None,
     **own: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    del initialization  # of the parameters, which are not the optimizer's
+    settings, own = _varied(settings, own)
     steps, every = settings.length(steps_per_epoch), settings.every(steps_per_epoch)
     if algorithm in methods.DROPPING:
         schedules = {
@@ -267,17 +269,15 @@ def _method(
             "linear": lambda p: jaxsparse.linear(p, steps),
             "constant": jaxsparse.constant,
         }
-        schedule = prune_schedule or settings.prune_schedule
+        known, schedule = ", ".join(schedules), settings.prune_schedule
         if schedule not in schedules:
-            known = ", ".join(schedules)
             raise ValueError(f"prune_schedule must be one of {known}, got {schedule!r}.")
-        fraction = settings.prune_rate if prune_rate is None else prune_rate
-        own["drop_fraction"] = schedules[schedule](fraction)
+        own["drop_fraction"] = schedules[schedule](settings.prune_rate)
     if distribution not in methods.DISTRIBUTIONS:
         known = ", ".join(methods.DISTRIBUTIONS)
         raise ValueError(f"distribution must be one of {known}, got {distribution!r}.")
     if algorithm == "sparse_momentum":
-        own["momentum"] = settings.momentum if momentum is None else momentum
+        own["momentum"] = settings.momentum
     if temperature is not None:
         own["noise"] = lambda count: jnp.sqrt(
             2 * rate(settings, count) * temperature * 1e-3 ** (count / steps)
@@ -297,4 +297,4 @@ def _method(
         updates=updates,
         **own,
     )
-    return optimizer(settings, momentum, clip, sparse)
+    return optimizer(settings, sparse)
