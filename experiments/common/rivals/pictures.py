@@ -50,13 +50,10 @@ def error_against_density(
     if "dense" in found:
         axes.axhline(1 - found["dense"][0.0]["mean"], color="#222222", ls="--", label="dense")
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    _log_percent(axes)
     axes.xaxis.set_major_locator(FixedLocator(sorted(densities)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.yaxis.set_major_formatter(PERCENT)
-    axes.yaxis.set_minor_formatter(PERCENT)
-    axes.tick_params(axis="y", which="both", labelsize=8)
     axes.set_xlabel("weights in % (log scale)")
     axes.set_ylabel("test error (log scale)")
     plain(axes)
@@ -90,10 +87,7 @@ def layer_densities(
             values = curves[start + layer].mean(0)
             times = np.arange(1, len(values) + 1)
             axes.plot(times, values, **line_of_layer(i, len(layers), layer))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(PERCENT)
+        _log_percent(axes)
         axes.set_xlabel(unit)
         cell = results[name]
         variant = cell["method"].replace("+", "\n+")
@@ -108,6 +102,13 @@ def layer_densities(
     title = f"Where the weights go: {what}. {note}."
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, wrap=True)
     save(figure, file)
+
+
+def _log_percent(axes: plt.Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PERCENT)
 
 
 def _depth(layer: str) -> tuple[int, list[int]]:
@@ -140,10 +141,7 @@ def sensitivity(
             axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
             axes.plot(x, mean, marker=MARKERS[i % 5], ms=4, color=colour, lw=1.5, label=name)
         axes.set_xlabel(option.replace("_", " "))
-        axes.set_yscale("log")
-        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(PERCENT)
-        axes.tick_params(axis="y", which="both", labelsize=7)
+        _log_percent(axes)
         plain(axes)
         axes.legend(frameon=False, fontsize=8)
     grid[0][0].set_ylabel("error (log scale)")
