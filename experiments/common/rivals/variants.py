@@ -43,7 +43,7 @@ STUDIES = {
         *(
             f"dynamic_reparameterization+period={period}+target={target}"
             for period in (0.25, 1.0)
-            for target in (0.01, 0.03, 0.1, 0.3)
+            for target in (0.01, 0.03, 0.1, 0.3, 0.5)
         ),
         *(
             f"deep_rewiring+temperature={temperature:.0e}+l1={l1:.0e}"
