@@ -1,7 +1,7 @@
 """The figures of a study of dynamic sparse training methods."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,9 @@ def error_against_density(
     sparse = [name for name in found if name != "dense"]
     for i, name in enumerate(sparse):
         at = sorted(found[name], reverse=True)
-        x = np.array([100 * (1 - s) for s in at])
-        mean = np.array([1 - found[name][s]["mean"] for s in at])
-        error = np.array([found[name][s]["standard_error"] for s in at])
+        x = [100 * (1 - s) for s in at]
         densities |= set(x)
-        colour = COLOURS[i % len(COLOURS)]
-        axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
-        axes.plot(x, mean, marker=MARKERS[i % 5], ms=4, color=colour, lw=1.5, label=name)
+        _error_line(axes, i, name, x, [found[name][s] for s in at])
     if "dense" in found:
         axes.axhline(1 - found["dense"][0.0]["mean"], color="#222222", ls="--", label="dense")
     axes.set_xscale("log")
@@ -104,6 +100,17 @@ def layer_densities(
     save(figure, file)
 
 
+def _error_line(
+    axes: plt.Axes, i: int, name: str, x: Sequence[float], found: Sequence[Any]
+) -> None:
+    # The i-th line, from statistics of the accuracy at every x; its band is one standard error.
+    mean = np.array([1 - stats["mean"] for stats in found])
+    error = np.array([stats["standard_error"] for stats in found])
+    colour = COLOURS[i % len(COLOURS)]
+    axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+    axes.plot(x, mean, marker=MARKERS[i % 5], ms=4, color=colour, lw=1.5, label=name)
+
+
 def _log_percent(axes: plt.Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -134,12 +141,8 @@ def sensitivity(
     )
     for axes, (option, variants) in zip(grid.flat, lines.items(), strict=True):
         for i, (name, found) in enumerate(variants.items()):
-            x = np.array(sorted(found))
-            mean = np.array([1 - found[value]["mean"] for value in x])
-            error = np.array([found[value]["standard_error"] for value in x])
-            colour = COLOURS[i % len(COLOURS)]
-            axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
-            axes.plot(x, mean, marker=MARKERS[i % 5], ms=4, color=colour, lw=1.5, label=name)
+            x = sorted(found)
+            _error_line(axes, i, name, x, [found[value] for value in x])
         axes.set_xlabel(option.replace("_", " "))
         _log_percent(axes)
         plain(axes)
