@@ -22,9 +22,12 @@ METHODS = (
     "prune",
     "ticket",
     "snip",
+    "snip_global",
     "grasp",
+    "grasp_global",
 )
-"""The methods of the paper; "plus" is the sparse-aware initialization."""
+"""The methods of the paper; "plus" is the sparse-aware initialization, "global" lets the weights of
+all layers compete, as SNIP and GraSP were published, where the paper prunes every layer alike."""
 SHARED = ("shared_ticket", "shared_scratch", "shared_scratch_new", "shared_restart")
 """Replicates that differ by the order of their examples alone, all with the mask of one pruning:
 from its ticket, from one other initialization, from one each, and from its solution. The pruning is
@@ -46,6 +49,8 @@ class Settings:
         adds `2 * d * w` to their gradient, and nothing to that of biases.
       scored_learning_rate: the same for SNIP and GraSP.
       scored_weight_decay: the same for SNIP and GraSP.
+      grasp_temperature: what the logits are divided by in the loss that GraSP's scores come from;
+        200 in its authors' code. What the paper used was not released.
       every: steps from one mask update of SET and RigL to the next.
       iterations: steps of one training.
       batch_size: examples a step.
@@ -76,6 +81,7 @@ class Settings:
     scored_learning_rate: float
     scored_weight_decay: float
     every: int
+    grasp_temperature: float = 200.0
     iterations: int = 11_719
     warmup: int = 0
     batch_size: int = 128
@@ -218,7 +224,7 @@ def scaled(settings: Settings, scale: float) -> Settings:
 
 def algorithm(name: str) -> str:
     """What trains a method: one of "dense", "prune", "set", "rigl", "fixed" and "scored"."""
-    name = name.removesuffix("_plus")
+    name = name.removesuffix("_plus").removesuffix("_global")
     if name in ("dense", "prune", "set", "rigl"):
         return name
     if name == "small_dense":
