@@ -26,14 +26,21 @@ METHODS = (
 _OPTIONS = {
     "momentum": METHODS,
     "clip": METHODS,
+    "weight_decay": METHODS,
     "prune_rate": methods.DROPPING,
     "prune_schedule": methods.DROPPING,
     "period": tuple(n for n in METHODS if n not in ("dense", "fixed", "deep_rewiring")),
     "temperature": ("deep_rewiring",),
 }
 """The methods that know an option of a variant; every one but `dense` may know others."""
-_FIELDS = ("momentum", "prune_rate", "prune_schedule", "initialization", "clip")
+_FIELDS = ("momentum", "prune_rate", "prune_schedule", "initialization", "clip", "weight_decay")
 """The options of a variant that stand in the place of the study's settings."""
+_ETA = 0.01
+"""Mostafa & Wang's `DeepR_eta`: by default 0.001, in all of their published runs this."""
+_COOLING = {1 / 8: 1e-3, 2 / 5: 1e-4, 7 / 10: 1e-3}
+"""By what DeepR's temperature falls after which part of their runs on CIFAR-10, 1e-5 to 1e-15."""
+_REWIRED = 19 / 20
+"""The part of those runs in which DeepR rewires."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +113,7 @@ _LENET = Settings(
     densities=(0.01, 0.02, 0.03, 0.04, 0.05, 0.1),
     own={
         "dynamic_reparameterization": {"period": 0.25, "target": 0.3},
-        "deep_rewiring": {"temperature": 1e-4, "l1": 1e-5},
+        "deep_rewiring": {"sign": "free", "temperature": 1e-5, "l1": 1e-5, "weight_decay": 0.0},
     },
 )
 
@@ -200,10 +207,11 @@ def method(
     """One of `METHODS` at a sparsity, or a variant of it, as an optimizer.
 
     A variant's options are those of the method, and: `momentum`, of SGD and of sparse momentum
-    alike; `prune_rate`, `prune_schedule`, `clip` (inf for never) and `initialization`, as in the
-    settings; `period`, epochs from one mask update to the next; `distribution`, one of
-    `methods.DISTRIBUTIONS`; and DeepR's `temperature` at the start, as in the code of Mostafa &
-    Wang: noise of deviation `sqrt(2 * learning rate * temperature)`, falling to a thousandth.
+    alike; `prune_rate`, `prune_schedule`, `clip` (inf for never), `weight_decay` and
+    `initialization`, as in the settings; `period`, epochs from one mask update to the next;
+    `distribution`, one of `methods.DISTRIBUTIONS`; and DeepR's `temperature` at the start, which
+    falls as in the runs of Mostafa & Wang on CIFAR-10: noise of deviation
+    `sqrt(2 * eta * temperature)` on the gradient, eta their constant of 0.01.
 
     Args:
       settings: of the study.
@@ -278,10 +286,13 @@ def _method(
         raise ValueError(f"distribution must be one of {known}, got {distribution!r}.")
     if algorithm == "sparse_momentum":
         own["momentum"] = settings.momentum
+    if algorithm == "deep_rewiring":
+        own.setdefault("stop", max(2, round(_REWIRED * steps)))
     if temperature is not None:
-        own["noise"] = lambda count: jnp.sqrt(
-            2 * rate(settings, count) * temperature * 1e-3 ** (count / steps)
+        falling = optax.piecewise_constant_schedule(
+            1.0, {round(part * steps): scale for part, scale in _COOLING.items()}
         )
+        own["noise"] = lambda count: jnp.sqrt(2 * _ETA * temperature * falling(count))
     every = max(1, round(period * every))
     updates = methods.MaskUpdates(every, every, steps, None)
     if algorithm == "gradual":  # the masks rest for the last quarter
