@@ -128,7 +128,7 @@ def test_deep_rewiring(problem):
             layer: size
             * np.asarray(
                 jax.random.normal(
-                    jaxsparse.trees.leaf_key(step, f"{layer}/kernel"), net[layer]["kernel"].shape
+                    jaxsparse.prng.leaf_key(step, f"{layer}/kernel"), net[layer]["kernel"].shape
                 )
             )
             for layer in net

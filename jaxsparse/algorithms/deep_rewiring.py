@@ -5,13 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import prng, trees
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
 from jaxsparse.patterns import unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
+from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.regrowth import dropped_last, grow, refill_counts
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import random_scores
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule
 
 
@@ -81,7 +82,7 @@ def deep_rewiring(
     ) -> Params:
         def leaf(entry: LeafPlan, g: Array, positive: Array) -> Array:
             wide = trees.wide(g)
-            drawn = jax.random.normal(trees.leaf_key(key, entry.path), g.shape, wide)
+            drawn = jax.random.normal(prng.leaf_key(key, entry.path), g.shape, wide)
             pull = jnp.where(positive, jnp.asarray(l1, wide), -jnp.asarray(l1, wide))
             spread = jnp.asarray(deviation(count)).astype(wide)
             return (g.astype(wide) + pull + spread * drawn).astype(g.dtype)
@@ -103,7 +104,7 @@ def deep_rewiring(
 
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
         masks, _ = rule.init(key, params)
-        drawn = random_scores(jax.random.fold_in(trees.as_key(key), 1), params)
+        drawn = random_scores(jax.random.fold_in(prng.as_key(key), 1), params)
 
         def positive(_: LeafPlan, p: Array, draw: Array, mask: Array) -> Array:
             return jnp.where(mask & (p != 0), p > 0, draw < 0.5)
