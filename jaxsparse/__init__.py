@@ -17,8 +17,10 @@ from jaxsparse.algorithms import (
 from jaxsparse.analysis import summary
 from jaxsparse.distributions import by_path, erdos_renyi, erk, living, uniform
 from jaxsparse.initialization import sparse_init, sparse_initializer
+from jaxsparse.masks import apply, density, overlap, pack, sparsity, unpack
 from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
 from jaxsparse.pruning import prune, prune_iteratively, random_masks
+from jaxsparse.recognition import default_prunable
 from jaxsparse.redistribution import redistribute
 from jaxsparse.regrowth import drop_and_grow
 from jaxsparse.schedules import constant, cosine, cubic, linear, once, periodic
@@ -33,7 +35,6 @@ from jaxsparse.scores import (
 )
 from jaxsparse.states import SparseState, get_masks, init, metrics, reset, set_masks
 from jaxsparse.transform import sparsify
-from jaxsparse.trees import apply, default_prunable, density, overlap, pack, sparsity, unpack
 from jaxsparse.types import Axes, Rule
 
 __version__ = "0.1.0"

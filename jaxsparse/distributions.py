@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.axes import leaf_axes
+from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, AxesSpec, Params, Prunable, Sparsities
 
 
@@ -38,7 +39,7 @@ def uniform(
       {'bias': 0.0, 'kernel': 0.5}
     """
     check_sparsity(sparsity)
-    chosen = trees.sparse_leaves(params, prunable)
+    chosen = sparse_leaves(params, prunable)
     return jax.tree.structure(params).unflatten(sparsity if use else 0.0 for use in chosen)
 
 
@@ -156,7 +157,7 @@ def first_match(
         raise ValueError(
             f"{argument}: an empty mapping prunes nothing; give {{path regex: value}}."
         )
-    chosen = trees.sparse_leaves(params, prunable)
+    chosen = sparse_leaves(params, prunable)
     names = [trees.name(path) for path, _ in jax.tree.leaves_with_path(params)]
     used, found = set(), []
     for leaf, use in zip(names, chosen, strict=True):
@@ -207,7 +208,7 @@ def _balanced(params: Params, sparsity: float, prunable: Prunable | None, raw: A
         )
     check_sparsity(sparsity)
     found = jax.tree.leaves_with_path(params)
-    chosen = trees.sparse_leaves(params, prunable)
+    chosen = sparse_leaves(params, prunable)
     free = {
         i: (raw(trees.name(path), leaf), math.prod(leaf.shape))
         for i, ((path, leaf), use) in enumerate(zip(found, chosen, strict=True))

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse import trees
+from jaxsparse import prng, trees
 from jaxsparse.axes import leaf_axes
+from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Axes, AxesSpec, Key, Masks, Params, Prunable
 
 Initializer = Callable[..., Array]
@@ -80,8 +81,8 @@ def sparse_init(
       1.0
     """
     _check(scale, fan, distribution)
-    key = trees.as_key(key)
-    chosen = trees.sparse_leaves(params, prunable)
+    key = prng.as_key(key)
+    chosen = sparse_leaves(params, prunable)
     paths, treedef = jax.tree.flatten_with_path(params)
     names = [trees.name(path) for path, _ in paths]
     grouped = _groups(groups, [name for name, use in zip(names, chosen, strict=True) if use])
@@ -93,7 +94,7 @@ def sparse_init(
         if grouped[path] != 1 and fan != "layer":
             shape, mine = _split(path, p.shape, found, grouped[path])
             by_group = mask.reshape(shape)
-        stream, wide = trees.leaf_key(key, path), trees.wide(p)
+        stream, wide = prng.leaf_key(key, path), trees.wide(p)
         if distribution == "orthogonal":
             unit = _orthogonal(stream, by_group, mine, wide).reshape(p.shape)
             values = (unit * jnp.sqrt(jnp.asarray(scale, wide))).astype(p.dtype)

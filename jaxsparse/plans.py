@@ -2,28 +2,21 @@
 live. Plans are made from shapes and Python numbers while tracing, so they cost a step nothing.
 """
 
-import inspect
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import distributions, trees
-from jaxsparse.axes import leaf_axes
 from jaxsparse.distributions import living
-from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select, unstructured
+from jaxsparse.masks import full_mask
+from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select
 from jaxsparse.selection import global_top_k_masks
 from jaxsparse.types import (
     Array,
     Axes,
-    AxesSpec,
-    Distribution,
     Masks,
-    Params,
-    Prunable,
     Scores,
 )
 
@@ -105,124 +98,6 @@ Plan = list[LeafPlan | None]
 """One entry per leaf of the tree, in flattening order; None = the leaf is dense."""
 
 
-class Spec(NamedTuple):
-    """The shared keywords of every method: how sparse, where, and in which shape.
-
-    Attributes:
-      sparsity: in [0, 1), or `{path regex: sparsity}`.
-      distribution: how it is spread over the leaves: a function or a tree of floats; None means
-        `jaxsparse.uniform`.
-      scope: "layer", or "global" where leaves compete and only the total is fixed.
-      prunable: `(path, leaf) -> bool`; None means `jaxsparse.default_prunable`.
-      pattern: which weights live or die together.
-      axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
-      min_alive: weights that every sparse leaf keeps at least; None means 1. "unit": one for every
-        output unit. "raise": a leaf that would be empty is an error.
-    """
-
-    sparsity: Any
-    distribution: Distribution | Any = None
-    scope: str = "layer"
-    prunable: Prunable | None = None
-    pattern: Pattern = unstructured
-    axes: AxesSpec = None
-    min_alive: int | str | None = None
-
-    def checked(self) -> "Spec":
-        """Raises for whatever can be told to be wrong without parameters."""
-        values = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
-        for value in values:
-            distributions.check_sparsity(value)
-        if self.scope not in ("layer", "global"):
-            raise ValueError(f'scope must be "layer" or "global", got {self.scope!r}.')
-        if not isinstance(self.pattern, Pattern):
-            raise TypeError(
-                f"pattern must be unstructured, n_m(n, m), block(r, c), channel or fan_in, got "
-                f"{self.pattern!r}."
-            )
-        if self.prunable is not None and not callable(self.prunable):
-            raise TypeError(f"prunable must be a function (path, leaf), got {self.prunable!r}.")
-        least = 1 if self.min_alive is None else self.min_alive
-        if isinstance(least, str):
-            if least not in ("unit", "raise"):
-                raise ValueError(f'min_alive must be an int, "unit" or "raise", got {least!r}.')
-            if least == "unit" and self.pattern is not unstructured:
-                raise ValueError('min_alive="unit" needs the unstructured pattern.')
-            least = 1
-        if isinstance(least, bool) or not isinstance(least, int):
-            raise TypeError(f"min_alive must be an int, got {least!r}.")
-        if least < 0:
-            raise ValueError(f"min_alive must be at least 0, got {least}.")
-        if self.scope == "global" and self.pattern.by_rows:
-            raise ValueError(
-                f'scope="global" does not go with pattern {self.pattern.name}: every row keeps '
-                'its own count. Use scope="layer".'
-            )
-        if self.scope == "global" and isinstance(self.sparsity, Mapping):
-            raise ValueError('scope="global" needs one sparsity, not one per path.')
-        if self.scope == "global" and self.distribution not in (None, distributions.uniform):
-            raise ValueError(
-                'distribution: with scope="global" the scores decide how the sparsity is spread; '
-                "leave it out."
-            )
-        return self
-
-    def plan(self, params: Params) -> Plan:
-        """The plan for these parameters; only their paths, shapes and types are looked at."""
-        found = jax.tree.leaves_with_path(params)
-        targets = self._targets(params)
-        plan: Plan = []
-        for (path, leaf), target in zip(found, targets, strict=True):
-            plan.append(None if target == "dense" else self._leaf(trees.name(path), leaf, target))
-        sizes = {entry.groups.size for entry in plan if entry}
-        if self.scope == "global" and len(sizes) > 1:
-            raise ValueError(
-                f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
-                f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
-            )
-        return plan
-
-    def _targets(self, params: Params) -> list[Any]:
-        chosen = trees.sparse_leaves(params, self.prunable)
-        if self.scope == "global":
-            return [None if use else "dense" for use in chosen]
-        if isinstance(self.sparsity, Mapping):
-            tree = distributions.by_path(params, self.sparsity, prunable=self.prunable)
-        elif self.distribution is None:
-            tree = distributions.uniform(params, self.sparsity, prunable=self.prunable)
-        elif callable(self.distribution):
-            given = {"prunable": self.prunable, "axes": self.axes}
-            taken = inspect.signature(self.distribution).parameters
-            options = {key: value for key, value in given.items() if key in taken}
-            tree = self.distribution(params, self.sparsity, **options)
-        else:
-            tree = self.distribution
-        leaves = trees.check_same(params, tree, "distribution", shapes=False)
-        targets: list[Any] = []
-        for (path, _), use, value in zip(
-            jax.tree.leaves_with_path(params), chosen, leaves, strict=True
-        ):
-            if not use or (isinstance(value, int | float) and value == 0):
-                targets.append("dense")
-                continue
-            distributions.check_sparsity(value, f"distribution at {trees.name(path)!r}")
-            targets.append(value)
-        return targets
-
-    def _leaf(self, path: str, leaf: Array, target: float | None) -> LeafPlan:
-        uses = self.pattern.uses_axes
-        axes = leaf_axes(self.axes, path, leaf) if uses else None
-        groups = self.pattern.groups(path, leaf.shape, axes)
-        wanted, units = 1 if self.min_alive is None else self.min_alive, None
-        strict = wanted == "raise"
-        if wanted == "unit":
-            units = leaf_axes(self.axes, path, leaf)
-            wanted = math.prod(leaf.shape[a] for a in units.outputs + units.stacked)
-        wanted = 0 if strict else wanted
-        least = min(-(-wanted // max(groups.rows * groups.size, 1)), groups.columns)
-        return LeafPlan(path, leaf.shape, target, self.pattern, axes, groups, least, units, strict)
-
-
 def map_plan(
     plan: Plan,
     function: Callable[..., Any],
@@ -236,18 +111,6 @@ def map_plan(
         function(entry, leaf, *(other[i] for other in rest)) if entry else otherwise(leaf)
         for i, (entry, leaf) in enumerate(zip(plan, leaves, strict=True))
     )
-
-
-def full_mask(leaf: Any) -> Any:
-    """The mask of a dense leaf: all True; what is not an array stays what it is."""
-    if isinstance(leaf, jax.Array):
-        return jnp.ones_like(leaf, dtype=bool)  # sharded as the leaf is
-    return jnp.ones(leaf.shape, bool) if trees.is_array(leaf) else leaf
-
-
-def full_masks(params: Params) -> Masks:
-    """Masks in which every weight lives."""
-    return jax.tree.map(full_mask, params)
 
 
 def select_by_layer(

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.distributions import check_sparsity, living, uniform
+from jaxsparse.masks import apply, full_mask
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import Plan, Spec, check_total, full_mask, select_by_layer, select_globally
+from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
 from jaxsparse.scores import random_scores
-from jaxsparse.trees import apply
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan, select_globally
+from jaxsparse.plans import LeafPlan, Plan, map_plan, select_globally
 from jaxsparse.redistribution import redistribute
 from jaxsparse.schedules import check_fraction
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, AxesSpec, Masks, Prunable, Scores
 
 Counts = list[Array | None]

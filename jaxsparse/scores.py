@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import prng, trees
+from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Key, Params, Prunable, Scores
 
 Loss = Callable[[Params, Any], Array]
@@ -47,7 +48,7 @@ def random_scores(key: Key, params: Params) -> Scores:
       >>> random_scores(0, {"w": jnp.ones((2, 3))})["w"].shape
       (2, 3)
     """
-    key = trees.as_key(key)
+    key = prng.as_key(key)
 
     def draw(path: str, p: Array) -> Array:
         sharding = None
@@ -58,7 +59,7 @@ def random_scores(key: Key, params: Params) -> Scores:
         ):
             sharding = p.sharding
         return jax.jit(jax.random.uniform, static_argnums=1, out_shardings=sharding)(
-            trees.leaf_key(key, path), p.shape
+            prng.leaf_key(key, path), p.shape
         )
 
     return _floats(draw, params, what="params")
@@ -143,7 +144,7 @@ def grasp(
     batches = _several(batches)
     floats, whole = trees.floats(params)
     gradient = jax.grad(lambda floats, batch: loss(whole(floats), batch))
-    pairs = zip(jax.tree.leaves(params), trees.sparse_leaves(params, prunable), strict=True)
+    pairs = zip(jax.tree.leaves(params), sparse_leaves(params, prunable), strict=True)
     chosen = [use for leaf, use in pairs if trees.is_float(leaf)]
     flow = [
         g if use else jnp.zeros_like(g)

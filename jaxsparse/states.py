@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.masks import apply, density
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 FORMAT = 1
@@ -139,7 +140,7 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       4
     """
     opt_state = tx.init(params)
-    params = trees.apply(params, get_masks(opt_state, params))
+    params = apply(params, get_masks(opt_state, params))
 
     def copy(leaf: Any) -> Any:
         return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else leaf
@@ -187,7 +188,7 @@ def metrics(opt_state: Any, *, prunable: Prunable | None = None) -> dict[str, Ar
     plain = [SparseState(*v[:3], (), (), (), *v[3:]) for v in values]
     latest = jnp.stack([s.last_update for s in plain])
     return {
-        "density": trees.density([s.masks for s in states], prunable),
+        "density": density([s.masks for s in states], prunable),
         "churn": jnp.stack([s.churn for s in plain])[jnp.argmax(latest)],
         "last_update": jnp.max(latest),
         "postponed": sum(s.postponed for s in plain),

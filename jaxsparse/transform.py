@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxsparse import trees
+from jaxsparse import prng, trees
+from jaxsparse.inner_state import reset_dead
 from jaxsparse.schedules import never
 from jaxsparse.states import FORMAT, SparseState
 from jaxsparse.types import Array, Key, Masks, Params, Rule
@@ -70,12 +71,12 @@ def sparsify(
         raise TypeError(f"rule must be a jaxsparse.Rule, got {rule!r}.")
     if regrown_state not in ("reset", "keep", "dense"):
         raise ValueError(f"regrown_state must be reset, keep or dense, got {regrown_state!r}.")
-    trees.as_key(key)
+    prng.as_key(key)
     inner = optax.with_extra_args_support(inner)
     static = rule.fires is never
 
     def init_fn(params: Params) -> SparseState:
-        random = trees.as_key(key)
+        random = prng.as_key(key)
         masks, rule_state = rule.init(random, params)
         return SparseState(
             version=jnp.int32(FORMAT),
@@ -100,7 +101,7 @@ def sparsify(
         trees.check_same(params, grads, "grads")
         trees.check_same(params, state.masks, "masks")
         sparse, old = _sparse(rule, params), state.masks
-        impl = jax.random.key_impl(trees.as_key(key))
+        impl = jax.random.key_impl(prng.as_key(key))
         random = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
         observed = rule.observe(state.rule_state, grads, old, params, state.count)
         adjusted = grads
@@ -143,7 +144,7 @@ def sparsify(
             inner_state = state.inner_state
             if regrown_state == "reset":
                 fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
-                inner_state = _reset_dead(inner_state, fresh, params, masks, sparse, fired, some)
+                inner_state = reset_dead(inner_state, fresh, params, masks, sparse, fired, some)
 
         updates, inner_state = inner.update(
             seen(masks), inner_state, _living(params, masks, sparse), **extra
@@ -242,58 +243,3 @@ def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:
     born = sum(jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True))
     alive = sum(jnp.sum(b, dtype=jnp.int32) for b in after)
     return jnp.asarray(born, jnp.float32) / jnp.maximum(jnp.asarray(alive, jnp.float32), 1)
-
-
-def _reset_dead(
-    inner_state: Any,
-    fresh: Callable[[], Any],
-    params: Params,
-    masks: Masks,
-    sparse: list[bool],
-    fired: Array,
-    some: Array,
-) -> Any:
-    """Weight-shaped state off the masks goes back to what `inner.init` gives there.
-
-    A loop of zero or one turns, because a conditional or a select would copy the whole state.
-    """
-    found, treedef = jax.tree.flatten_with_path(inner_state)
-    leaves, masks = [leaf for _, leaf in found], jax.tree.leaves(masks)
-    owners = {
-        i: w
-        for i, (path, leaf) in enumerate(found)
-        if (w := _weight(path, leaf, params, sparse)) is not None
-    }
-    if not owners:
-        return inner_state
-
-    def reset(_: Array, carry: list[Array]) -> list[Array]:
-        initial = jax.tree.leaves(fresh())
-        return [
-            jnp.where(masks[w], leaf, jnp.where(fired, initial[i].astype(leaf.dtype), leaf))
-            for (i, w), leaf in zip(owners.items(), carry, strict=True)
-        ]
-
-    carry = lax.fori_loop(0, some.astype(jnp.int32), reset, [leaves[i] for i in owners])
-    for i, leaf in zip(owners, carry, strict=True):
-        leaves[i] = leaf
-    return treedef.unflatten(leaves)
-
-
-def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[bool]) -> int | None:
-    """Which sparse leaf of `params` a leaf of state belongs to: its path ends with that leaf's, and
-    its last axes have that leaf's shape (a history of updates has one more in front)."""
-    best, depth = None, -1
-    for i, (ending, p) in enumerate(jax.tree.leaves_with_path(params)):
-        same = (
-            trees.is_array(leaf)
-            and len(ending) <= len(path)
-            and path[len(path) - len(ending) :] == ending
-        )
-        if not (same and jnp.issubdtype(leaf.dtype, jnp.inexact)) or len(ending) <= depth:
-            continue
-        best, depth = (
-            (i if sparse[i] and leaf.shape[leaf.ndim - p.ndim :] == p.shape else None),
-            len(ending),
-        )
-    return best

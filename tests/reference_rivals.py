@@ -107,9 +107,10 @@ class Reparameterization:
 class DeepRewiring:
     """Bellec et al.: noise and a penalty on the gradient; what changes its sign is rewired."""
 
-    def __init__(self, signs, l1, noise, drawn):
-        self.signs, self.l1, self.noise, self.drawn = signs, F(l1), noise, drawn
-        self.moved = 0
+    def __init__(self, signs, l1, noise, drawn, free=False):
+        self.signs, self.l1, self.noise, self.drawn = dict(signs), F(l1), noise, drawn
+        self.free, self.moved = free, 0
+        self.young, self.grown, self.stillborn = {}, 0, 0
 
     def adjust(self, t, grads):
         noise = self.noise(t)
@@ -128,6 +129,12 @@ class DeepRewiring:
             self.moved += int(mask.sum() - kept.sum())
             scores = np.where(mask & ~kept, drawn[layer] - F(1), drawn[layer])
             after[layer] = kept | best(scores, int(mask.sum() - kept.sum()), ~kept)
+            if self.free:
+                self.signs[layer] = np.sign(np.where(kept, weights[layer]["kernel"], F(0)))
+            young = self.young.get(layer, np.zeros_like(mask))
+            self.grown += int(young.sum())
+            self.stillborn += int((young & ~kept).sum())
+            self.young[layer] = after[layer] & ~kept
         return after
 
 

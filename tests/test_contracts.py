@@ -66,6 +66,9 @@ ALGORITHMS = {
     "deep_rewiring": lambda inner, key: jaxsparse.deep_rewiring(
         inner, 0.7, key=key, l1=0.01, noise=0.5
     ),
+    "deep_rewiring free": lambda inner, key: jaxsparse.deep_rewiring(
+        inner, 0.7, key=key, l1=0.01, noise=0.5, sign="free"
+    ),
 }
 
 INNERS = {
@@ -250,6 +253,7 @@ RULES = {
     "sparse_evolution by sign": jaxsparse.sparse_evolution.rule(0.7),
     "dynamic_reparameterization": jaxsparse.dynamic_reparameterization.rule(0.7),
     "deep_rewiring": jaxsparse.deep_rewiring.rule(0.7),
+    "deep_rewiring free": jaxsparse.deep_rewiring.rule(0.7, sign="free"),
 }
 
 

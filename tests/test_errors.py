@@ -33,6 +33,10 @@ def momentum(**options):
     return lambda: jaxsparse.sparse_momentum(SGD, **{"sparsity": 0.5, "key": 0} | options)
 
 
+def rewire(**options):
+    return lambda: jaxsparse.deep_rewiring(SGD, **{"sparsity": 0.5, "key": 0} | options)
+
+
 def gradual(**options):
     return lambda: jaxsparse.gradual(SGD, **{"sparsity": 0.5, "start": 0, "stop": 9} | options)
 
@@ -148,6 +152,8 @@ TABLE = [
     ("linear", lambda: jaxsparse.linear(2.0, 9), ValueError, r"fraction.*\[0, 1\], got 2.0"),
     ("constant", lambda: jaxsparse.constant(-1.0), ValueError, r"fraction.*\[0, 1\], got -1.0"),
     # The choices of a method.
+    ("sign", rewire(sign="positive"), ValueError, "sign.*fixed.*free.*got 'positive'"),
+    ("sign number", rewire(sign=1), ValueError, "sign.*fixed.*free.*got 1"),
     ("growth", momentum(growth="magic"), ValueError, "growth.*momentum_neuron.*got 'magic'"),
     ("sharing", momentum(redistribution="all"), ValueError, "redistribution.*nonzero.*got 'all'"),
     ("momentum 1", momentum(momentum=1.0), ValueError, r"momentum.*\[0, 1\), got 1.0"),

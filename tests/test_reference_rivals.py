@@ -100,26 +100,31 @@ def test_dynamic_reparameterization(problem, sparsity):
     assert "masks" in difference(run, expected(problem, other.move, sparsity))
 
 
-def test_deep_rewiring(problem):
-    net, steps = problem[0], 12
+@pytest.mark.parametrize("sign", ["fixed", "free"])
+def test_deep_rewiring(problem, sign):
+    net, steps = {layer: dict(leaves) for layer, leaves in problem[0].items()}, 12
+    for leaves in net.values():  # what is zero at the start has no sign of its own
+        leaves["kernel"] = np.where(np.arange(leaves["kernel"].shape[1]) % 4, leaves["kernel"], 0)
     l1, sigma = 0.01, 0.2
     tx = jaxsparse.deep_rewiring(
-        optax.sgd(0.1, 0.9), SPARSITY, key=KEY, l1=l1, noise=lambda t: sigma / (1 + 0.1 * t)
+        optax.sgd(0.1, 0.9),
+        SPARSITY,
+        key=KEY,
+        l1=l1,
+        noise=lambda t: sigma / (1 + 0.1 * t),
+        sign=sign,
     )
     short = net, problem[1][:steps]
     run = library_run(tx, *short, promotion="standard")
-    masks, key = initial_masks(net, SPARSITY), jax.random.key(KEY)
-    coins = reference.kernels(np.asarray, jaxsparse.random_scores(jax.random.fold_in(key, 1), net))
-    signs = {
-        layer: np.where(
-            np.where(
-                mask & (net[layer]["kernel"] != 0), net[layer]["kernel"] > 0, coins[layer] < 0.5
-            ),
-            np.float32(1),
-            np.float32(-1),
-        )
-        for layer, mask in masks.items()
-    }
+    key = jax.random.key(KEY)
+    signs = reference.kernels(np.sign, net)
+    if sign == "fixed":
+        fresh = jax.random.fold_in(key, 1)
+        coins = reference.kernels(np.asarray, jaxsparse.random_scores(fresh, net))
+        signs = {
+            layer: np.where(s == 0, np.where(coins[layer] < 0.5, 1, -1), s).astype(np.float32)
+            for layer, s in signs.items()
+        }
 
     def noise(t):
         step = jax.random.fold_in(jax.random.fold_in(key, t), 2)
@@ -128,21 +133,40 @@ def test_deep_rewiring(problem):
             layer: size
             * np.asarray(
                 jax.random.normal(
-                    jaxsparse.trees.leaf_key(step, f"{layer}/kernel"), net[layer]["kernel"].shape
+                    jaxsparse.prng.leaf_key(step, f"{layer}/kernel"), net[layer]["kernel"].shape
                 )
             )
             for layer in net
         }
 
-    def truth(l1):
-        rule = rivals.DeepRewiring(signs, l1, noise, lambda t: drawn(net, t))
+    def truth(l1, free=sign == "free"):
+        rule = rivals.DeepRewiring(signs, l1, noise, lambda t: drawn(net, t), free)
         run = expected(short, rule.move, when=lambda t: t >= 1, adjust=rule.adjust)
         return rule, list(run)
 
     rule, right = truth(l1)
     assert difference(run, right) is None
     assert rule.moved > 20
+    if sign == "fixed":
+        assert 0.3 < rule.stillborn / rule.grown < 0.7
+    else:
+        assert rule.stillborn == 0 < rule.grown
     assert difference(run, truth(0.05)[1]) is not None
+    assert difference(run, truth(l1, sign != "free")[1]) is not None
+
+
+def test_deep_rewiring_of_a_ticket_keeps_its_signs():
+    """`reset` brings masks of its own: weights that do not move must not die."""
+    params = {"fc": {"kernel": jax.random.normal(jax.random.key(0), (20, 10))}}
+    still = jax.tree.map(np.zeros_like, params)
+    for sign in ("fixed", "free"):
+        tx = jaxsparse.deep_rewiring(optax.sgd(0.1), 0.7, key=1, l1=0, noise=0, sign=sign)
+        ticket = jaxsparse.random_masks(2, params, 0.7)
+        state = jaxsparse.reset(tx, jaxsparse.set_masks(tx.init(params), ticket), params)
+        for _ in range(3):
+            _, state = tx.update(still, state, jaxsparse.apply(params, ticket))
+        assert jaxsparse.metrics(state)["last_update"] == 2
+        np.testing.assert_array_equal(state.masks["fc"]["kernel"], ticket["fc"]["kernel"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 import jaxsparse
-from jaxsparse import trees
+from jaxsparse import prng, trees
+from jaxsparse.recognition import why_dense
 from tests import reference
 
 SHAPE = (6, 9)
@@ -119,7 +120,7 @@ def test_names_are_paths():
 def test_default_prunable(path, shape, dtype, expected):
     leaf = jax.ShapeDtypeStruct(shape, dtype)
     assert jaxsparse.default_prunable(path, leaf) is expected
-    assert (trees.why_dense(path, leaf) is None) is expected
+    assert (why_dense(path, leaf) is None) is expected
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int32", "complex64"])
@@ -199,16 +200,16 @@ def test_packing_scalars():
 def test_every_kind_of_key_gives_the_same_stream():
     typed = jax.random.key(7)
     kinds = [7, np.int64(7), np.uint32(7), jnp.int32(7), typed, jax.random.key_data(typed)]
-    draws = [jax.random.bits(trees.as_key(key)) for key in (*kinds, jax.random.PRNGKey(7))]
+    draws = [jax.random.bits(prng.as_key(key)) for key in (*kinds, jax.random.PRNGKey(7))]
     assert len({int(draw) for draw in draws}) == 1
-    traced = jax.vmap(lambda key: jax.random.bits(trees.as_key(key)))(jnp.arange(6, 9))
+    traced = jax.vmap(lambda key: jax.random.bits(prng.as_key(key)))(jnp.arange(6, 9))
     assert int(traced[1]) == int(draws[0])
     other = jax.random.key(7, impl="rbg")
-    assert jax.random.key_impl(trees.as_key(other)) == "rbg"
+    assert jax.random.key_impl(prng.as_key(other)) == "rbg"
 
 
 def test_streams_are_folded_by_path():
     key = jax.random.key(0)
-    found = {path: int(jax.random.bits(trees.leaf_key(key, path))) for path in "abc"}
+    found = {path: int(jax.random.bits(prng.leaf_key(key, path))) for path in "abc"}
     assert len(set(found.values())) == 3
-    assert found["a"] == int(jax.random.bits(trees.leaf_key(key, "a")))
+    assert found["a"] == int(jax.random.bits(prng.leaf_key(key, "a")))

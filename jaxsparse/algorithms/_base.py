@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import trees
-from jaxsparse.plans import Plan, Spec, select_by_layer
+from jaxsparse.plans import Plan, select_by_layer
 from jaxsparse.schedules import as_schedule, cosine
 from jaxsparse.scores import random_scores
+from jaxsparse.specs import Spec
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule
 

@@ -5,13 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import prng, trees
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
 from jaxsparse.patterns import unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
+from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.regrowth import dropped_last, grow, refill_counts
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import random_scores
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule
 
 
@@ -21,16 +22,22 @@ def deep_rewiring(
     *,
     l1: float = 1e-5,
     noise: float | Schedule = 1e-3,
+    sign: str = "fixed",
     every: int = 1,
     start: int | None = None,
     stop: int | None = None,
 ) -> Rule:
     """DeepR: at every step noise and an L1 penalty; what changes its sign is rewired.
 
-    Every connection has a sign s of its own for good. The inner optimizer sees, on living weights,
-    `g + l1 * s + noise(t) * standard normal`. After its step the living weights whose sign is no
-    longer s die, and in each layer as many come to life at random places, the just dropped ones
-    excluded, starting at zero.
+    Every weight has a sign s. The inner optimizer sees, on living weights,
+    `g + l1 * s + noise(t) * standard normal`. After its step the living weights whose value has the
+    other sign die, and in each layer as many come to life at random places, the just dropped ones
+    excluded, starting at zero. A value of exactly zero has neither sign, so it does not die.
+
+    With `sign="fixed"` every place has its s for good, so about half of the grown weights die at
+    the next update. With `sign="free"` s is the sign of the value after the last update: a weight
+    that was zero then, as every grown one is, has s = 0, so it pays no penalty and does not die at
+    the next update, which gives it the sign of the value that it has then.
 
     Args:
       inner: any Optax optimizer.
@@ -39,6 +46,7 @@ def deep_rewiring(
       l1: coefficient of the penalty, at least 0.
       noise: standard deviation of the noise on the gradient, at least 0, or a schedule of the
         count. Langevin dynamics at temperature T and learning rate eta mean `sqrt(2 * T / eta)`.
+      sign: "fixed", or "free" so that a grown weight takes the sign that its first step gives it.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`. Published is every step.
       distribution, prunable, axes, min_alive: as for `jaxsparse.prune`; the pattern must be
@@ -54,12 +62,16 @@ def deep_rewiring(
       TypeError: a value of the wrong kind.
 
     References:
-      Bellec et al., "Deep Rewiring: Training very sparse deep networks" (2018), algorithm 1.
+      Bellec et al., "Deep Rewiring: Training very sparse deep networks" (2018), algorithm 1, has
+      fixed signs; Mostafa & Wang, "Parameter Efficient Training of Deep Convolutional Neural
+      Networks by Dynamic Sparse Reparameterization" (2019), whose code leaves them free.
 
     Differs from the paper:
       Penalty and noise go through the inner optimizer, as in the code of Mostafa & Wang; the paper
-      adds them to the weights. Signs are those of the initial weights, and random elsewhere. Each
-      layer keeps its number of weights. Every step computes the inner step twice.
+      adds them to the weights. Fixed signs are those of the initial values, random where these are
+      zero. Each layer keeps its number of weights. Every step computes the inner step twice. In the
+      code of Mostafa & Wang the momentum of dead weights lives on and can give a sign to a weight
+      that grows; here a grown weight has none.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
@@ -74,43 +86,68 @@ def deep_rewiring(
         raise ValueError(f"l1 must be at least 0, got {l1}.")
     if isinstance(noise, int | float) and not noise >= 0:
         raise ValueError(f"noise must be at least 0, got {noise}.")
+    if sign not in ("fixed", "free"):
+        raise ValueError(f'sign must be "fixed" or "free", got {sign!r}.')
     deviation = noise if callable(noise) else lambda count: jnp.asarray(noise, jnp.float32)
 
     def adjust(
-        key: Array, count: Array, masks: Masks, params: Params, grads: Params, sign: Any
+        key: Array, count: Array, masks: Masks, params: Params, grads: Params, signs: Any
     ) -> Params:
-        def leaf(entry: LeafPlan, g: Array, positive: Array) -> Array:
+        def leaf(entry: LeafPlan, g: Array, s: Array) -> Array:
             wide = trees.wide(g)
-            drawn = jax.random.normal(trees.leaf_key(key, entry.path), g.shape, wide)
-            pull = jnp.where(positive, jnp.asarray(l1, wide), -jnp.asarray(l1, wide))
+            drawn = jax.random.normal(prng.leaf_key(key, entry.path), g.shape, wide)
+            pull = jnp.asarray(l1, wide) * s.astype(wide)
             spread = jnp.asarray(deviation(count)).astype(wide)
             return (g.astype(wide) + pull + spread * drawn).astype(g.dtype)
 
-        return map_plan(spec.plan(params), leaf, lambda g: g, grads, jax.tree.leaves(sign))
+        return map_plan(spec.plan(params), leaf, lambda g: g, grads, jax.tree.leaves(signs))
 
     def update(
-        plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, sign: Any
+        plan: Plan,
+        key: Array,
+        count: Array,
+        masks: Masks,
+        params: Params,
+        grads: Params,
+        signs: Any,
     ) -> tuple[Masks, Any]:
-        def steady(_: LeafPlan, mask: Array, p: Array, positive: Array) -> Array:
-            return mask & ~jnp.where(positive, p < 0, p > 0)
+        def steady(_: LeafPlan, mask: Array, p: Array, s: Array) -> Array:
+            return mask & (s * _sign(p) >= 0)
 
-        rest = jax.tree.leaves(params), jax.tree.leaves(sign)
-        alive = map_plan(plan, steady, lambda mask: mask, masks, *rest)
+        alive = map_plan(
+            plan, steady, lambda mask: mask, masks, jax.tree.leaves(params), jax.tree.leaves(signs)
+        )
         drawn = dropped_last(plan, random_scores(key, params), masks, alive)
-        return grow(plan, alive, drawn, refill_counts(plan, masks, alive)), sign
+        grown = grow(plan, alive, drawn, refill_counts(plan, masks, alive))
+        if sign == "free":
+            signs = map_plan(
+                plan, _left, lambda s: s, signs, *map(jax.tree.leaves, (params, alive))
+            )
+        return grown, signs
 
     rule = dynamic_rule(spec, periodic(every, start, stop), update)
 
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
         masks, _ = rule.init(key, params)
-        drawn = random_scores(jax.random.fold_in(trees.as_key(key), 1), params)
+        drawn = random_scores(jax.random.fold_in(prng.as_key(key), 1), params)
 
-        def positive(_: LeafPlan, p: Array, draw: Array, mask: Array) -> Array:
-            return jnp.where(mask & (p != 0), p > 0, draw < 0.5)
+        def first(_: LeafPlan, p: Array, draw: Array) -> Array:
+            if sign == "free":
+                return _sign(p)
+            coin = jnp.where(draw < 0.5, jnp.int8(1), jnp.int8(-1))
+            return jnp.where(p != 0, _sign(p), coin)
 
-        plan = spec.plan(params)
-        rest = jax.tree.leaves(drawn), jax.tree.leaves(masks)
-        dense = lambda p: jnp.ones_like(p, bool) if trees.is_array(p) else p  # noqa: E731
-        return masks, map_plan(plan, positive, dense, params, *rest)
+        dense = lambda p: jnp.zeros_like(p, jnp.int8) if trees.is_array(p) else p  # noqa: E731
+        return masks, map_plan(spec.plan(params), first, dense, params, jax.tree.leaves(drawn))
 
     return rule._replace(init=init, adjust=adjust)
+
+
+def _sign(values: Array) -> Array:
+    """-1, 0 or 1, in a byte."""
+    return jnp.sign(values).astype(jnp.int8)
+
+
+def _left(_: LeafPlan, s: Array, p: Array, alive: Array) -> Array:
+    """The free signs after an update: none where a weight is dead, or has just come to life."""
+    return jnp.where(alive, _sign(p), jnp.zeros((), s.dtype))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
-from jaxsparse.plans import LeafPlan, Plan, Spec
+from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import (
     check_movable,
     count_shares,
@@ -20,6 +20,7 @@ from jaxsparse.regrowth import (
 )
 from jaxsparse.schedules import check_fraction, periodic
 from jaxsparse.scores import magnitude, random_scores
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule
 
 TOLERANCE = 0.1

@@ -10,9 +10,10 @@ import optax
 from jaxsparse import trees
 from jaxsparse.algorithms._base import dynamic_rule
 from jaxsparse.distributions import uniform
+from jaxsparse.masks import full_mask
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import Spec, full_mask
 from jaxsparse.schedules import never
+from jaxsparse.specs import Spec
 from jaxsparse.transform import sparsify
 from jaxsparse.types import AxesSpec, Distribution, Key, Masks, Params, Prunable, Rule
 

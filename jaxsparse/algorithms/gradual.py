@@ -7,16 +7,11 @@ import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, sparse_tree
 from jaxsparse.distributions import living
-from jaxsparse.plans import (
-    Plan,
-    Spec,
-    check_total,
-    full_masks,
-    select_by_layer,
-    select_globally,
-)
+from jaxsparse.masks import full_masks
+from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
 from jaxsparse.schedules import check_count, cubic, periodic
 from jaxsparse.scores import magnitude
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule
 
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
 from jaxsparse.patterns import fan_in
-from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
+from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.regrowth import drop, drop_counts, grow, in_one_row, refill_counts
 from jaxsparse.schedules import check_fraction, periodic
 from jaxsparse.scores import gradient, magnitude
 from jaxsparse.selection import top_k_mask
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
 
 

@@ -4,10 +4,11 @@ from typing import Any
 
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
 from jaxsparse.patterns import unstructured
-from jaxsparse.plans import Plan, Spec
+from jaxsparse.plans import Plan
 from jaxsparse.regrowth import drop, drop_counts, drop_signs, grow, refill_counts
 from jaxsparse.schedules import as_schedule, periodic
 from jaxsparse.scores import magnitude, random_scores
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
 
 

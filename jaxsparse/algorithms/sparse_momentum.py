@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
 from jaxsparse.axes import leaf_axes
 from jaxsparse.patterns import fan_in, unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, map_plan
+from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.redistribution import redistribute
 from jaxsparse.regrowth import (
     check_movable,
@@ -26,6 +26,7 @@ from jaxsparse.regrowth import (
 )
 from jaxsparse.schedules import check_fraction, periodic
 from jaxsparse.scores import magnitude, random_scores
+from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
 
 _DROPS = ("magnitude", "sign", "global")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.axes import leaf_axes
+from jaxsparse.recognition import as_float, sparse_leaves
 from jaxsparse.types import Array, AxesSpec, Masks, Prunable
 
 
@@ -50,8 +51,8 @@ def empty_units(
       >>> int(found["kernel"].no_input), found["kernel"].outputs, int(found["kernel"].no_output)
       (1, 3, 0)
     """
-    shapes = jax.tree.map(lambda m: trees.as_float(m) if trees.is_array(m) else m, masks)
-    chosen = trees.sparse_leaves(shapes, prunable)
+    shapes = jax.tree.map(lambda m: as_float(m) if trees.is_array(m) else m, masks)
+    chosen = sparse_leaves(shapes, prunable)
     found = {}
     for (path, mask), use in zip(jax.tree.leaves_with_path(masks), chosen, strict=True):
         if use:

@@ -194,7 +194,7 @@ class Memory(NamedTuple):
     Attributes:
       weights: the parameters as dense arrays.
       masks: the masks, one byte for every element.
-      packed_masks: the masks as `jaxsparse.trees.pack` packs them, eight elements to a byte.
+      packed_masks: the masks as `jaxsparse.pack` packs them, eight elements to a byte.
       living_weights: the parameters without their zeros: values, and a flat index for each (four
         bytes, eight where a leaf has 2^31 elements or more). A leaf without zeros stays as it is.
       optimizer: every array of the optimizer state; the masks too if they are part of it.

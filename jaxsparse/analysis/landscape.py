@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse import trees
+from jaxsparse import prng, trees
+from jaxsparse.masks import apply
 from jaxsparse.types import Array, Key, Masks, Params
 
 
@@ -55,7 +56,7 @@ def interpolation(
         raise ValueError(f"alphas must be a vector, got shape {alphas.shape}.")
     trees.check_same(start, end, "end")
     if masks is not None:
-        start, end = trees.apply(start, masks), trees.apply(end, masks)
+        start, end = apply(start, masks), apply(end, masks)
 
     def between(alpha: Array) -> Params:
         def leaf(_: str, a: Array, b: Array) -> Array:
@@ -206,7 +207,7 @@ def train_bezier(
     control = jax.tree.map(lambda leaf: leaf[0] if trees.is_array(leaf) else leaf, half)
 
     def within(tree: Params) -> Params:
-        return tree if masks is None else trees.apply(tree, masks)
+        return tree if masks is None else apply(tree, masks)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, None]:
         (control, state), (batch, key) = carry, inputs
@@ -218,6 +219,6 @@ def train_bezier(
         return (within(optax.apply_updates(control, updates)), state), None
 
     control = within(control)
-    keys = jax.random.split(trees.as_key(key), len(jax.tree.leaves(batches)[0]))
+    keys = jax.random.split(prng.as_key(key), len(jax.tree.leaves(batches)[0]))
     (control, _), _ = jax.lax.scan(step, (control, optimizer.init(control)), (batches, keys))
     return Bezier(start, control, end)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.recognition import why_dense
 from jaxsparse.types import Masks, Params, Prunable
 
 
@@ -42,7 +43,7 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
         name, size = trees.name(path), leaf.size
         alive = size if mask is None else int(jnp.sum(mask))
         stored = size * leaf.dtype.itemsize
-        reason = trees.why_dense(name, leaf)
+        reason = why_dense(name, leaf)
         if prunable is not None:
             reason = None if prunable(name, leaf) else "not prunable"
         for total in ("all", "prunable")[: 1 if reason else 2]:

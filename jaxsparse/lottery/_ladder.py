@@ -9,7 +9,9 @@ import jax
 from jaxsparse import distributions, trees
 from jaxsparse.distributions import living
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, Spec, select_by_layer, select_globally
+from jaxsparse.plans import LeafPlan, Plan, select_by_layer, select_globally
+from jaxsparse.recognition import sparse_leaves
+from jaxsparse.specs import Spec
 from jaxsparse.types import AxesSpec, Masks, Params, Prunable, Scores
 
 
@@ -155,7 +157,7 @@ def densities(
     """
     counts = ladder(params, rounds, rates, **target)
     if target.get("scope", "layer") == "layer":
-        chosen = trees.sparse_leaves(params, target.get("prunable"))
+        chosen = sparse_leaves(params, target.get("prunable"))
         counts = [
             sum(n for n, use in zip(jax.tree.leaves(alive), chosen, strict=True) if use)
             for alive in counts

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import prng, trees
 from jaxsparse.lottery._ladder import prune_to
+from jaxsparse.recognition import as_float, default_prunable, sparse_leaves
 from jaxsparse.scores import random_scores
 from jaxsparse.types import Array, Key, Masks, Params, Prunable
 
@@ -47,10 +48,10 @@ def shuffle_masks(
     """
     if scope not in ("layer", "global"):
         raise ValueError(f'scope must be "layer" or "global", got {scope!r}.')
-    key = trees.as_key(key)
+    key = prng.as_key(key)
     if scope == "global":
         like = jax.tree.map(lambda m: m.astype(jnp.float32) if trees.is_array(m) else m, masks)
-        chosen = trees.sparse_leaves(like, prunable)
+        chosen = sparse_leaves(like, prunable)
         leaves, treedef = jax.tree.flatten(masks)
         total = sum(
             jnp.sum(mask, dtype=jnp.int32) for mask, use in zip(leaves, chosen, strict=True) if use
@@ -61,7 +62,7 @@ def shuffle_masks(
         return treedef.unflatten(new if use else old for old, new, use in pairs)
 
     def shuffle(path: str, mask: Array) -> Array:
-        flat = jax.random.permutation(trees.leaf_key(key, path), mask.reshape(-1))
+        flat = jax.random.permutation(prng.leaf_key(key, path), mask.reshape(-1))
         return flat.reshape(mask.shape)
 
     return _where_prunable(shuffle, masks, prunable)
@@ -110,11 +111,11 @@ def add_noise(
     """
     if isinstance(sigma, int | float) and not sigma >= 0:
         raise ValueError(f"sigma must be at least 0, got {sigma}.")
-    key = trees.as_key(key)
+    key = prng.as_key(key)
 
     def noisy(path: str, leaf: Array) -> Array:
         wide = leaf.astype(trees.wide(leaf))
-        noise = jax.random.normal(trees.leaf_key(key, path), leaf.shape, wide.dtype)
+        noise = jax.random.normal(prng.leaf_key(key, path), leaf.shape, wide.dtype)
         return (wide + sigma * jnp.std(wide) * noise).astype(leaf.dtype)
 
     return _where_prunable(noisy, params, prunable)
@@ -164,10 +165,10 @@ def _where_prunable(
     function: Callable[..., Any], tree: Any, prunable: Prunable | None, *rest: Any
 ) -> Any:
     # The filter knows floating leaves only, so it is asked about masks as if they were floats.
-    prunable = prunable or trees.default_prunable
+    prunable = prunable or default_prunable
 
     def leaf(path: str, value: Array, *others: Any) -> Array:
-        use = prunable(path, trees.as_float(value))
+        use = prunable(path, as_float(value))
         return function(path, value, *others) if use else value
 
     return trees.map_arrays(leaf, tree, *rest, what="magnitudes")

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.masks import apply
+from jaxsparse.recognition import as_float, default_prunable
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 
@@ -60,11 +62,11 @@ def layer_densities(masks: Masks, *, prunable: Prunable | None = None) -> dict[s
       >>> {name: float(density) for name, density in layer_densities(masks).items()}
       {'kernel': 0.25}
     """
-    prunable = prunable or trees.default_prunable
+    prunable = prunable or default_prunable
     found = {}
     for path, mask in jax.tree.leaves_with_path(masks):
         name = trees.name(path)
-        if trees.is_array(mask) and prunable(name, trees.as_float(mask)):
+        if trees.is_array(mask) and prunable(name, as_float(mask)):
             alive = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
             found[name] = alive / jnp.float32(mask.size)
     return found
@@ -103,7 +105,7 @@ def distance(params: Params, origin: Params, masks: Masks | None = None) -> Dist
       5.0
     """
     if masks is not None:
-        params, origin = trees.apply(params, masks), trees.apply(origin, masks)
+        params, origin = apply(params, masks), apply(origin, masks)
     others = trees.check_same(params, origin, "origin")
     squares = {}
     for (path, leaf), other in zip(jax.tree.leaves_with_path(params), others, strict=True):

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxsparse import trees
+from jaxsparse import prng
 from jaxsparse.lottery._ladder import densities, ladder, prune_to
+from jaxsparse.masks import apply, full_masks
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import full_masks
 from jaxsparse.scores import magnitude
-from jaxsparse.trees import apply
 from jaxsparse.types import AxesSpec, Key, Masks, Params, Prunable, Scores
 
 REWINDS = ("init", "continue", "learning_rate")
@@ -106,7 +105,7 @@ def find_tickets(
     _check_rewind(rewind, steps)
     counts = ladder(params, rounds, rates, **target)
     shares = densities(params, rounds, rates, **target)
-    key = trees.as_key(key)
+    key = prng.as_key(key)
     masks, options = full_masks(params), {}
     origin = params
     if not isinstance(rewind, str):

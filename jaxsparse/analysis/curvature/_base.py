@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse import trees
+from jaxsparse.masks import apply
 from jaxsparse.types import Array, Masks, Params
 
 Loss = Callable[[Params, Any], Array]
@@ -97,7 +98,7 @@ def product_of(
     loss: Loss, params: Params, batches: Any, masks: Masks | None
 ) -> tuple[Callable[..., Array], tuple[Any, ...], int]:
     """`(v, *given) -> H v`, what is given, and the number of living weights."""
-    start = params if masks is None else trees.apply(params, masks)
+    start = params if masks is None else apply(params, masks)
     leaves = jax.tree.leaves(start)
     given, whole = trees.floats(start)
     masked = [None] * len(leaves) if masks is None else trees.check_same(params, masks, "masks")

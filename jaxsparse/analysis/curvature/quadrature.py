@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import prng
 from jaxsparse.analysis.curvature._base import Loss, Spectrum, hessian_product
+from jaxsparse.masks import apply
 from jaxsparse.types import Array, Key, Masks, Params
 
 
@@ -38,7 +39,7 @@ def lanczos(product: Callable[[Array], Array], n: int, steps: int, key: Key) -> 
     """
     if not 1 <= steps <= n:
         raise ValueError(f"steps must be in [1, {n}], the living weights, got {steps}.")
-    vector = jax.random.normal(trees.as_key(key), (n,), jnp.float32)
+    vector = jax.random.normal(prng.as_key(key), (n,), jnp.float32)
     basis, scale = jnp.zeros((steps, n), jnp.float32), jnp.float32(1e-30)
     vector = vector / jnp.linalg.norm(vector)
     diagonal, off = [], []
@@ -106,7 +107,7 @@ def spectrum(
     product, n = hessian_product(loss, params, batches, masks)
     found = []
     for draw in range(draws):
-        own = jax.random.fold_in(trees.as_key(key), draw)
+        own = jax.random.fold_in(prng.as_key(key), draw)
         diagonal, off = lanczos(product, n, min(steps, n), own)
         values, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1))
         found.append((values, vectors[0] ** 2 / draws))
@@ -141,8 +142,8 @@ def spectrum_across_update(
       >>> [found.extremes[0].round(3).item() for found in spectrum_across_update(*args, key=0)]
       [2.0, -1.0]
     """
-    start = trees.apply(params, before)
-    moved = trees.apply(start, after)
+    start = apply(params, before)
+    moved = apply(start, after)
     return (
         spectrum(loss, start, batches, before, **options),
         spectrum(loss, moved, batches, after, **options),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.masks import apply
 from jaxsparse.types import Array, Masks, Params
 
 
@@ -57,7 +58,7 @@ def gradient_flow(grads: Params, masks: Masks | None = None) -> Flow:
       (5.0, 25.0)
     """
     if masks is not None:
-        grads = trees.apply(grads, masks)
+        grads = apply(grads, masks)
     squares = {}
     for path, leaf in jax.tree.leaves_with_path(grads):
         if trees.is_float(leaf):

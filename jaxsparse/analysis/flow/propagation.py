@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import prng
 from jaxsparse.initialization import sparse_init
+from jaxsparse.masks import apply
 from jaxsparse.pruning import random_masks
 from jaxsparse.types import Array, Key, Params
 
@@ -57,13 +58,13 @@ def signal_propagation(
     """
     if init not in ("sparse", "layer", "dense"):
         raise ValueError(f"init must be one of sparse, layer, dense, got {init!r}.")
-    key = trees.as_key(key)
+    key = prng.as_key(key)
     shared = {name: options[name] for name in ("prunable", "axes") if name in options}
     found = []
     for number, sparsity in enumerate(sparsities):
         mask_key, weight_key = jax.random.split(jax.random.fold_in(key, number))
         masks = random_masks(mask_key, params, sparsity, **options)
-        start = trees.apply(params, masks)
+        start = apply(params, masks)
         if init != "dense":
             fan = "fan_in" if init == "sparse" else "layer"
             start = sparse_init(weight_key, start, masks, fan=fan, **shared)

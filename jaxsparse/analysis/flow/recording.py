@@ -9,6 +9,7 @@ import optax
 
 from jaxsparse import trees
 from jaxsparse.analysis.flow._norms import Flow, effective_flow, first_order_change, gradient_flow
+from jaxsparse.masks import apply
 from jaxsparse.states import SparseState, get_masks
 from jaxsparse.types import Array, Masks, Params
 
@@ -42,8 +43,8 @@ def flow_across_update(
         floats, whole = trees.floats(params)
         return whole(jax.grad(lambda floats: loss(whole(floats)))(floats))
 
-    start = trees.apply(params, before)
-    moved = trees.apply(start, after)
+    start = apply(params, before)
+    moved = apply(start, after)
     return gradient_flow(grad(start), before).norm, gradient_flow(grad(moved), after).norm
 
 

@@ -1,0 +1,66 @@
+"""The inner optimizer's state: which of its leaves belong to weights, and their fresh start."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsparse import trees
+from jaxsparse.types import Array, Masks, Params
+
+
+def reset_dead(
+    inner_state: Any,
+    fresh: Callable[[], Any],
+    params: Params,
+    masks: Masks,
+    sparse: list[bool],
+    fired: Array,
+    some: Array,
+) -> Any:
+    """Weight-shaped state off the masks goes back to what `inner.init` gives there.
+
+    A loop of zero or one turns, because a conditional or a select would copy the whole state.
+    """
+    found, treedef = jax.tree.flatten_with_path(inner_state)
+    leaves, masks = [leaf for _, leaf in found], jax.tree.leaves(masks)
+    owners = {
+        i: w
+        for i, (path, leaf) in enumerate(found)
+        if (w := _weight(path, leaf, params, sparse)) is not None
+    }
+    if not owners:
+        return inner_state
+
+    def reset(_: Array, carry: list[Array]) -> list[Array]:
+        initial = jax.tree.leaves(fresh())
+        return [
+            jnp.where(masks[w], leaf, jnp.where(fired, initial[i].astype(leaf.dtype), leaf))
+            for (i, w), leaf in zip(owners.items(), carry, strict=True)
+        ]
+
+    carry = lax.fori_loop(0, some.astype(jnp.int32), reset, [leaves[i] for i in owners])
+    for i, leaf in zip(owners, carry, strict=True):
+        leaves[i] = leaf
+    return treedef.unflatten(leaves)
+
+
+def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[bool]) -> int | None:
+    """Which sparse leaf of `params` a leaf of state belongs to: its path ends with that leaf's, and
+    its last axes have that leaf's shape (a history of updates has one more in front)."""
+    best, depth = None, -1
+    for i, (ending, p) in enumerate(jax.tree.leaves_with_path(params)):
+        same = (
+            trees.is_array(leaf)
+            and len(ending) <= len(path)
+            and path[len(path) - len(ending) :] == ending
+        )
+        if not (same and jnp.issubdtype(leaf.dtype, jnp.inexact)) or len(ending) <= depth:
+            continue
+        best, depth = (
+            (i if sparse[i] and leaf.shape[leaf.ndim - p.ndim :] == p.shape else None),
+            len(ending),
+        )
+    return best

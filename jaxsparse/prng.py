@@ -1,0 +1,36 @@
+"""Random keys: every kind that users have, and one stream for every leaf."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.types import Array, Key
+
+
+def as_key(key: Key) -> Array:
+    """A typed random key from a Python int, a typed key or raw key data; traced ones too.
+
+    Raises:
+      TypeError: `key` is none of these.
+    """
+    if isinstance(key, bool) or not isinstance(key, int | np.integer | np.ndarray | jax.Array):
+        raise TypeError(
+            f"key must be an int, a jax.random.key or raw key data, got {key!r}. "
+            "There is no global default key."
+        )
+    if isinstance(key, int | np.integer):
+        return jax.random.key(int(key))
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+        return key
+    if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
+        return jax.random.key(key)
+    if key.ndim == 1 and key.dtype == jnp.uint32:
+        return jax.random.wrap_key_data(key)
+    raise TypeError(f"key must be a single random key, got an array {key.dtype}{key.shape}.")
+
+
+def leaf_key(key: Array, path: str) -> Array:
+    """The random stream of one leaf, folded by its path, whatever its neighbours."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
