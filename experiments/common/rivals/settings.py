@@ -172,7 +172,8 @@ PRESETS = {
 """The settings by name; `digits` is the small set inside scikit-learn, for a first try.
 
 `wrn_28_2`, of the comparison with Mostafa & Wang, gets the recipe of the others. The options of DSR
-and DeepR are what `--study tuning` found best at 5%, or as good as the best. `resnet_50` is the
+are what `--study tuning` found best at 5%, those of DeepR what Mostafa & Wang's code has for
+CIFAR-10: what the cited numbers on MNIST were made with was not released. `resnet_50` is the
 recipe of the paper's comparison on ImageNet, in float32: the first convolution and the shortcuts
 stay dense. In `lenet_5_caffe` SGD's momentum under sparse momentum is dense, as in the published
 code; its `initialization` and `clip` are not the paper's, but without them networks at 0.5 and 1%
