@@ -5,12 +5,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 import jaxsparse
 from experiments.common import methods
-from experiments.common.rivals import variants
+from experiments.common.rivals import deepr, variants
 
 METHODS = (
     "dense",
@@ -35,12 +34,6 @@ _OPTIONS = {
 """The methods that know an option of a variant; every one but `dense` may know others."""
 _FIELDS = ("momentum", "prune_rate", "prune_schedule", "initialization", "clip", "weight_decay")
 """The options of a variant that stand in the place of the study's settings."""
-_ETA = 0.01
-"""Mostafa & Wang's `DeepR_eta`: by default 0.001, in all of their published runs this."""
-_COOLING = {1 / 8: 1e-3, 2 / 5: 1e-4, 7 / 10: 1e-3}
-"""By what DeepR's temperature falls after which part of their runs on CIFAR-10, 1e-5 to 1e-15."""
-_REWIRED = 19 / 20
-"""The part of those runs in which DeepR rewires."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +106,7 @@ _LENET = Settings(
     densities=(0.01, 0.02, 0.03, 0.04, 0.05, 0.1),
     own={
         "dynamic_reparameterization": {"period": 0.25, "target": 0.3},
-        "deep_rewiring": {"sign": "free", "temperature": 1e-5, "l1": 1e-5, "weight_decay": 0.0},
+        "deep_rewiring": deepr.OPTIONS,
     },
 )
 
@@ -210,9 +203,7 @@ def method(
     A variant's options are those of the method, and: `momentum`, of SGD and of sparse momentum
     alike; `prune_rate`, `prune_schedule`, `clip` (inf for never), `weight_decay` and
     `initialization`, as in the settings; `period`, epochs from one mask update to the next;
-    `distribution`, one of `methods.DISTRIBUTIONS`; and DeepR's `temperature` at the start, which
-    falls as in the runs of Mostafa & Wang on CIFAR-10: noise of deviation
-    `sqrt(2 * eta * temperature)` on the gradient, eta their constant of 0.01.
+    `distribution`, one of `methods.DISTRIBUTIONS`; and DeepR's `temperature`, as in `deepr`.
 
     Args:
       settings: of the study.
@@ -288,12 +279,9 @@ def _method(
     if algorithm == "sparse_momentum":
         own["momentum"] = settings.momentum
     if algorithm == "deep_rewiring":
-        own.setdefault("stop", max(2, round(_REWIRED * steps)))
+        own.setdefault("stop", deepr.stop(steps))
     if temperature is not None:
-        falling = optax.piecewise_constant_schedule(
-            1.0, {round(part * steps): scale for part, scale in _COOLING.items()}
-        )
-        own["noise"] = lambda count: jnp.sqrt(2 * _ETA * temperature * falling(count))
+        own["noise"] = deepr.noise(temperature, steps)
     every = max(1, round(period * every))
     updates = methods.MaskUpdates(every, every, steps, None)
     if algorithm == "gradual":  # the masks rest for the last quarter
