@@ -31,9 +31,9 @@ def evolution_by_sign(fraction, drawn):
 class ConstantFanIn:
     """Lasby et al.: RigL in which every output unit that is left has the same number of inputs."""
 
-    def __init__(self, fraction, min_salient):
-        self.fraction, self.share = fraction, min_salient
-        self.log = {"removed": 0, "back": 0, "uneven": 0, "trimmed": 0}
+    def __init__(self, fraction, min_salient, fans, keep=()):
+        self.fraction, self.share, self.fans, self.keep = fraction, min_salient, fans, keep
+        self.log = {"removed": 0, "back": 0, "uneven": 0, "trimmed": 0, "lowered": 0}
 
     def move(self, t, masks, weights, grads):
         return {
@@ -42,28 +42,32 @@ class ConstantFanIn:
                 np.abs(weights[layer]["kernel"].T),
                 np.abs(grads[layer]["kernel"].T),
                 F(self.fraction(t)),
+                self.share if layer not in self.keep else None,
+                self.fans[layer],
             ).T
             for layer, mask in masks.items()
         }
 
-    def layer(self, mask, size, dense, fraction):
+    def layer(self, mask, size, dense, fraction, share, first_fan):
         """Rows are output units."""
         alive, units = int(mask.sum()), list(range(len(mask)))
         dropped = math.floor(fraction * F(alive))
-        kept = best(size, alive - dropped, mask)
-        salient = (kept | best(dense, dropped, ~kept)).sum(1)
+        everywhere = np.ones(mask.shape, bool)
+        salient = (best(size, alive - dropped, mask) | best(dense, dropped, everywhere)).sum(1)
         ranked = sorted(units, key=lambda unit: -salient[unit])
         stays = ranked
-        if self.share is not None:
-            fan = alive // int(mask.any(1).sum())
-            least = max(F(self.share) * F(fan), 1)
+        if share is not None:
+            least = max(1, int(share * first_fan))
             needed = math.ceil(alive / mask.shape[1])
-            stays = [u for i, u in enumerate(ranked) if salient[u] >= least or i < needed]
+            if salient[ranked[needed]] < least:
+                least, self.log["lowered"] = salient[ranked[needed]], self.log["lowered"] + 1
+            stays = [u for u in ranked if salient[u] >= least]
             self.log["removed"] += sum(mask[u].any() for u in units if u not in stays)
             self.log["back"] += sum(not mask[u].any() for u in stays)
         kept = best(size, alive - dropped, mask & np.isin(units, stays)[:, None])
         after = np.zeros(mask.shape, bool)
         for i, unit in enumerate(stays):
+            # Published is the floor for every unit; the library conserves the weights of a layer.
             fan = alive // len(stays) + (i < alive % len(stays))
             mine = best(size[unit], fan, kept[unit])
             self.log["trimmed"] += int(kept[unit].sum() - mine.sum())
