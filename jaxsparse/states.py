@@ -81,7 +81,8 @@ def set_masks(opt_state: Any, masks: Masks) -> Any:
     """The same optimizer state with other masks; apply them to the parameters yourself.
 
     Masks of leaves that the algorithm holds dense must stay all True. The inner state of weights
-    that die is left alone; `jaxsparse.reset` starts it anew.
+    that die or come to life here is left alone; `jaxsparse.reset` starts it anew. Weights that a
+    later mask update brings to life start with a fresh state, those that died here among them.
 
     Args:
       opt_state: any state that holds the state of a sparse algorithm.

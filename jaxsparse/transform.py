@@ -29,10 +29,11 @@ def sparsify(
 
     One call of `update` does, in this order: (1) `rule.observe` sees the dense gradients; (2) where
     the rule fires, `rule.update` makes new masks (postponed while parameters, gradients or rule
-    state are not all finite); (3) inner state of weights that died goes back to its initial value;
-    (4) the inner optimizer sees the gradients (as `rule.adjust` leaves them) and parameters of
-    living weights; (5) living weights move by its update, weights that came to life start at their
-    first value, dead weights are set to zero.
+    state are not all finite); (3) at a mask update the inner state of weights that were dead before
+    it, or are dead after it, goes back to its initial value; (4) the inner optimizer sees the
+    gradients (as `rule.adjust` leaves them) and parameters of living weights; (5) living weights
+    move by its update, weights that came to life start at their first value, dead weights are set
+    to zero.
 
     With `skip_update` the mask update replaces the weight step of that count, as in RigL: masks
     are scored on the parameters as they are, no weight moves, and the inner state still advances.
@@ -113,10 +114,16 @@ def sparsify(
             """The gradients as the inner optimizer sees them."""
             return adjusted if regrown_state == "dense" else _living(adjusted, masks, sparse)
 
-        def attempt(wanted: Array) -> tuple[Masks, Any, Array, Array]:
+        def reset(inner_state: Any, masks: Masks, when: Array, some: Array) -> tuple[Any, Array]:
+            if regrown_state != "reset":
+                return inner_state, some
+            fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
+            return reset_dead(inner_state, fresh, params, masks, sparse, when, some)
+
+        def attempt() -> tuple[Masks, Any, Array, Array]:
             scored = _living(params, old, sparse)
             if not skip_update:
-                moves, _ = inner.update(seen(old), state.inner_state, scored, **extra)
+                moves, _ = inner.update(seen(old), inner_state, scored, **extra)
                 scored = _living(optax.apply_updates(scored, moves), old, sparse)
             masks, kept = rule.update(random, state.count, old, scored, grads, observed)
             masks = _replace_sparse(sparse, old, masks)
@@ -135,16 +142,16 @@ def sparsify(
             wanted = rule.fires(state.count) | state.pending
             # Under vmap a batched predicate would run both branches at every step.
             some = _any_replicate(wanted)
+            # The state of a dead weight drifts from its initial value as the inner optimizer
+            # decays it, and `set_masks` leaves what it was; the update may bring it to life.
+            inner_state, some = reset(state.inner_state, old, wanted, some)
             masks, rule_state, fired, churn = lax.cond(
                 some,
-                lambda: attempt(wanted),
+                attempt,
                 lambda: (old, observed, jnp.zeros_like(wanted), jnp.float32(0)),
             )
             pending, churn = wanted & ~fired, jnp.where(fired, churn, state.churn)
-            inner_state = state.inner_state
-            if regrown_state == "reset":
-                fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
-                inner_state = reset_dead(inner_state, fresh, params, masks, sparse, fired, some)
+            inner_state, _ = reset(inner_state, masks, fired, some)
 
         updates, inner_state = inner.update(
             seen(masks), inner_state, _living(params, masks, sparse), **extra
