@@ -2,16 +2,16 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import all_axes
 from jaxsparse.recognition import sparse_leaves
-from jaxsparse.types import Array, AxesSpec, Params, Prunable, Sparsities
+from jaxsparse.types import Array, Axes, AxesSpec, Params, Prunable, Sparsities
 
 
 def uniform(
@@ -76,16 +76,10 @@ def erdos_renyi(
       {'a': 0.814, 'b': 0.662}
     """
 
-    def raw(path: str, leaf: Any) -> float:
-        if len(leaf.shape) == 2 and axes is None:
-            n_in, n_out = leaf.shape
-        else:
-            found = leaf_axes(axes, path, leaf)
-            n_in = math.prod(leaf.shape[a] for a in found.inputs)
-            n_out = math.prod(leaf.shape[a] for a in found.outputs)
+    def raw(n_in: int, n_out: int, window: list[int]) -> float:
         return (n_in + n_out) / (n_in * n_out)
 
-    return _balanced(params, sparsity, prunable, raw)
+    return _balanced(params, sparsity, prunable, axes, raw)
 
 
 def erk(
@@ -110,17 +104,10 @@ def erk(
       {'conv/kernel': 0.94, 'head/kernel': 0.326}
     """
 
-    def raw(path: str, leaf: Any) -> float:
-        shape = list(leaf.shape)
-        if len(shape) > 2 or axes is not None:
-            found = leaf_axes(axes, path, leaf)
-            named = {*found.inputs, *found.outputs, *found.stacked}
-            shape = [math.prod(leaf.shape[a] for a in found.inputs)]
-            shape += [math.prod(leaf.shape[a] for a in found.outputs)]
-            shape += [size for a, size in enumerate(leaf.shape) if a not in named]
-        return sum(shape) / math.prod(shape)
+    def raw(n_in: int, n_out: int, window: list[int]) -> float:
+        return sum((n_in, n_out, *window)) / math.prod((n_in, n_out, *window))
 
-    return _balanced(params, sparsity, prunable, raw)
+    return _balanced(params, sparsity, prunable, axes, raw)
 
 
 def by_path(
@@ -200,7 +187,13 @@ def check_sparsity(sparsity: Any, argument: str = "sparsity") -> None:
         )
 
 
-def _balanced(params: Params, sparsity: float, prunable: Prunable | None, raw: Any) -> Sparsities:
+def _balanced(
+    params: Params,
+    sparsity: float,
+    prunable: Prunable | None,
+    axes: AxesSpec,
+    raw: Callable[[int, int, list[int]], float],
+) -> Sparsities:
     if isinstance(sparsity, jax.core.Tracer):
         raise TypeError(
             "sparsity is traced, but this distribution needs a Python float; under "
@@ -209,11 +202,18 @@ def _balanced(params: Params, sparsity: float, prunable: Prunable | None, raw: A
     check_sparsity(sparsity)
     found = jax.tree.leaves_with_path(params)
     chosen = sparse_leaves(params, prunable)
-    free = {
-        i: (raw(trees.name(path), leaf), math.prod(leaf.shape))
+    layers = {
+        i: (trees.name(path), leaf)
         for i, ((path, leaf), use) in enumerate(zip(found, chosen, strict=True))
         if use and math.prod(leaf.shape)
     }
+    known = _layer_axes(layers.values(), axes)
+    free = {}
+    for i, (path, leaf) in layers.items():
+        inputs, outputs, stacked = known[path]
+        window = [s for a, s in enumerate(leaf.shape) if a not in inputs + outputs + stacked]
+        n_in, n_out = (math.prod(leaf.shape[a] for a in units) for units in (inputs, outputs))
+        free[i] = raw(n_in, n_out, window), math.prod(leaf.shape)
     densities = [1.0] * len(found)
     budget = (1 - sparsity) * sum(size for _, size in free.values())
     while free:
@@ -226,3 +226,14 @@ def _balanced(params: Params, sparsity: float, prunable: Prunable | None, raw: A
         for i in [i for i, (density, _) in free.items() if density == largest]:
             budget -= free.pop(i)[1]
     return jax.tree.structure(params).unflatten(float(1 - d) for d in densities)
+
+
+def _layer_axes(layers: Iterable[tuple[str, Any]], axes: AxesSpec) -> dict[str, Axes]:
+    """The axes of all layers; with two of them, it does not matter which one are the inputs."""
+    known, asked = {}, {}
+    for path, leaf in layers:
+        if axes is None and len(leaf.shape) <= 2:
+            known[path] = Axes(*((a,) if a < len(leaf.shape) else () for a in (0, 1)))
+        else:
+            asked[path] = leaf
+    return known | all_axes(axes, asked)
