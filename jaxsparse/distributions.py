@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.axes import all_axes
-from jaxsparse.recognition import sparse_leaves
+from jaxsparse.recognition import sparse_leaves, why
 from jaxsparse.types import Array, Axes, AxesSpec, Params, Prunable, Sparsities
 
 
@@ -118,7 +119,7 @@ def by_path(
     Prunable leaves that no expression matches stay dense.
 
     Raises:
-      ValueError: a sparsity out of range, or an expression that matches no prunable leaf.
+      ValueError: a sparsity out of range, or an expression that decides no leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -137,27 +138,35 @@ def first_match(
 ) -> list[float | None]:
     """For each leaf the value of the first regex found in its path; None for all other leaves.
 
+    An expression that finds dense leaves only is left with a warning, which says why they are so.
+
     Raises:
-      ValueError: no value, or an expression that matches no prunable leaf.
+      ValueError: no value, or an expression that decides no leaf.
     """
     if not values:
         raise ValueError(
             f"{argument}: an empty mapping prunes nothing; give {{path regex: value}}."
         )
     chosen = sparse_leaves(params, prunable)
-    names = [trees.name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    used, found = set(), []
-    for leaf, use in zip(names, chosen, strict=True):
-        regex = next((r for r in values if use and re.search(r, leaf)), None)
-        used.add(regex)
-        found.append(None if regex is None else float(values[regex]))
-    unused = [regex for regex in values if regex not in used]
-    if unused and names:
-        raise ValueError(
-            f"{argument}: {unused[0]!r} decides no prunable leaf; the leaves are "
-            f"{', '.join(names)}."
-        )
-    return found
+    leaves = {trees.name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    sparse = [name for name, use in zip(leaves, chosen, strict=True) if use]
+    used = {leaf: next((r for r in values if re.search(r, leaf)), None) for leaf in sparse}
+    for regex in values:
+        if regex in used.values() or not leaves:
+            continue
+        dense = [name for name in leaves if name not in used and re.search(regex, name)]
+        if not dense or any(re.search(regex, name) for name in sparse):
+            raise ValueError(
+                f"{argument}: {regex!r} decides no prunable leaf; the leaves are "
+                f"{', '.join(leaves)}."
+            )
+        told = [f"{name} ({why(name, leaves[name], prunable)[1]})" for name in dense[:5]]
+        more = ", ..." if len(dense) > 5 else ""
+        only = f"{argument}: {regex!r} finds only leaves that stay dense: {', '.join(told)}{more}"
+        if all(chosen is None for chosen in used.values()):
+            raise ValueError(f"{only}, so nothing is sparse; prunable= says which may be sparse.")
+        warnings.warn(f"{only}; prunable= says which may be sparse.", stacklevel=2)
+    return [None if used.get(name) is None else float(values[used[name]]) for name in leaves]
 
 
 def living(size: int, sparsity: float | Array) -> int | Array:
