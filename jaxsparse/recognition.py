@@ -45,6 +45,17 @@ def why_dense(path: str, leaf: Any) -> str | None:
     """Why the default filter leaves a leaf dense, in a few words; None where it may be sparse."""
     if not trees.is_float(leaf):
         return "not a floating array"
+    named = _why_by_name(path, len(leaf.shape))
+    if named is not None:
+        return named
+    if sum(size > 1 for size in leaf.shape) < 2:
+        return "fewer than two axes longer than 1"
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _why_by_name(path: str, ndim: int) -> str | None:
+    """Kept, because every trace and every log line asks for the same few names again."""
     *modules, last = trees.parts(path)
     module = modules[-1] if modules else ""
     if _is_offset(last, bool(modules)) or _is_norm(last) or _is_embedding(last) or _is_token(last):
@@ -52,10 +63,8 @@ def why_dense(path: str, leaf: Any) -> str | None:
     if _is_norm(module) and last != "kernel":
         return f"of a norm, {module}"
     # More axes are a convolution over patches, or a stack.
-    if _is_embedding(module) and last in ("weight", "w", "table") and len(leaf.shape) == 2:
+    if _is_embedding(module) and last in ("weight", "w", "table") and ndim == 2:
         return f"of an embedding, {module}"
-    if sum(size > 1 for size in leaf.shape) < 2:
-        return "fewer than two axes longer than 1"
     return None
 
 
