@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse import prng, trees
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import all_axes, leaf_axes
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Axes, AxesSpec, Key, Masks, Params, Prunable
 
@@ -88,7 +88,7 @@ def sparse_init(
     grouped = _groups(groups, [name for name, use in zip(names, chosen, strict=True) if use])
 
     def draw(path: str, p: Array, mask: Array) -> Array:
-        found = leaf_axes(axes, path, p)
+        found = named[path]
         _check_alive(path, mask)
         by_group, mine = mask, found
         if grouped[path] != 1 and fan != "layer":
@@ -112,10 +112,10 @@ def sparse_init(
         return jnp.where(mask, values, jnp.zeros((), p.dtype))
 
     found = trees.check_same(params, masks, "masks")
-    return treedef.unflatten(
-        draw(name, p, mask) if used and mask is not None else p
-        for name, (_, p), mask, used in zip(names, paths, found, chosen, strict=True)
-    )
+    drawn = [used and mask is not None for used, mask in zip(chosen, found, strict=True)]
+    leaves = list(zip(names, [p for _, p in paths], found, drawn, strict=True))
+    named = all_axes(axes, {name: p for name, p, _, used in leaves if used})
+    return treedef.unflatten(draw(*leaf) if used else leaf[1] for *leaf, used in leaves)
 
 
 def sparse_initializer(

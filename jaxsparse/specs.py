@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsparse import distributions, trees
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import all_axes
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.recognition import sparse_leaves
-from jaxsparse.types import Array, AxesSpec, Distribution, Params, Prunable
+from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Params, Prunable
 
 
 class Spec(NamedTuple):
@@ -40,6 +40,11 @@ class Spec(NamedTuple):
 
     def checked(self) -> "Spec":
         """Raises for whatever can be told to be wrong without parameters."""
+        if any(trees.is_array(leaf) and leaf.ndim for leaf in jax.tree.leaves(self.sparsity)):
+            raise TypeError(
+                "sparsity must be a number in [0, 1) or {path regex: number}, got a tree of "
+                "arrays; if these are masks, pass masks=."
+            )
         values = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
         for value in values:
             distributions.check_sparsity(value)
@@ -81,9 +86,17 @@ class Spec(NamedTuple):
         """The plan for these parameters; only their paths, shapes and types are looked at."""
         found = jax.tree.leaves_with_path(params)
         targets = self._targets(params)
+        sparse = {
+            trees.name(path): leaf
+            for (path, leaf), target in zip(found, targets, strict=True)
+            if target != "dense"
+        }
+        uses = self.pattern.uses_axes or self.min_alive == "unit"
+        axes = all_axes(self.axes, sparse) if uses else dict.fromkeys(sparse)
         plan: Plan = []
         for (path, leaf), target in zip(found, targets, strict=True):
-            plan.append(None if target == "dense" else self._leaf(trees.name(path), leaf, target))
+            name = trees.name(path)
+            plan.append(None if target == "dense" else self._leaf(name, leaf, target, axes[name]))
         sizes = {entry.groups.size for entry in plan if entry}
         if self.scope == "global" and len(sizes) > 1:
             raise ValueError(
@@ -119,14 +132,13 @@ class Spec(NamedTuple):
             targets.append(value)
         return targets
 
-    def _leaf(self, path: str, leaf: Array, target: float | None) -> LeafPlan:
-        uses = self.pattern.uses_axes
-        axes = leaf_axes(self.axes, path, leaf) if uses else None
+    def _leaf(self, path: str, leaf: Array, target: float | None, named: Axes | None) -> LeafPlan:
+        axes = named if self.pattern.uses_axes else None
         groups = self.pattern.groups(path, leaf.shape, axes)
         wanted, units = 1 if self.min_alive is None else self.min_alive, None
         strict = wanted == "raise"
         if wanted == "unit":
-            units = leaf_axes(self.axes, path, leaf)
+            units = named
             wanted = math.prod(leaf.shape[a] for a in units.outputs + units.stacked)
         wanted = 0 if strict else wanted
         least = min(-(-wanted // max(groups.rows * groups.size, 1)), groups.columns)

@@ -1,5 +1,6 @@
 """Walking parameter trees: names of leaves, kinds of leaves, and trees of one structure."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,16 @@ def name(path: tuple[Any, ...]) -> str:
     ):
         keys.pop()
     return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+
+
+def parts(path: str) -> list[str]:
+    """The modules of a leaf and its own name, last; flat dicts part them with dots.
+
+    Example:
+      >>> parts("encoder.layer.0/attention/kernel")
+      ['encoder', 'layer', '0', 'attention', 'kernel']
+    """
+    return re.split(r"[/.]", path)
 
 
 def is_array(leaf: Any) -> bool:

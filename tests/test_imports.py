@@ -9,11 +9,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
     "keys": 0,
     "types": 0,
-    "axes": 1,
     "prng": 1,
     "selection": 1,
     "trees": 1,
     "schedules": 1,
+    "axes": 2,
     "patterns": 2,
     "recognition": 2,
     "redistribution": 2,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import all_axes
 from jaxsparse.patterns import fan_in, unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.redistribution import redistribute
@@ -189,10 +189,7 @@ def sparse_momentum(
             return grow(plan, alive, random_scores(key, params), grown), kept
         if growth == "momentum":
             return grow(plan, alive, size, grown), kept
-        rows = [
-            entry and _by_neuron(entry, spec, leaf)
-            for entry, leaf in zip(plan, jax.tree.leaves(params), strict=True)
-        ]
+        rows = _by_neuron(plan, spec, params)
         quotas = [
             entry and _neuron_quotas(entry, mask, m, total)
             for entry, mask, m, total in zip(
@@ -206,11 +203,17 @@ def sparse_momentum(
     return dynamic_rule(spec, fires, update, state=start, observe=observe, conserves=conserves)
 
 
-def _by_neuron(entry: LeafPlan, spec: Spec, leaf: Array) -> LeafPlan:
-    """The same leaf with its output units as rows."""
-    axes = leaf_axes(spec.axes, entry.path, leaf)
-    groups = fan_in.groups(entry.path, entry.shape, axes)
-    return entry._replace(pattern=fan_in, axes=axes, groups=groups)
+def _by_neuron(plan: Plan, spec: Spec, params: Params) -> Plan:
+    """The same plan with the output units of every leaf as its rows."""
+    pairs = list(zip(plan, jax.tree.leaves(params), strict=True))
+    axes = all_axes(spec.axes, {entry.path: leaf for entry, leaf in pairs if entry})
+
+    def rows(entry: LeafPlan) -> LeafPlan:
+        named = axes[entry.path]
+        groups = fan_in.groups(entry.path, entry.shape, named)
+        return entry._replace(pattern=fan_in, axes=named, groups=groups)
+
+    return [entry and rows(entry) for entry in plan]
 
 
 def _neuron_quotas(entry: LeafPlan, mask: Array, size: Array, total: Array) -> Array:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from jaxsparse import trees
-from jaxsparse.axes import leaf_axes
-from jaxsparse.types import Array, AxesSpec, Masks
+from jaxsparse.axes import all_axes
+from jaxsparse.types import Array, Axes, AxesSpec, Masks
 
 
 class LayerShares(NamedTuple):
@@ -98,13 +98,16 @@ def estimated_speedup(
     for path in inputs:
         if path not in dense:
             raise ValueError(f"inputs: {path!r} is not in dense, which has {', '.join(dense)}.")
-    layers = {}
     for path, cost in dense.items():
         if path not in known:
             raise ValueError(f"dense: {path!r} has no mask; masks has {', '.join(known)}.")
         if not (math.isfinite(cost) and cost > 0):
             raise ValueError(f"dense: the cost of {path!r} must be above 0, got {cost}.")
-        layers[path] = _shares(path, np.asarray(known[path]), inputs.get(path), axes)
+    named = all_axes(axes, {path: known[path] for path in dense})
+    layers = {
+        path: _shares(path, np.asarray(known[path]), inputs.get(path), named[path])
+        for path in dense
+    }
     return SpeedupEstimate(
         _ratio(dense, {path: share.weights for path, share in layers.items()}),
         _ratio(dense, {path: share.channels for path, share in layers.items()}),
@@ -112,8 +115,7 @@ def estimated_speedup(
     )
 
 
-def _shares(path: str, mask: np.ndarray, x: Any, axes: AxesSpec) -> LayerShares:
-    named = leaf_axes(axes, path, mask)
+def _shares(path: str, mask: np.ndarray, x: Any, named: Axes) -> LayerShares:
     others = tuple(a for a in range(mask.ndim) if a not in named.inputs + named.stacked)
     weights, read = mask.mean(), mask.any(others).mean()
     if x is None:
