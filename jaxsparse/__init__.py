@@ -33,7 +33,8 @@ from jaxsparse.scores import (
     snip,
     synflow,
 )
-from jaxsparse.states import SparseState, get_masks, init, metrics, reset, set_masks
+from jaxsparse.state_tree import SparseState
+from jaxsparse.states import get_masks, init, metrics, reset, set_masks
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Axes, Rule
 
