@@ -50,7 +50,7 @@ def fixed(
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
       >>> params = {"kernel": jnp.ones((4, 4))}
-      >>> masks = jaxsparse.prune(jaxsparse.magnitude(params), 0.75)
+      >>> masks = jaxsparse.prune_by_magnitude(params, 0.75)
       >>> params, opt_state = jaxsparse.init(fixed(optax.adam(1e-3), masks=masks), params)
       >>> int(params["kernel"].sum())
       4
