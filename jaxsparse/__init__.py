@@ -35,6 +35,7 @@ from jaxsparse.scores import (
 )
 from jaxsparse.state_tree import SparseState
 from jaxsparse.states import get_masks, init, metrics, reset, set_masks
+from jaxsparse.takeover import take_over
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Axes, Rule
 
@@ -97,6 +98,7 @@ __all__ = [
     "sparsity",
     "summary",
     "synflow",
+    "take_over",
     "uniform",
     "unpack",
     "unstructured",

@@ -26,6 +26,7 @@ LEVELS = {
     "plans": 4,
     "states": 4,
     "specs": 5,
+    "takeover": 5,
     "pruning": 6,
     "regrowth": 6,
     "initialization": 6,
