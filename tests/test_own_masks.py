@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxsparse
+from tests import test_contracts as contracts
 
 DRAW = np.random.default_rng(0)
 PARAMS = {
@@ -137,3 +138,29 @@ def test_raises(method):
         make(masks=TICKET).init(PARAMS | {"fc2": {"kernel": jnp.ones((4, 12))}})
     with pytest.raises(ValueError, match="dead weights at 'fc2/kernel', but prunable"):
         make(masks=TICKET, prunable=lambda path, leaf: "fc1/kernel" == path).init(PARAMS)
+
+
+CONTRACTS = {
+    "fixed": {},
+    "sparse_evolution": {"every": 2, "drop_fraction": 0.5},
+    "rigl": {"every": 2, "drop_fraction": 0.5},
+    "sparse_momentum": {"every": 2, "drop_fraction": 0.5},
+    "dynamic_reparameterization": {"every": 2, "threshold": 0.1, "target": 0.3},
+    "deep_rewiring": {"l1": 0.01, "noise": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_the_contracts_hold_from_given_masks(name):
+    params, inner = contracts.initial_params(), contracts.INNERS["sgd"]()
+    given = {"masks": jaxsparse.prune_by_magnitude(params, 0.7)} | CONTRACTS[name]
+    method = getattr(jaxsparse, name)
+    make = lambda inner, key: method(inner, key=key, **given)  # noqa: E731
+    _, flags, alive, metrics = jax.jit(lambda: contracts.run(make, inner, contracts.KEY))()
+    contracts.assert_flags(flags)
+    assert (metrics["last_update"][-1] >= 0) == (name != "fixed")
+    np.testing.assert_array_equal(metrics["density"], np.float32(23 / 78))
+    for count in range(contracts.STEPS):
+        now = jax.tree.map(lambda a, t=count: int(a[t]), alive)
+        want = method.rule(**given).alive(params, count)
+        assert (sum(jax.tree.leaves(now)) if isinstance(want, int) else now) == want
