@@ -55,9 +55,9 @@ def sparsify(
       A `GradientTransformationExtraArgs`; `update` needs `params` and forwards extra arguments.
 
     Raises:
-      TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key.
+      TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key; later, a state
+        that is none of this wrapper, or masks that are not boolean.
       ValueError: `regrown_state` is unknown; later, trees that differ from the parameters.
-      TypeError: later, a state that is none of this wrapper, or masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse, optax
