@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxsparse import prng, trees
 from jaxsparse.axes import all_axes, leaf_axes
+from jaxsparse.masks import boolean, check_masks
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Axes, AxesSpec, Key, Masks, Params, Prunable
 
@@ -67,6 +68,7 @@ def sparse_init(
     Raises:
       ValueError: an argument out of range, trees that differ, ambiguous axes, groups that do not
         divide the outputs, or a leaf without a living weight (where masks are not traced).
+      TypeError: masks that are not boolean.
 
     References:
       Evci et al., "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win" (2020),
@@ -112,6 +114,7 @@ def sparse_init(
         return jnp.where(mask, values, jnp.zeros((), p.dtype))
 
     found = trees.check_same(params, masks, "masks")
+    check_masks(masks)
     drawn = [used and mask is not None for used, mask in zip(chosen, found, strict=True)]
     leaves = list(zip(names, [p for _, p in paths], found, drawn, strict=True))
     named = all_axes(axes, {name: p for name, p, _, used in leaves if used})
@@ -152,6 +155,7 @@ def sparse_initializer(
       4
     """
     _check(scale, fan, distribution)
+    boolean("kernel", mask, "mask")
     found = leaf_axes(axes, "kernel", mask)
     ordered = found.inputs + found.outputs == tuple(range(mask.ndim))
     matrix = tuple(math.prod(mask.shape[a] for a in part) for part in found[:2])

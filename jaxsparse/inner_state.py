@@ -78,3 +78,15 @@ def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[boo
             len(ending),
         )
     return best
+
+
+def project(inner_state: Any, fresh: Any, params: Params, masks: Masks) -> Any:
+    """Weight-shaped state off the masks becomes that of `fresh`, a state of the same structure."""
+    sparse = [trees.is_float(leaf) for leaf in jax.tree.leaves(params)]
+    found, treedef = jax.tree.flatten_with_path(inner_state)
+    masks = jax.tree.leaves(masks)
+    leaves = []
+    for (path, leaf), initial in zip(found, jax.tree.leaves(fresh), strict=True):
+        w = _weight(path, leaf, params, sparse)
+        leaves.append(leaf if w is None else jnp.where(masks[w], leaf, initial))
+    return treedef.unflatten(leaves)

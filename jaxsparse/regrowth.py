@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan, select_globally
 from jaxsparse.redistribution import redistribute
@@ -56,6 +57,7 @@ def drop_and_grow(
     Raises:
       ValueError: a fraction out of range, trees that differ, or a pattern that cannot move weights
         between leaves.
+      TypeError: masks that are not boolean.
 
     References:
       Evci et al., "Rigging the Lottery" (2020), section 3; Dettmers & Zettlemoyer, "Sparse Networks
@@ -72,6 +74,7 @@ def drop_and_grow(
     check_fraction("fraction", fraction)
     trees.check_same(drop_scores, masks, "masks")
     trees.check_same(drop_scores, grow_scores, "grow_scores")
+    check_masks(masks)
     plan = Spec(0.5, prunable=prunable, pattern=pattern, axes=axes).checked().plan(drop_scores)
     if scope not in ("layer", "global"):
         raise ValueError(f'scope must be "layer" or "global", got {scope!r}.')

@@ -5,7 +5,7 @@ through. Scores are where gradients stop: no derivative flows through a selectio
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -96,10 +96,15 @@ def snip(loss: Loss, params: Params, batches: Iterable[Any]) -> Scores:
     Args:
       loss: `(params, batch) -> scalar`.
       params: the weights at which to score.
-      batches: one or more batches; gradients are summed with their sign before the absolute value.
+      batches: a list of one or more batches; gradients are summed with their sign before the
+        absolute value.
 
     Returns:
       Scores in the structure of `params`; prune them with `scope="global"` as published.
+
+    Raises:
+      TypeError: `batches` is a single batch, not in a list.
+      ValueError: there is no batch.
 
     References:
       Lee et al., "SNIP" (2019), equation 6.
@@ -127,12 +132,17 @@ def grasp(
     Args:
       loss: `(params, batch) -> scalar`; as published it divides the logits by a temperature of 200.
       params: the weights at which to score.
-      batches: one or more batches.
+      batches: a list of one or more batches.
       prunable: `(path, leaf) -> bool`; the gradient of other leaves does not count.
+
+    Raises:
+      TypeError: `batches` is a single batch, not in a list.
+      ValueError: there is no batch, or the filter matches nothing.
 
     References:
       Wang et al., "Picking winning tickets before training by preserving gradient flow" (2020),
-      equation 8, with the sign turned so that higher is kept.
+      equation 8, with the sign turned so that higher is kept. Scores have both signs, so prune them
+      with `signed=True`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -187,6 +197,17 @@ def synflow(forward: Callable[[Params, Any], Array], params: Params, inputs: Any
 
 
 def _several(batches: Iterable[Any]) -> list[Any]:
+    single = (
+        not isinstance(batches, Iterable)
+        or isinstance(batches, Mapping | str | bytes)
+        or hasattr(batches, "shape")  # an array would be read row by row
+        or hasattr(batches, "_fields")  # and a NamedTuple field by field
+    )
+    if single:
+        raise TypeError(
+            f"batches must be a list of batches, got a single {type(batches).__name__}; write "
+            "[batch] for one."
+        )
     found = list(batches)
     if not found:
         raise ValueError("batches: needs at least one batch, got none.")

@@ -9,10 +9,11 @@ import jax
 
 from jaxsparse import distributions, trees
 from jaxsparse.axes import all_axes
+from jaxsparse.own_masks import OwnMasks, own_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.recognition import sparse_leaves
-from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Params, Prunable
+from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Masks, Params, Prunable
 
 
 class Spec(NamedTuple):
@@ -28,6 +29,7 @@ class Spec(NamedTuple):
       axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
       min_alive: weights that every sparse leaf keeps at least; None means 1. "unit": one for every
         output unit. "raise": a leaf that would be empty is an error.
+      masks: instead of a sparsity (then None): the masks to start from.
     """
 
     sparsity: Any
@@ -37,17 +39,27 @@ class Spec(NamedTuple):
     pattern: Pattern = unstructured
     axes: AxesSpec = None
     min_alive: int | str | None = None
+    masks: Masks | OwnMasks | None = None
 
     def checked(self) -> "Spec":
         """Raises for whatever can be told to be wrong without parameters."""
+        spec = self
         if any(trees.is_array(leaf) and leaf.ndim for leaf in jax.tree.leaves(self.sparsity)):
             raise TypeError(
                 "sparsity must be a number in [0, 1) or {path regex: number}, got a tree of "
                 "arrays; if these are masks, pass masks=."
             )
-        values = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
-        for value in values:
-            distributions.check_sparsity(value)
+        if self.masks is None:
+            mapping = isinstance(self.sparsity, Mapping)
+            for value in self.sparsity.values() if mapping else [self.sparsity]:
+                distributions.check_sparsity(value)
+        else:
+            spec = self._replace(masks=own_masks(self.masks))
+            if self.distribution not in (None, distributions.uniform):
+                raise ValueError(
+                    "distribution: with masks= the masks say how the sparsity is spread; leave it "
+                    "out."
+                )
         if self.scope not in ("layer", "global"):
             raise ValueError(f'scope must be "layer" or "global", got {self.scope!r}.')
         if not isinstance(self.pattern, Pattern):
@@ -80,7 +92,7 @@ class Spec(NamedTuple):
                 'distribution: with scope="global" the scores decide how the sparsity is spread; '
                 "leave it out."
             )
-        return self
+        return spec
 
     def plan(self, params: Params) -> Plan:
         """The plan for these parameters; only their paths, shapes and types are looked at."""
@@ -105,8 +117,24 @@ class Spec(NamedTuple):
             )
         return plan
 
+    def chosen(self, params: Params) -> list[bool]:
+        """One bool per leaf: does it count as prunable?
+
+        Raises:
+          ValueError: none of them does.
+        """
+        if self.masks is not None:
+            return self.masks.chosen(params, self.prunable)
+        return sparse_leaves(params, self.prunable)
+
     def _targets(self, params: Params) -> list[Any]:
-        chosen = sparse_leaves(params, self.prunable)
+        chosen = self.chosen(params)
+        if self.masks is not None:
+            found = zip(jax.tree.leaves_with_path(params), chosen, strict=True)
+            return [
+                self.masks.sparsity(trees.name(path), leaf) if use else "dense"
+                for (path, leaf), use in found
+            ]
         if self.scope == "global":
             return [None if use else "dense" for use in chosen]
         if isinstance(self.sparsity, Mapping):

@@ -11,8 +11,9 @@ from jax import lax
 
 from jaxsparse import prng, trees
 from jaxsparse.inner_state import reset_dead
+from jaxsparse.masks import check_masks
 from jaxsparse.schedules import never
-from jaxsparse.states import FORMAT, SparseState
+from jaxsparse.state_tree import FORMAT, SparseState, find
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
 
@@ -41,7 +42,8 @@ def sparsify(
     pass sees both.
 
     Args:
-      inner: any Optax optimizer; it must not be followed by transformations that move dead weights.
+      inner: any Optax optimizer, `optax.MultiSteps` among them; it must not be followed by
+        transformations that move dead weights.
       rule: the method; see `jaxsparse.Rule`.
       key: an int, a typed key or raw key data; may be traced.
       skip_update: whether a mask update replaces the weight step.
@@ -54,7 +56,8 @@ def sparsify(
       A `GradientTransformationExtraArgs`; `update` needs `params` and forwards extra arguments.
 
     Raises:
-      TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key.
+      TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key; later, a state
+        that is none of this wrapper, or masks that are not boolean.
       ValueError: `regrown_state` is unknown; later, trees that differ from the parameters.
 
     Example:
@@ -66,6 +69,8 @@ def sparsify(
       >>> int((optax.apply_updates(params, updates)["kernel"] == 0).sum())
       2
     """
+    if isinstance(inner, optax.MultiSteps):  # has `init` and `update`, but is no transformation
+        inner = inner.gradient_transformation()
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
     if not isinstance(rule, Rule):
@@ -79,6 +84,7 @@ def sparsify(
     def init_fn(params: Params) -> SparseState:
         random = prng.as_key(key)
         masks, rule_state = rule.init(random, params)
+        check_masks(masks, "the masks of rule.init")
         return SparseState(
             version=jnp.int32(FORMAT),
             count=jnp.int32(0),
@@ -90,6 +96,7 @@ def sparsify(
             postponed=jnp.int32(0),
             last_update=jnp.int32(-1),
             churn=jnp.float32(0),
+            sparse=_prunable_paths(rule, params),
         )
 
     def update_fn(
@@ -99,6 +106,8 @@ def sparsify(
             raise ValueError(
                 "update needs the parameters: call tx.update(grads, opt_state, params)."
             )
+        _check_state(grads, state, params)
+        params = trees.cut(params, state.masks)
         trees.check_same(params, grads, "grads")
         trees.check_same(params, state.masks, "masks")
         sparse, old = _sparse(rule, params), state.masks
@@ -188,6 +197,7 @@ def sparsify(
             postponed=state.postponed + pending.astype(jnp.int32),
             last_update=jnp.where(fired, state.count, state.last_update),
             churn=churn,
+            sparse=state.sparse,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -206,6 +216,26 @@ def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]
 
 def _sparse(rule: Rule, params: Params) -> list[bool]:
     return jax.tree.leaves(rule.sparse(params))
+
+
+def _prunable_paths(rule: Rule, params: Params) -> tuple[str, ...]:
+    chosen = (rule.prunable or rule.sparse)(params)
+    found = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(chosen), strict=True)
+    return tuple(trees.name(path) for (path, _), use in found if use)
+
+
+def _check_state(grads: Any, state: Any, params: Any) -> None:
+    if isinstance(state, SparseState):
+        return
+    if find(grads) or find(params):
+        raise TypeError("the arguments are swapped: call tx.update(grads, opt_state, params).")
+    hint = "to take over a dense run, begin with jaxsparse.take_over(tx, opt_state, params)"
+    if find(state):
+        hint = "restore a checkpoint with a template such as jax.eval_shape(tx.init, params)"
+    raise TypeError(
+        f"opt_state must be what tx.init(params) gives, a SparseState, got {type(state).__name__}; "
+        f"{hint}."
+    )
 
 
 def _living(tree: Any, masks: Masks, sparse: list[bool]) -> Any:
@@ -240,6 +270,7 @@ def _where(flag: Array, new: Any, old: Any) -> Any:
 def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
     leaves, treedef = jax.tree.flatten(old)
     found = trees.check_same(old, new, "the masks of rule.update")
+    check_masks(new, "the masks of rule.update")
     return treedef.unflatten(
         b if used else a for a, b, used in zip(leaves, found, sparse, strict=True)
     )

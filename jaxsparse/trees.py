@@ -92,6 +92,30 @@ def check_same(params: Params, other: Any, what: str, shapes: bool = True) -> li
     return leaves
 
 
+def cut(tree: Any, like: Any) -> Any:
+    """The tree without what `like` has a hole for: a None, an `optax.MaskedNode` or any other node
+    without leaves. A tree of another structure comes back as it is.
+
+    Example:
+      >>> cut({"w": 1.0, "act": "relu"}, {"w": True, "act": None})
+      {'act': None, 'w': 1.0}
+    """
+    treedef = jax.tree.structure(like)
+    if treedef == jax.tree.structure(tree):
+        return tree
+
+    def hole(node: Any) -> bool:
+        return not jax.tree.leaves(node)
+
+    try:
+        parts = jax.tree.structure(like, is_leaf=hole).flatten_up_to(tree)
+    except (ValueError, TypeError, KeyError):
+        return tree
+    nodes = jax.tree.leaves(like, is_leaf=hole)
+    kept = [part for node, part in zip(nodes, parts, strict=True) if not hole(node)]
+    return treedef.unflatten(kept)
+
+
 def map_arrays(function: Callable[..., Any], params: Params, *rest: Any, what: str = "tree") -> Any:
     """Maps over the array leaves, with their `name` first; other leaves pass through."""
     paths, treedef = jax.tree.flatten_with_path(params)

@@ -42,6 +42,8 @@ def deep_rewiring(
     Args:
       inner: any Optax optimizer.
       sparsity: the fraction of zeros in [0, 1), or `{path regex: sparsity}`.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       l1: coefficient of the penalty, at least 0.
       noise: standard deviation of the noise on the gradient, at least 0, or a schedule of the

@@ -47,6 +47,8 @@ def dynamic_reparameterization(
       inner: any Optax optimizer.
       sparsity: the fraction of zeros at the start, in [0, 1), or `{path regex: sparsity}`; the
         total number of living weights stays as it is, exactly.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`.

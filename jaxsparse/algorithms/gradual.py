@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.algorithms._base import algorithm, sparse_tree
+from jaxsparse.algorithms._base import algorithm, prunable_tree, sparse_tree
 from jaxsparse.distributions import living
 from jaxsparse.masks import full_masks
 from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
@@ -15,7 +15,7 @@ from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule
 
 
-@algorithm(scopes=True, random=False)
+@algorithm(scopes=True, random=False, masks=False)
 def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
     """Prunes by magnitude while training: `s(t) = s * (1 - (1 - (t - start) / (stop - start))^3)`.
 
@@ -121,4 +121,5 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
         alive=alive,
         sparse=lambda params: sparse_tree(spec.plan(params), params),
         grows=False,
+        prunable=lambda params: prunable_tree(spec, params),
     )

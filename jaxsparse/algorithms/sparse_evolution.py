@@ -30,6 +30,8 @@ def sparse_evolution(
     Args:
       inner: any Optax optimizer.
       sparsity: the fraction of zeros in [0, 1), or `{path regex: sparsity}`.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`.

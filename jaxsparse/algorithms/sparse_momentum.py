@@ -61,6 +61,8 @@ def sparse_momentum(
       inner: any Optax optimizer, also one without momentum.
       sparsity: the fraction of zeros at the start, in [0, 1), or `{path regex: sparsity}`; the
         total number of living weights stays as it is, exactly.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`. The paper updates once an epoch.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.axes import all_axes
+from jaxsparse.masks import check_masks
 from jaxsparse.recognition import as_float, sparse_leaves
 from jaxsparse.types import Array, AxesSpec, Masks, Prunable
 
@@ -44,6 +45,7 @@ def empty_units(
 
     Raises:
       ValueError: the filter matches nothing, or the axes of a leaf are ambiguous.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,6 +53,7 @@ def empty_units(
       >>> int(found["kernel"].no_input), found["kernel"].outputs, int(found["kernel"].no_output)
       (1, 3, 0)
     """
+    check_masks(masks)
     shapes = jax.tree.map(lambda m: as_float(m) if trees.is_array(m) else m, masks)
     chosen = sparse_leaves(shapes, prunable)
     pairs = zip(jax.tree.leaves_with_path(masks), chosen, strict=True)

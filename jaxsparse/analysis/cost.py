@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.analysis._products import Products
+from jaxsparse.masks import check_masks
 from jaxsparse.types import Masks, Params
 
 _SPARSE = ("fixed", "sparse_evolution", "dynamic_reparameterization", "deep_rewiring")
@@ -73,6 +74,7 @@ def flops(
 
     Raises:
       ValueError: `batch_size` is below 1, or `masks` do not fit `params`.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -220,6 +222,7 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
 
     Raises:
       ValueError: `masks` do not fit `params`.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -246,6 +249,7 @@ def _living(params: Params, masks: Masks) -> list[tuple[Any, Any, int]]:
     """`(leaf, mask or None, living weights)` of every leaf; a leaf without a mask lives whole."""
     leaves = jax.tree.leaves(params)
     found = [None] * len(leaves) if masks is None else trees.check_same(params, masks, "masks")
+    check_masks(masks)
     found = [mask if trees.is_array(mask) else None for mask in found]
     return [
         (leaf, mask, getattr(leaf, "size", 0) if mask is None else int(np.count_nonzero(mask)))

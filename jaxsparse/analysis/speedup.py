@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.axes import all_axes
+from jaxsparse.masks import check_masks
 from jaxsparse.types import Array, Axes, AxesSpec, Masks
 
 
@@ -71,6 +72,7 @@ def estimated_speedup(
     Raises:
       ValueError: a path without a mask, a cost that is not above 0, inputs of a layer that is not
         in `dense` or with another number of channels, or axes that are ambiguous.
+      TypeError: masks that are not boolean.
 
     References:
       Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019), section 5, and its code.
@@ -89,6 +91,7 @@ def estimated_speedup(
       >>> round(found.weights, 2), found.channels
       (4.27, 3.2)
     """
+    check_masks(masks)
     inputs = {} if inputs is None else inputs
     known = {
         trees.name(path): mask

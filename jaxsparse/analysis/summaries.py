@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.masks import check_masks, prunable_masks
 from jaxsparse.recognition import why
+from jaxsparse.state_tree import find
+from jaxsparse.states import get_masks
 from jaxsparse.types import Masks, Params, Prunable
 
 
@@ -17,19 +20,20 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
 
     Args:
       params: the parameters (or their shapes).
-      masks: boolean arrays in the structure of `params`.
-      prunable: the filter that the algorithm was given, if any.
+      masks: boolean arrays in the structure of `params`, or an optimizer state that holds them.
+      prunable: the filter that the algorithm was given, if any; a state knows it by itself.
 
     Returns:
       Text, ready for `print`.
 
     Raises:
       ValueError: the trees differ.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse
       >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
-      >>> print(summary(params, jaxsparse.prune(params, 0.75)))
+      >>> print(summary(params, jaxsparse.prune_by_magnitude(params, 0.75)))
       leaf      shape   alive     size  sparsity   bytes  why
       bias      4           4        4    0.0000      16  dense: named bias
       kernel    4x4         4       16    0.7500      64  sparse: 2 axes longer than 1
@@ -37,7 +41,12 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
       prunable              4       16    0.7500      64
     """
     rows, totals = [], {"all": [0, 0, 0], "prunable": [0, 0, 0]}
+    counted = None
+    if find(masks):
+        counted = prunable_masks(masks, prunable)
+        masks = get_masks(masks, params)
     leaves = trees.check_same(params, masks, "masks")
+    check_masks(masks)
     for (path, leaf), mask in zip(jax.tree.leaves_with_path(params), leaves, strict=True):
         if not trees.is_array(leaf):
             continue
@@ -45,6 +54,8 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
         alive = size if mask is None else int(jnp.sum(mask))
         stored = size * leaf.dtype.itemsize
         sparse, reason = why(name, leaf, prunable)
+        if counted is not None and sparse != (name in counted):
+            sparse, reason = not sparse, "the optimizer says so"
         for total in ("all", "prunable")[: 1 + sparse]:
             totals[total] = [
                 a + b for a, b in zip(totals[total], (alive, size, stored), strict=True)

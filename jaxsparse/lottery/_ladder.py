@@ -8,6 +8,7 @@ import jax
 
 from jaxsparse import distributions, trees
 from jaxsparse.distributions import living
+from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, select_by_layer, select_globally
 from jaxsparse.recognition import sparse_leaves
@@ -114,6 +115,7 @@ def prune_to(
 
     Raises:
       ValueError: trees that differ, or a pattern that does not fit.
+      TypeError: `within` is not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,6 +127,7 @@ def prune_to(
     eligible: list[Any] = [None] * len(plan)
     if within is not None:
         eligible = trees.check_same(scores, within, "within")
+        check_masks(within, "within")
     if scope == "global":
         weights = next(entry.groups.size for entry in plan if entry)
         return select_globally(plan, scores, alive // weights, eligible)

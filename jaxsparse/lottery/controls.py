@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxsparse import prng, trees
 from jaxsparse.lottery._ladder import prune_to
+from jaxsparse.masks import check_masks
 from jaxsparse.recognition import as_float, default_prunable, sparse_leaves
 from jaxsparse.scores import random_scores
 from jaxsparse.types import Array, Key, Masks, Params, Prunable
@@ -35,6 +36,7 @@ def shuffle_masks(
 
     Raises:
       ValueError: another scope.
+      TypeError: masks that are not boolean.
 
     References:
       Frankle & Carbin (2018), figure 1: random sparse networks.
@@ -48,6 +50,7 @@ def shuffle_masks(
     """
     if scope not in ("layer", "global"):
         raise ValueError(f'scope must be "layer" or "global", got {scope!r}.')
+    check_masks(masks)
     key = prng.as_key(key)
     if scope == "global":
         like = jax.tree.map(lambda m: m.astype(jnp.float32) if trees.is_array(m) else m, masks)
@@ -75,11 +78,15 @@ def invert_masks(masks: Masks, *, prunable: Prunable | None = None) -> Masks:
       masks: of a ticket.
       prunable: `(path, leaf) -> bool`; the other leaves stay as they are.
 
+    Raises:
+      TypeError: masks that are not boolean.
+
     Example:
       >>> import jax.numpy as jnp
       >>> invert_masks({"kernel": jnp.eye(2, dtype=bool)})["kernel"].tolist()
       [[False, True], [True, False]]
     """
+    check_masks(masks)
     return _where_prunable(lambda _, mask: ~mask, masks, prunable)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.masks import apply
+from jaxsparse.masks import apply, check_masks
 from jaxsparse.recognition import as_float, default_prunable
 from jaxsparse.types import Array, Masks, Params, Prunable
 
@@ -56,12 +56,16 @@ def layer_densities(masks: Masks, *, prunable: Prunable | None = None) -> dict[s
     Returns:
       float32 scalars in [0, 1].
 
+    Raises:
+      TypeError: masks that are not boolean.
+
     Example:
       >>> import jax.numpy as jnp
       >>> masks = {"kernel": jnp.eye(4, dtype=bool), "bias": jnp.ones(4, bool)}
       >>> {name: float(density) for name, density in layer_densities(masks).items()}
       {'kernel': 0.25}
     """
+    check_masks(masks)
     prunable = prunable or default_prunable
     found = {}
     for path, mask in jax.tree.leaves_with_path(masks):

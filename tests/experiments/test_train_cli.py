@@ -109,6 +109,7 @@ def test_a_run_leaves_its_files_and_numbers(finished):
         lines[0]
     )
     assert {"density", "churn", "layer_density"} <= set(lines[0])
+    assert [line["off_mask"] for line in lines] == [0] * len(lines)
     summary = json.loads((finished / "summary.json").read_text())
     last = [
         line["test_accuracy"] for line in lines if line["method"] == "rigl" and line["epoch"] == 2

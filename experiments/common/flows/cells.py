@@ -123,7 +123,7 @@ def _scored_masks(lab: Lab, name: str) -> Any:
     def masks(origin: Any, batch: Examples) -> Any:
         def one(params: Any) -> Any:
             scores = score(lab.loss, params, [batch])
-            return jaxsparse.prune(scores, lab.settings.sparsity, prunable=prunable)
+            return jaxsparse.prune(scores, lab.settings.sparsity, prunable=prunable, signed=True)
 
         return jax.lax.map(one, origin)
 

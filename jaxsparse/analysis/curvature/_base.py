@@ -77,6 +77,7 @@ def hessian_product(
 
     Raises:
       ValueError: trees that differ, or no living weight.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp

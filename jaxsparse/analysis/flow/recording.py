@@ -10,7 +10,8 @@ import optax
 from jaxsparse import trees
 from jaxsparse.analysis.flow._norms import Flow, effective_flow, first_order_change, gradient_flow
 from jaxsparse.masks import apply
-from jaxsparse.states import SparseState, get_masks
+from jaxsparse.state_tree import find
+from jaxsparse.states import get_masks
 from jaxsparse.types import Array, Masks, Params
 
 
@@ -94,9 +95,7 @@ def record_flow(
     inner = optax.with_extra_args_support(inner)
 
     def measured(grads: Params, state: Any) -> tuple[Flow, Array]:
-        is_state = lambda node: isinstance(node, SparseState)  # noqa: E731
-        sparse = any(map(is_state, jax.tree.leaves(state, is_leaf=is_state)))
-        masks = get_masks(state, grads) if sparse else jax.tree.map(lambda _: None, grads)
+        masks = get_masks(state, grads) if find(state) else jax.tree.map(lambda _: None, grads)
         return gradient_flow(grads, masks), effective_flow(grads, masks)
 
     def init(params: Params) -> RecordedFlow:
