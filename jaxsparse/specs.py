@@ -44,11 +44,6 @@ class Spec(NamedTuple):
     def checked(self) -> "Spec":
         """Raises for whatever can be told to be wrong without parameters."""
         spec = self
-        if any(trees.is_array(leaf) and leaf.ndim for leaf in jax.tree.leaves(self.sparsity)):
-            raise TypeError(
-                "sparsity must be a number in [0, 1) or {path regex: number}, got a tree of "
-                "arrays; if these are masks, pass masks=."
-            )
         if self.masks is None:
             mapping = isinstance(self.sparsity, Mapping)
             for value in self.sparsity.values() if mapping else [self.sparsity]:

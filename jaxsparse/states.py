@@ -62,12 +62,14 @@ def _known(path: str, paths: set[str]) -> str:
 def set_masks(opt_state: Any, masks: Masks) -> Any:
     """The same optimizer state with other masks; apply them to the parameters yourself.
 
-    Masks of leaves that the algorithm holds dense must stay all True. The inner state of weights
-    that die or come to life here is left alone; `jaxsparse.reset` starts it anew. Weights that a
-    later mask update brings to life start with a fresh state, those that died here among them.
+    Masks of leaves that the algorithm holds dense must stay all True, and a density goes on
+    counting the leaves that the algorithm was given. The inner state of weights that die or come to
+    life here is left alone; `jaxsparse.reset` starts it anew. Weights that a later mask update
+    brings to life start with a fresh state, those that died here among them.
 
     Args:
-      opt_state: any state that holds the state of a sparse algorithm.
+      opt_state: any state that holds the state of a sparse algorithm, in all forms that `get_masks`
+        knows.
       masks: boolean arrays in the structure of the parameters.
 
     Raises:

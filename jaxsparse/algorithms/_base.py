@@ -95,7 +95,10 @@ def _keywords(function: Callable[..., Any], names: set[str] | None = None) -> di
 def check_start(name: str, sparsity: Any, masks: Any) -> None:
     """Raises unless a method is told either how sparse it is or which masks it starts from."""
     if any(trees.is_array(leaf) and leaf.shape for leaf in jax.tree.leaves(sparsity)):
-        raise TypeError(f"sparsity must be a number, got arrays; {name} takes masks as masks=.")
+        raise TypeError(
+            f"sparsity of {name} must be a number or {{path regex: number}}, got a tree of arrays; "
+            "if these are masks, pass masks=."
+        )
     if (sparsity is None) == (masks is None):
         got = "neither" if masks is None else "both"
         raise ValueError(f"{name} needs either sparsity= or masks=, one of the two; got {got}.")

@@ -55,7 +55,7 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
         stored = size * leaf.dtype.itemsize
         sparse, reason = why(name, leaf, prunable)
         if counted is not None and sparse != (name in counted):
-            sparse, reason = not sparse, "the optimizer says so"
+            sparse, reason = not sparse, "prunable" if not sparse else "not prunable"
         for total in ("all", "prunable")[: 1 + sparse]:
             totals[total] = [
                 a + b for a, b in zip(totals[total], (alive, size, stored), strict=True)
