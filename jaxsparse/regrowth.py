@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import counts, trees
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan, select_globally
 from jaxsparse.redistribution import redistribute
@@ -79,9 +79,8 @@ def drop_and_grow(
         if importance is not None:
             raise ValueError('importance: with scope="global" the scores decide; leave it out.')
         check_movable(plan)
-        alive = living(plan, masks).astype(jnp.float32)
-        total = jnp.floor(jnp.asarray(fraction, jnp.float32) * alive)
-        kept = drop_globally(plan, masks, drop_scores, total.astype(jnp.int32))
+        total = counts.floor(_all(living(plan, masks)), counts.share(fraction))
+        kept = drop_globally(plan, masks, drop_scores, total)
         return grow_globally(plan, kept, grow_scores, lost(plan, masks, kept))
     if importance is None:
         dropped = drop_counts(plan, masks, fraction)
@@ -96,14 +95,9 @@ def drop_and_grow(
 
 def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
     """`floor(fraction * living groups)` per leaf."""
-    fraction = jnp.asarray(fraction, jnp.float32)
-
-    def dropped(entry: LeafPlan, mask: Array) -> Array:
-        alive = entry.count(mask).astype(jnp.float32)
-        return jnp.floor(fraction * alive).astype(jnp.int32)
-
+    part = counts.share(fraction)
     pairs = zip(plan, jax.tree.leaves(masks), strict=True)
-    return [entry and dropped(entry, mask) for entry, mask in pairs]
+    return [entry and counts.floor(entry.count(mask), part) for entry, mask in pairs]
 
 
 def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
@@ -129,14 +123,13 @@ def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
 def drop_signs(plan: Plan, masks: Masks, params: Any, fraction: float | Array) -> Masks:
     """SET's own drop: of the positive weights of every leaf the `floor(fraction * count)` smallest,
     and of the negative ones the `floor(fraction * count)` closest to zero."""
-    fraction = jnp.asarray(fraction, jnp.float32)
+    part = counts.share(fraction)
 
     def leaf(entry: LeafPlan, mask: Array, weights: Array) -> Array:
         kept = []
         for side in (mask & (weights >= 0), mask & (weights < 0)):
             alive = entry.count(side)
-            dropped = jnp.floor(fraction * alive.astype(jnp.float32)).astype(jnp.int32)
-            kept.append(entry.select(jnp.abs(weights), alive - dropped, side))
+            kept.append(entry.select(jnp.abs(weights), alive - counts.floor(alive, part), side))
         return kept[0] | kept[1]
 
     return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(params))
@@ -154,16 +147,16 @@ def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
 def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
     """Takes the `total` lowest-scored living groups out of all leaves; each keeps its least."""
     eligible = jax.tree.leaves(masks)
-    chosen = select_globally(plan, scores, living(plan, masks) - total, eligible)
+    chosen = select_globally(plan, scores, _all(living(plan, masks)) - total, eligible)
     both = lambda _, mask, new: new & mask  # noqa: E731
     return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
 
 
-def grow_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
-    """Brings the `total` highest-scored dead groups of all leaves to life."""
+def grow_globally(plan: Plan, masks: Masks, scores: Scores, missing: Array) -> Masks:
+    """Brings the highest-scored dead groups of all leaves to life, as many as are missing."""
     free = [entry and entry._replace(least=0, units=None) for entry in plan]
     dead = [~mask for mask in jax.tree.leaves(masks)]
-    chosen = select_globally(free, scores, total, dead)
+    chosen = select_globally(free, scores, _all(missing), dead)
     both = lambda _, mask, new: new | mask  # noqa: E731
     return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
 
@@ -189,19 +182,21 @@ def count_shares(plan: Plan, masks: Masks) -> Array:
 def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float | Array) -> Counts:
     """`ceil(fraction * living groups)` per leaf; a leaf more than 0.8 dense with more than an
     average share drops at most its sparsity."""
-    counts: Counts = [None] * len(plan)
-    leaves = jax.tree.leaves(masks)
+    found: Counts = [None] * len(plan)
+    leaves, part = jax.tree.leaves(masks), counts.share(fraction)
     sparse = [i for i, entry in enumerate(plan) if entry]
     for layer, i in enumerate(sparse):
         alive = plan[i].count(leaves[i])
-        total = plan[i].groups.rows * plan[i].groups.columns
-        empty = 1 - alive.astype(jnp.float32) / total
-        nearly_full = (empty < 0.2) & (shares[layer] > 1 / len(sparse))
-        limited = jnp.where(nearly_full, jnp.minimum(empty, fraction), fraction)
-        wanted = jnp.ceil(limited * alive.astype(jnp.float32)).astype(jnp.int32)
+        size = max(plan[i].groups.rows * plan[i].groups.columns, 1)
+        empty = counts.Share(size - alive, size)
+        nearly_full = (alive > size * 4 // 5) & (shares[layer] > 1 / len(sparse))
+        wanted = counts.ceil(alive, part)
+        limited = jnp.minimum(wanted, counts.ceil(alive, empty))
         least = plan[i].least * plan[i].groups.rows
-        counts[i] = jnp.clip(wanted, 0, jnp.maximum(alive - least, 0))
-    return counts
+        found[i] = jnp.clip(
+            jnp.where(nearly_full, limited, wanted), 0, jnp.maximum(alive - least, 0)
+        )
+    return found
 
 
 def shared_counts(
@@ -219,12 +214,8 @@ def shared_counts(
 
 def free_places(plan: Plan, masks: Masks) -> Array:
     """Dead groups of every sparse leaf, int32 of shape (leaves,)."""
-    return jnp.stack(
-        [
-            entry.groups.rows * entry.groups.columns - entry.count(mask)
-            for entry, mask in sparse_pairs(plan, masks)
-        ]
-    )
+    sizes = [entry.groups.rows * entry.groups.columns for entry in plan if entry]
+    return jnp.array(sizes, jnp.int32) - living(plan, masks)
 
 
 def in_one_row(entry: LeafPlan) -> LeafPlan:
@@ -253,13 +244,18 @@ def sparse_pairs(plan: Plan, tree: Any) -> list[tuple[LeafPlan, Any]]:
 
 
 def living(plan: Plan, masks: Masks) -> Array:
-    """Living groups of all sparse leaves together."""
-    return sum(entry.count(mask) for entry, mask in sparse_pairs(plan, masks))
+    """Living groups of every sparse leaf, int32 of shape (leaves,); their sum may pass 2^31."""
+    return jnp.stack([entry.count(mask) for entry, mask in sparse_pairs(plan, masks)])
 
 
 def lost(plan: Plan, before: Masks, after: Masks) -> Array:
-    """How many living groups went missing, in all leaves together."""
+    """How many living groups went missing in every sparse leaf, int32 of shape (leaves,)."""
     return living(plan, before) - living(plan, after)
+
+
+def _all(groups: Array) -> Array:
+    """The groups of all leaves together, which a selection over all of them can count."""
+    return jnp.sum(groups, dtype=jnp.int32)
 
 
 def dropped_last(plan: Plan, scores: Scores, before: Masks, after: Masks) -> Scores:

@@ -10,7 +10,7 @@ import jax
 from jaxsparse import distributions, trees
 from jaxsparse.axes import leaf_axes
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan
+from jaxsparse.plans import LeafPlan, Plan, check_countable
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, AxesSpec, Distribution, Params, Prunable
 
@@ -90,6 +90,8 @@ class Spec(NamedTuple):
                 f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
                 f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
             )
+        if self.scope == "global":
+            check_countable(plan)
         return plan
 
     def _targets(self, params: Params) -> list[Any]:

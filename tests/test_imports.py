@@ -10,6 +10,7 @@ LEVELS = {
     "keys": 0,
     "types": 0,
     "axes": 1,
+    "counts": 1,
     "prng": 1,
     "selection": 1,
     "trees": 1,

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsparse import counts
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
 from jaxsparse.patterns import fan_in
 from jaxsparse.plans import LeafPlan, Plan, map_plan
@@ -126,8 +127,7 @@ def rigl(
         dropped = drop_counts(plan, masks, fraction(count))
         if min_salient is not None:
             rest = jax.tree.leaves(size), jax.tree.leaves(dense), dropped
-            share = jnp.asarray(min_salient, jnp.float32)
-            moved = partial(_with_removal, share)
+            moved = partial(_with_removal, counts.share(min_salient))
             return map_plan(plan, moved, lambda mask: mask, masks, *rest), total
         kept = drop(plan, masks, size, dropped)
         return grow(plan, kept, dense, refill_counts(plan, masks, kept)), total
@@ -138,7 +138,7 @@ def rigl(
 
 
 def _with_removal(
-    share: Array, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
+    share: counts.Share, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
 ) -> Array:
     """One layer's mask after an update that may remove output units."""
     fans, alive = _unit_sizes(share, entry, mask, size, dense, dropped)
@@ -150,7 +150,7 @@ def _with_removal(
 
 
 def _unit_sizes(
-    share: Array, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
+    share: counts.Share, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
 ) -> tuple[Array, Array]:
     """How many weights every output unit is to have, zero where it goes; and their sum."""
     alive, fans = entry.count(mask), entry.count(mask, by_rows=True)
@@ -159,7 +159,7 @@ def _unit_sizes(
     salient = entry.count(salient, by_rows=True).astype(jnp.float32)
     fan = alive // jnp.maximum(jnp.sum(fans > 0, dtype=jnp.int32), 1)
     needed = -(-alive // entry.groups.columns)  # units that all the weights fit into
-    stays = salient >= share * fan.astype(jnp.float32)
+    stays = salient >= counts.ceil(fan, share).astype(jnp.float32)
     stays = (stays & (salient > 0)) | top_k_mask(salient, needed)
     count = jnp.maximum(jnp.sum(stays, dtype=jnp.int32), 1)
     longer = top_k_mask(salient, alive % count, where=stays)
