@@ -54,8 +54,8 @@ def drop_and_grow(
       `importance` or scope "global" in total.
 
     Raises:
-      ValueError: a fraction out of range, trees that differ, or a pattern that cannot move weights
-        between leaves.
+      ValueError: a fraction out of range, trees that differ, a pattern that cannot move weights
+        between leaves, or scope "global" over more than 2^31 - 1 weights.
 
     References:
       Evci et al., "Rigging the Lottery" (2020), section 3; Dettmers & Zettlemoyer, "Sparse Networks
@@ -95,9 +95,7 @@ def drop_and_grow(
 
 def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
     """`floor(fraction * living groups)` per leaf."""
-    part = counts.share(fraction)
-    pairs = zip(plan, jax.tree.leaves(masks), strict=True)
-    return [entry and counts.floor(entry.count(mask), part) for entry, mask in pairs]
+    return _by_leaf(plan, counts.floor(living(plan, masks), counts.share(fraction)))
 
 
 def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
@@ -123,16 +121,25 @@ def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
 def drop_signs(plan: Plan, masks: Masks, params: Any, fraction: float | Array) -> Masks:
     """SET's own drop: of the positive weights of every leaf the `floor(fraction * count)` smallest,
     and of the negative ones the `floor(fraction * count)` closest to zero."""
-    part = counts.share(fraction)
 
-    def leaf(entry: LeafPlan, mask: Array, weights: Array) -> Array:
-        kept = []
-        for side in (mask & (weights >= 0), mask & (weights < 0)):
-            alive = entry.count(side)
-            kept.append(entry.select(jnp.abs(weights), alive - counts.floor(alive, part), side))
+    def sides(mask: Array, weights: Array) -> tuple[Array, Array]:
+        return mask & (weights >= 0), mask & (weights < 0)
+
+    def leaf(entry: LeafPlan, mask: Array, weights: Array, count: Array) -> Array:
+        kept = [
+            entry.select(jnp.abs(weights), count[i], side)
+            for i, side in enumerate(sides(mask, weights))
+        ]
         return kept[0] | kept[1]
 
-    return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(params))
+    pairs = list(zip(sparse_pairs(plan, masks), sparse_pairs(plan, params), strict=True))
+    if not pairs:
+        return masks
+    alive = jnp.stack(
+        [jnp.stack([entry.count(s) for s in sides(mask, w)]) for (entry, mask), (_, w) in pairs]
+    )
+    left = _by_leaf(plan, alive - counts.floor(alive, counts.share(fraction)))
+    return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(params), left)
 
 
 def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
@@ -182,21 +189,14 @@ def count_shares(plan: Plan, masks: Masks) -> Array:
 def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float | Array) -> Counts:
     """`ceil(fraction * living groups)` per leaf; a leaf more than 0.8 dense with more than an
     average share drops at most its sparsity."""
-    found: Counts = [None] * len(plan)
-    leaves, part = jax.tree.leaves(masks), counts.share(fraction)
-    sparse = [i for i, entry in enumerate(plan) if entry]
-    for layer, i in enumerate(sparse):
-        alive = plan[i].count(leaves[i])
-        size = max(plan[i].groups.rows * plan[i].groups.columns, 1)
-        empty = counts.Share(size - alive, size)
-        nearly_full = (alive > size * 4 // 5) & (shares[layer] > 1 / len(sparse))
-        wanted = counts.ceil(alive, part)
-        limited = jnp.minimum(wanted, counts.ceil(alive, empty))
-        least = plan[i].least * plan[i].groups.rows
-        found[i] = jnp.clip(
-            jnp.where(nearly_full, limited, wanted), 0, jnp.maximum(alive - least, 0)
-        )
-    return found
+    sparse = [entry for entry in plan if entry]
+    alive, size = living(plan, masks), _sizes(plan)
+    least = jnp.array([entry.least * entry.groups.rows for entry in sparse], jnp.int32)
+    wanted = counts.ceil(alive, counts.share(fraction))
+    limited = counts.ceil(alive, counts.Share(size - alive, jnp.maximum(size, 1)))
+    nearly_full = (size - alive < -(-size // 5)) & (shares > 1 / len(sparse))
+    wanted = jnp.where(nearly_full, jnp.minimum(wanted, limited), wanted)
+    return _by_leaf(plan, jnp.clip(wanted, 0, jnp.maximum(alive - least, 0)))
 
 
 def shared_counts(
@@ -208,14 +208,12 @@ def shared_counts(
     """
     room = free_places(plan, after)
     caps = 0.99 * room.astype(jnp.float32) if caps is None else caps
-    quotas = iter(redistribute(lost(plan, before, after), shares, room, caps))
-    return [entry and next(quotas) for entry in plan]
+    return _by_leaf(plan, redistribute(lost(plan, before, after), shares, room, caps))
 
 
 def free_places(plan: Plan, masks: Masks) -> Array:
     """Dead groups of every sparse leaf, int32 of shape (leaves,)."""
-    sizes = [entry.groups.rows * entry.groups.columns for entry in plan if entry]
-    return jnp.array(sizes, jnp.int32) - living(plan, masks)
+    return _sizes(plan) - living(plan, masks)
 
 
 def in_one_row(entry: LeafPlan) -> LeafPlan:
@@ -245,12 +243,25 @@ def sparse_pairs(plan: Plan, tree: Any) -> list[tuple[LeafPlan, Any]]:
 
 def living(plan: Plan, masks: Masks) -> Array:
     """Living groups of every sparse leaf, int32 of shape (leaves,); their sum may pass 2^31."""
-    return jnp.stack([entry.count(mask) for entry, mask in sparse_pairs(plan, masks)])
+    found = [entry.count(mask) for entry, mask in sparse_pairs(plan, masks)]
+    return jnp.stack(found) if found else jnp.zeros(0, jnp.int32)
 
 
 def lost(plan: Plan, before: Masks, after: Masks) -> Array:
     """How many living groups went missing in every sparse leaf, int32 of shape (leaves,)."""
     return living(plan, before) - living(plan, after)
+
+
+def _sizes(plan: Plan) -> Array:
+    """Groups of every sparse leaf, alive or dead, int32 of shape (leaves,)."""
+    sizes = [entry.groups.rows * entry.groups.columns for entry in plan if entry]
+    return jnp.array(sizes, jnp.int32)
+
+
+def _by_leaf(plan: Plan, groups: Array) -> Counts:
+    """An entry for every leaf of the tree, from one for every sparse leaf."""
+    found = iter(groups)
+    return [entry and next(found) for entry in plan]
 
 
 def _all(groups: Array) -> Array:
