@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import counts, trees
 from jaxsparse.axes import all_axes
 from jaxsparse.recognition import sparse_leaves, why
 from jaxsparse.types import Array, Axes, AxesSpec, Params, Prunable, Sparsities
@@ -172,15 +171,19 @@ def first_match(
 def living(size: int, sparsity: float | Array) -> int | Array:
     """The number of weights that live: `floor(size * (1 - sparsity) + 0.5)`, as a Python int.
 
-    Every count in the library comes from here. A traced sparsity gives a traced int32.
+    Every count in the library comes from here. The sparsity is read as a multiple of 1 / 12,000,000
+    (`jaxsparse.counts.share`), so that 0.9 is nine tenths and not the float below, and the rest is
+    exact. A traced sparsity gives the same number as a traced int32, for sizes below 2^31.
+
+    Raises:
+      ValueError: a traced sparsity of more than 2^31 - 1 weights.
 
     Example:
-      >>> living(1000, 0.9), living(5, 0.5)
-      (100, 3)
+      >>> living(1000, 0.9), living(5, 0.5), living(5, 0.9)
+      (100, 3, 1)
     """
-    if isinstance(sparsity, jax.core.Tracer):
-        return jnp.floor(size * (1 - sparsity) + 0.5).astype(jnp.int32)
-    return math.floor(size * (1 - float(sparsity)) + 0.5)
+    traced = isinstance(sparsity, jax.core.Tracer)
+    return counts.nearest(size, counts.share(sparsity if traced else float(sparsity)).rest())
 
 
 def check_sparsity(sparsity: Any, argument: str = "sparsity") -> None:

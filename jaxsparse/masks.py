@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import counts, trees
 from jaxsparse.recognition import as_float, default_prunable
 from jaxsparse.state_tree import SparseState, find, masks_by_path
 from jaxsparse.types import Array, Masks, Params, Prunable
@@ -96,9 +96,8 @@ def density(masks: Masks, prunable: Prunable | None = None) -> Array:
       0.25
     """
     arrays = _counted(masks, prunable)
-    size = sum(mask.size for mask in arrays)
-    alive = sum(jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32) for mask in arrays)
-    return alive / jnp.float32(size)
+    alive = [jnp.sum(mask, dtype=jnp.int32) for mask in arrays]
+    return counts.ratio(alive, sum(mask.size for mask in arrays))
 
 
 def sparsity(masks: Masks, prunable: Prunable | None = None) -> Array:
@@ -112,9 +111,8 @@ def sparsity(masks: Masks, prunable: Prunable | None = None) -> Array:
       0.75
     """
     arrays = _counted(masks, prunable)
-    size = sum(mask.size for mask in arrays)
-    dead = sum(jnp.sum(~mask, dtype=jnp.int32).astype(jnp.float32) for mask in arrays)
-    return dead / jnp.float32(size)
+    dead = [jnp.sum(~mask, dtype=jnp.int32) for mask in arrays]
+    return counts.ratio(dead, sum(mask.size for mask in arrays))
 
 
 def _counted(masks: Masks, prunable: Prunable | None) -> list[Array]:
@@ -179,16 +177,16 @@ def overlap(masks: Masks, other: Masks) -> Array:
       >>> float(overlap(jnp.array([True, True, False]), jnp.array([True, False, True])))
       0.3333333432674408
     """
-    both, either = jnp.float32(0), jnp.float32(0)
+    both, either = [], []
     others = trees.check_same(masks, other, "other")
     check_masks(masks)
     check_masks(other, "other")
     for a, b in zip(jax.tree.leaves(masks), others, strict=True):
         if trees.is_array(a):
             full = jnp.all(a) & jnp.all(b)
-            both += jnp.where(full, 0, jnp.sum(a & b, dtype=jnp.int32)).astype(jnp.float32)
-            either += jnp.where(full, 0, jnp.sum(a | b, dtype=jnp.int32)).astype(jnp.float32)
-    return jnp.where(either == 0, jnp.float32(1), both / jnp.maximum(either, 1))
+            both.append(jnp.where(full, 0, jnp.sum(a & b, dtype=jnp.int32)))
+            either.append(jnp.where(full, 0, jnp.sum(a | b, dtype=jnp.int32)))
+    return counts.ratio(both, either, empty=1.0)
 
 
 def pack(masks: Masks) -> Any:

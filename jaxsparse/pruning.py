@@ -60,7 +60,8 @@ def prune(
 
     Raises:
       ValueError: an argument out of range, trees that differ, a filter that matches nothing, a
-        pattern that does not fit, an empty layer with `min_alive="raise"`.
+        pattern that does not fit, an empty layer with `min_alive="raise"`, or scope "global" over
+        more than 2^31 - 1 weights.
       TypeError: `within` is not boolean, or an argument of the wrong kind.
 
     Example:

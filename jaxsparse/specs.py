@@ -11,7 +11,7 @@ from jaxsparse import distributions, trees
 from jaxsparse.axes import all_axes
 from jaxsparse.own_masks import OwnMasks, own_masks
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan
+from jaxsparse.plans import LeafPlan, Plan, check_countable
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Masks, Params, Prunable
 
@@ -110,6 +110,8 @@ class Spec(NamedTuple):
                 f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
                 f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
             )
+        if self.scope == "global":
+            check_countable(plan)
         return plan
 
     def chosen(self, params: Params) -> list[bool]:

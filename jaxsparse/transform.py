@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxsparse import prng, trees
+from jaxsparse import counts, prng, trees
 from jaxsparse.inner_state import reset_dead
 from jaxsparse.masks import check_masks
 from jaxsparse.schedules import never
@@ -278,6 +278,5 @@ def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
 
 def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:
     before, after = _only(sparse, old), _only(sparse, new)
-    born = sum(jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True))
-    alive = sum(jnp.sum(b, dtype=jnp.int32) for b in after)
-    return jnp.asarray(born, jnp.float32) / jnp.maximum(jnp.asarray(alive, jnp.float32), 1)
+    born = [jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True)]
+    return counts.ratio(born, [jnp.sum(b, dtype=jnp.int32) for b in after])

@@ -1,9 +1,11 @@
 """Sparse momentum's rivals, and its other options, in plain NumPy, written from their rules."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
+from tests.reference import part
 from tests.reference_runs import F, SparseMomentum, best, kernels, quotas, tree
 
 
@@ -12,7 +14,7 @@ def by_sign(weights, mask, fraction):
     kept = np.zeros(mask.shape, bool)
     for side in (mask & (weights >= 0), mask & (weights < 0)):
         alive = int(side.sum())
-        kept |= best(np.abs(weights), alive - math.floor(F(fraction) * F(alive)), side)
+        kept |= best(np.abs(weights), alive - math.floor(part(fraction, alive)), side)
     return kept
 
 
@@ -41,7 +43,7 @@ class ConstantFanIn:
                 mask.T,
                 np.abs(weights[layer]["kernel"].T),
                 np.abs(grads[layer]["kernel"].T),
-                F(self.fraction(t)),
+                self.fraction(t),
                 self.share if layer not in self.keep else None,
                 self.fans[layer],
             ).T
@@ -51,13 +53,13 @@ class ConstantFanIn:
     def layer(self, mask, size, dense, fraction, share, first_fan):
         """Rows are output units."""
         alive, units = int(mask.sum()), list(range(len(mask)))
-        dropped = math.floor(fraction * F(alive))
+        dropped = math.floor(part(fraction, alive))
         everywhere = np.ones(mask.shape, bool)
         salient = (best(size, alive - dropped, mask) | best(dense, dropped, everywhere)).sum(1)
         ranked = sorted(units, key=lambda unit: -salient[unit])
         stays = ranked
         if share is not None:
-            least = max(1, int(share * first_fan))
+            least = max(1, math.floor(part(share, first_fan)))
             needed = math.ceil(alive / mask.shape[1])
             if salient[ranked[needed]] < least:
                 least, self.log["lowered"] = salient[ranked[needed]], self.log["lowered"] + 1
@@ -153,11 +155,11 @@ class GlobalMomentum(SparseMomentum):
         shares, sizes = self.shares(masks, weights), kernels(np.abs, self.m)
         dropped = []
         for share, mask in zip(shares, masks.values(), strict=True):
-            alive, rate = int(mask.sum()), F(self.rate(t))
-            empty = F(1) - F(alive) / F(mask.size)
-            limited = empty < 0.2 and share > 1 / len(masks)
-            rate = min(empty, rate) if limited else rate
-            dropped.append(min(math.ceil(rate * F(alive)), alive - 1))
+            alive = int(mask.sum())
+            least, empty = part(self.rate(t), alive), 1 - Fraction(alive, mask.size)
+            if empty < Fraction(1, 5) and share > 1 / len(masks):
+                least = min(empty * alive, least)
+            dropped.append(min(math.ceil(least), alive - 1))
         weights = kernels(np.abs, weights)
         if self.drop_by == "global":
             kept = self.everywhere(

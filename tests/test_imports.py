@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
     "keys": 0,
     "types": 0,
+    "counts": 1,
     "prng": 1,
     "selection": 1,
     "trees": 1,

@@ -56,7 +56,7 @@ def test_one_helper_counts_in_python():
     for size in (1, 5, 266_200, 25_502_912, 2**31 - 1):
         for sparsity in (0.0, 0.5, 0.9, 0.95, 0.999):
             found = jaxsparse.living(size, sparsity)
-            assert type(found) is int and found == math.floor(size * (1 - sparsity) + 0.5)
+            assert type(found) is int and found == reference.living(size, sparsity)
     assert jaxsparse.living(3, 0.5) == 2 and jaxsparse.living(4, 0.9) == 0
     traced = jax.jit(lambda s: jaxsparse.living(1000, s))(jnp.float32(0.9))
     assert traced == 100 and traced.dtype == jnp.int32
@@ -177,13 +177,13 @@ def test_iterative_pruning(scope):
         ]
         density = (1 - sparsity) ** (r / rounds)
         if scope == "layer":
-            counts = [max(math.floor(density * s.size + 0.5), 1) for s in scores]
+            counts = [max(reference.living(s.size, 1 - density), 1) for s in scores]
             chosen = [
                 reference.top_k_mask(s, k, alive[n])
                 for n, s, k in zip(names, scores, counts, strict=True)
             ]
         else:
-            total = math.floor(density * sum(s.size for s in scores) + 0.5)
+            total = reference.living(sum(s.size for s in scores), 1 - density)
             safe = [
                 reference.top_k_mask(s, 1, alive[n]) for n, s in zip(names, scores, strict=True)
             ]

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsparse import counts
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
 from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import (
@@ -92,16 +93,17 @@ def dynamic_reparameterization(
         plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, kept: Any
     ) -> tuple[Masks, Any]:
         check_movable(plan)
+        total = lambda groups: counts.as_float(counts.add_up(groups))  # noqa: E731
         limit, size = kept["threshold"], magnitude(params)
         alive = drop(plan, masks, size, _below(plan, masks, size, limit))
-        wanted = jnp.asarray(target, jnp.float32) * living(plan, masks).astype(jnp.float32)
-        moved = lost(plan, masks, alive).astype(jnp.float32)
+        wanted = jnp.asarray(target, jnp.float32) * total(living(plan, masks))
+        moved = total(lost(plan, masks, alive))
         factor = jnp.where(moved < (1 - TOLERANCE) * wanted, 2.0, 1.0)
         factor = jnp.where(moved > (1 + TOLERANCE) * wanted, 0.5, factor).astype(jnp.float32)
         drawn = dropped_last(plan, random_scores(key, params), masks, alive)
         free = free_places(plan, masks).astype(jnp.float32)
-        counts = shared_counts(plan, masks, alive, count_shares(plan, alive), free)
-        return grow(plan, alive, drawn, counts), {"threshold": limit * factor}
+        grown = shared_counts(plan, masks, alive, count_shares(plan, alive), free)
+        return grow(plan, alive, drawn, grown), {"threshold": limit * factor}
 
     return dynamic_rule(
         spec,

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.algorithms._base import algorithm, prunable_tree, sparse_tree
 from jaxsparse.distributions import living
@@ -36,7 +37,8 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
       A `GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: a value out of range, or a pattern (N:M) that knows no sparsity in between.
+      ValueError: a value out of range, or a pattern (N:M) that knows no sparsity in between; later,
+        scope "global" over more than 2^31 - 1 weights.
       TypeError: a value of the wrong kind.
 
     References:
@@ -75,12 +77,19 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
 
     def counts(plan: Plan, progress: float) -> list[int | None] | int:
         """Groups that live when the ramp is at `progress`, per row of each leaf or in total."""
+
+        def at(final: float | Array) -> Array:
+            """Multiplied in float32, so that a traced sparsity gives the same counts."""
+            traced = isinstance(final, jax.core.Tracer)
+            return (final.astype(jnp.float32) if traced else np.float32(final)) * ramped
+
+        ramped = np.float32(progress)
         if scope == "global":
             size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-            total = living(size, spec.sparsity * progress)
+            total = living(size, at(spec.sparsity))
             check_total(plan, total)
             return total
-        return [p and p.kept(p.sparsity * progress) for p in plan]
+        return [p and p.kept(at(p.sparsity)) for p in plan]
 
     def table(plan: Plan) -> Any:
         """The counts at every moment, as exact integers."""

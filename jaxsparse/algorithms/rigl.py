@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsparse import counts
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
 from jaxsparse.patterns import fan_in
 from jaxsparse.plans import LeafPlan, Plan, map_plan
@@ -140,7 +141,7 @@ def rigl(
         size, dense = magnitude(params), gradient(grads if window == 1 else total)
         dropped = drop_counts(plan, masks, fraction(count))
         if min_salient is not None:
-            moved = partial(_with_removal, min_salient)
+            moved = partial(_with_removal, counts.share(min_salient))
             rest = (
                 jax.tree.leaves(size),
                 jax.tree.leaves(dense),
@@ -197,7 +198,7 @@ def _staying(plan: Plan, regexes: tuple[str, ...]) -> list[bool]:
 
 
 def _with_removal(
-    share: float | Array,
+    share: counts.Share,
     entry: LeafPlan,
     mask: Array,
     size: Array,
@@ -219,7 +220,7 @@ def _with_removal(
 
 
 def _unit_sizes(
-    share: float | Array, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
+    share: counts.Share, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
 ) -> Array:
     """How many weights every output unit is to have; zero where it goes."""
     alive = entry.count(mask)
@@ -227,15 +228,13 @@ def _unit_sizes(
     salient = kept | in_one_row(entry).select(dense, dropped)
     salient = entry.count(salient, by_rows=True).astype(jnp.float32)
     needed = -(-alive // entry.groups.columns)  # units that all the weights fit into
-    least = jnp.asarray(_threshold(share, entry.kept(entry.sparsity)), jnp.float32)
+    least = _threshold(share, entry.kept(entry.sparsity))
     stays = salient >= jnp.minimum(least, kth_largest(salient, needed + 1))
     count = jnp.sum(stays, dtype=jnp.int32)
     longer = top_k_mask(salient, alive % count, where=stays)
     return jnp.where(stays, alive // count + longer.astype(jnp.int32), 0)
 
 
-def _threshold(share: float | Array, fan: int | Array) -> int | Array:
+def _threshold(share: counts.Share, fan: int | Array) -> Array:
     """Salient weights that an output unit must have, by the fan-in before any removal."""
-    if isinstance(share, int | float) and isinstance(fan, int):
-        return max(1, int(share * fan))
-    return jnp.maximum(1, jnp.floor(share * jnp.asarray(fan, jnp.float32)))
+    return jnp.maximum(jnp.asarray(counts.floor(fan, share)).astype(jnp.float32), 1)

@@ -87,7 +87,8 @@ def sparse_momentum(
       parameters start sparse.
 
     Raises:
-      ValueError: a value out of range, or a pattern with rows together with redistribution.
+      ValueError: a value out of range, or a pattern with rows together with redistribution; later,
+        "global" over more than 2^31 - 1 weights.
       TypeError: a value of the wrong kind.
 
     References:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import counts, trees
 from jaxsparse.masks import apply, check_masks
 from jaxsparse.recognition import as_float, default_prunable
 from jaxsparse.types import Array, Masks, Params, Prunable
@@ -71,8 +71,7 @@ def layer_densities(masks: Masks, *, prunable: Prunable | None = None) -> dict[s
     for path, mask in jax.tree.leaves_with_path(masks):
         name = trees.name(path)
         if trees.is_array(mask) and prunable(name, as_float(mask)):
-            alive = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
-            found[name] = alive / jnp.float32(mask.size)
+            found[name] = counts.ratio(jnp.sum(mask, dtype=jnp.int32), mask.size)
     return found
 
 
