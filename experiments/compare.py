@@ -18,11 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from experiments.common import cli, jobs, pictures, reports, running, runs
 from experiments.common.cli import option
 from experiments.common.config import Config, resolve
+from experiments.common.console import Console
 from experiments.common.data import DataNotFound
 from experiments.common.methods import ALGORITHMS, DISTRIBUTIONS, OPTIMIZERS
 

@@ -16,10 +16,9 @@ that. A folder that holds another run is never written to.
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from experiments.common import cli, jobs, reports, running, runs
 from experiments.common.config import Config, default_folder, resolve
+from experiments.common.console import Console
 from experiments.common.data import DataNotFound
 
 PROG = "python -m experiments.train"

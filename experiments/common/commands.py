@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rich.console import Console
-
 from experiments.common import cli, execution, runs, studies
 from experiments.common.cli import option
+from experiments.common.console import Console
 from experiments.common.data import DataNotFound
 
 
@@ -23,7 +22,7 @@ class StudyOptions:
         None, "use only the first so many examples, for a try of a large net (default: all)"
     )
     minutes: float = option(
-        float("inf"), "begin no further cell after that many minutes", identity=False
+        float("inf"), "stop after that many minutes, and keep a checkpoint", identity=False
     )
     data_dir: str | None = option(
         None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False

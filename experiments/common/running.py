@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from experiments.common import jobs, measures, pictures, training
+from experiments.common.console import Console
 from experiments.common.display import Display
 from experiments.common.runs import RunFolder
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 import jaxsparse
 from experiments.common import execution, runs
+from experiments.common.console import Console
 from experiments.common.display import Display
 from experiments.common.training import Trainer, TrainState
 
@@ -79,18 +79,21 @@ def run(
       path: the folder.
       console: where progress is shown.
       what: the work, for the line with the estimate.
-      minutes: no group is begun after so many.
+      minutes: after so many it stops, also in the middle of a group, of which a checkpoint stays.
       report: called when there are new results, at most once in `REPORT_SECONDS`.
     """
-    begun, done, reported = time.perf_counter(), 0, -math.inf
+    done, reported = 0, -math.inf
+    deadline = time.perf_counter() + 60 * minutes
     with Display(console, what, max(1, sum(group.iterations for group in groups))) as display:
         for group in groups:
-            if time.perf_counter() - begun > 60 * minutes:
+            if time.perf_counter() > deadline:
                 break
             began = time.perf_counter()
             left = sum(other.iterations for other in groups) - done
             display.update(done, group.name)
-            state = _train(group, path, display, done, left)
+            state, step = _train(group, path, display, done, left, deadline)
+            if step < group.iterations:
+                break
             found = group.finish(state, time.perf_counter() - began)
             runs.write_json(path / "results.json", finished(path) | found)
             shutil.rmtree(path / "unfinished", ignore_errors=True)
@@ -130,7 +133,10 @@ def _name(prefix: str, path: tuple[Any, ...]) -> str:
     return f"{prefix}/{name}" if prefix else name
 
 
-def _train(group: Group, path: Path, display: Display, done: int, left: int) -> TrainState:
+def _train(
+    group: Group, path: Path, display: Display, done: int, left: int, deadline: float
+) -> tuple[TrainState, int]:
+    # The state, and the step that it has reached: the last one unless time was up.
     trainer, state = group.begin()
     state = execution.fill(state)
     folder = runs.RunFolder(path / "unfinished", {"group": group.name})
@@ -161,9 +167,11 @@ def _train(group: Group, path: Path, display: Display, done: int, left: int) -> 
         if step >= group.every:
             shown = state.tracked.shown(step // group.every - 1)
             display.update(done + step, f"{group.name}: {shown}")
-        if now - saved > CHECKPOINT_SECONDS and step < group.iterations:
+        if (now > deadline or now - saved > CHECKPOINT_SECONDS) and step < group.iterations:
             folder.begin()
             folder.save(step, state, {"step": step})
             saved = time.perf_counter()
+            if now > deadline:
+                break
     folder.close()
-    return state
+    return state, step
