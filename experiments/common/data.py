@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.common import cache, tfds_reader, tfds_source
+from experiments.common import cache, packed, tfds_reader, tfds_source
 from experiments.common.batches import augment, batch_indices, normalize
 from experiments.common.streaming import stream
 from experiments.common.tfds_source import DataNotFound
@@ -77,7 +77,8 @@ def load(name: str, data_dir: str | None = None, download: bool = False) -> Data
       name: "digits" (needs no files), "mnist", "cifar10" (the original), "cifar10_jpeg75",
           "tiny_shakespeare" (characters), or any image classification set of tensorflow-datasets,
           with "/configuration" and ":version" where wanted.
-      data_dir: folder of the data sets; default `TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
+      data_dir: folder of the data sets; default `TFDS_DATA_DIR`, then `~/tensorflow_datasets`. A
+          file `NAME.npz` in it, from `packed.write`, needs no tensorflow-datasets.
       download: let tensorflow-datasets fetch a set that is missing.
 
     Raises:
@@ -86,6 +87,10 @@ def load(name: str, data_dir: str | None = None, download: bool = False) -> Data
     """
     if name == "digits":
         return _digits()
+    file = packed.find(name, data_dir)
+    if file is not None:
+        arrays = cache.cached(name, packed.identity(file), lambda: packed.read(file))
+        return _images(name, name, arrays)
     prepared = tfds_source.locate(name, data_dir, download)
     if prepared.name == "tiny_shakespeare":
         return _characters(name, prepared)
@@ -94,14 +99,7 @@ def load(name: str, data_dir: str | None = None, download: bool = False) -> Data
         prepared.identity,
         lambda: tfds_reader.read_images(prepared),
     )
-    description = DESCRIPTIONS.get(prepared.name, str(arrays["description"]))
-    train, test = (arrays["train_inputs"], arrays["train_labels"]), None
-    if "test_inputs" in arrays:
-        test = arrays["test_inputs"], arrays["test_labels"]
-    else:
-        description += " (no test split: every fifth training image of each class is the test)"
-        train, test = _hold_out(*train)
-    return Dataset(name, description, *train, *test, int(arrays["num_classes"]))
+    return _images(name, prepared.name, arrays)
 
 
 def split_validation(dataset: Dataset, count: int, seed: int) -> Dataset:
@@ -208,6 +206,19 @@ def _digits() -> Dataset:
         "the digits of scikit-learn: handwritten, 8x8x1, every fifth of a class is the test"
     )
     return Dataset("digits", description, *train, *test, 10)
+
+
+def _images(name: str, known: str, arrays: cache.Arrays) -> Dataset:
+    description = str(arrays["description"])
+    if known in DESCRIPTIONS:
+        description = DESCRIPTIONS[known] + packed.difference(description)
+    train, test = (arrays["train_inputs"], arrays["train_labels"]), None
+    if "test_inputs" in arrays:
+        test = arrays["test_inputs"], arrays["test_labels"]
+    else:
+        description += " (no test split: every fifth training image of each class is the test)"
+        train, test = _hold_out(*train)
+    return Dataset(name, description, *train, *test, int(arrays["num_classes"]))
 
 
 def _hold_out(inputs: np.ndarray, labels: np.ndarray, nth: int = 5) -> tuple:

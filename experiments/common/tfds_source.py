@@ -60,16 +60,20 @@ def locate(name: str, data_dir: str | None = None, download: bool = False) -> Pr
             f"name is {name!r}; expected 'name', 'name/configuration' or either with ':version', "
             "for example 'mnist:3.0.1'"
         )
-    folder = pathlib.Path(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    ).expanduser()
-    prepared = _newest(folder, *match.groups())
+    here = folder(data_dir)
+    prepared = _newest(here, *match.groups())
     if prepared is None and download:
-        _fetch(name, folder)
-        prepared = _newest(folder, *match.groups())
+        _fetch(name, here)
+        prepared = _newest(here, *match.groups())
     if prepared is None:
-        raise DataNotFound(_advice(name, folder, bool(data_dir)))
+        raise DataNotFound(_advice(name, here, bool(data_dir)))
     return prepared
+
+
+def folder(data_dir: str | None = None) -> pathlib.Path:
+    """The folder of the data sets: `data_dir`, `TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(chosen).expanduser()
 
 
 @contextlib.contextmanager
