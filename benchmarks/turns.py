@@ -19,12 +19,16 @@ def optimizer_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
     return step
 
 
-def chain(program: Callable[..., Any], carry: tuple, *rest: Any) -> Callable[[], None]:
-    """A call of `carry = program(*carry, *rest)` that ends when it is computed."""
+def chain(
+    program: Callable[..., Any], carry: tuple, *rest: Any, times: int = 1
+) -> Callable[[], None]:
+    """A call of `carry = program(*carry, *rest)`, so many times, that ends when it is computed."""
 
     def call() -> None:
         nonlocal carry
-        carry = jax.block_until_ready(program(*carry, *rest))
+        for _ in range(times):
+            carry = program(*carry, *rest)
+        jax.block_until_ready(carry)
 
     return call
 
