@@ -11,6 +11,9 @@ from experiments.common.cli import option
 from experiments.common.console import Console
 from experiments.common.data import DataNotFound
 
+NOTHING_YET = 3
+"""Exit code of a study that was stopped in time, before the first of its cells was done."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
@@ -100,7 +103,7 @@ def run(
     except KeyboardInterrupt:
         cli.stop("stopped; the same command goes on from here", code=130)
     if not studies.finished(path):
-        cli.stop("no cell is finished yet; the same command goes on from here", code=1)
+        cli.stop("no cell is finished yet; the same command goes on from here", code=NOTHING_YET)
     console.print(report(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Tables and pictures on one page: {path}/report.html")
 
