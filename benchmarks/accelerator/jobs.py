@@ -97,7 +97,7 @@ def tiny() -> list[Job]:
     tickets = ["--scale", "0.02", "--rounds", "1", "--controls", "", "--replicates", "1"]
     flow = ["--scale", "0.04", "--replicates", "2", "--methods", "dense", "--analyses", ""]
     return [
-        *_timed(TINY, 1.0, 1.0),
+        *_timed(TINY, 1.0, 1.0, "tiny-"),
         *(
             short(
                 f"digits-0-{name}",
@@ -116,7 +116,7 @@ def tiny() -> list[Job]:
     ]
 
 
-def _timed(sizes: Sizes, short: float, long: float) -> list[Job]:
+def _timed(sizes: Sizes, short: float, long: float, prefix: str = "") -> list[Job]:
     momentum, adam = step.OPTIMIZERS["momentum"], step.OPTIMIZERS["adam"]
     decoder = sizes.transformer
     decoder_shapes = measures.shapes_of(decoder)
@@ -154,7 +154,7 @@ def _timed(sizes: Sizes, short: float, long: float) -> list[Job]:
         ),
         ("steps-transformer", TRAINING, short, steps(adam, decoder_shapes, *sizes.trained)),
     ]
-    return [measurement(*job) for job in found]
+    return [measurement(prefix + name, *rest) for name, *rest in found]
 
 
 def _methods(seed: int, cifar: Sequence[str], stage: str) -> list[Job]:

@@ -98,25 +98,28 @@ def study(
         return missing * each + COMPILING * (missing > 0)
 
     def run(out: Path, time_left: float, about: dict[str, Any]) -> None:
-        before, began = done(out), time.perf_counter()
-        minutes = max(0.0, time_left - RESERVE) / 60
-        given = [*args, "--minutes", str(minutes), "--out", str(out / folder)]
-        try:
-            module.main(given)
-        except SystemExit as end:
-            if end.code != commands.NOTHING_YET:
-                raise
-        call = about | {
-            "seconds": round(time.perf_counter() - began, 1),
-            "cells": [cell for cell in done(out) if cell not in before],
-        }
-        file = out / f"{name}.json"
+        before, began, file = done(out), time.perf_counter(), out / f"{name}.json"
         stored = runs.read_json(file) or {
             "study": folder,
             "command": f"{module.PROG}{cli.options(options)}",
             "calls": [],
         }
-        runs.write_json(file, stored | {"calls": [*stored["calls"], call]})
+
+        def record() -> None:
+            spent = round(time.perf_counter() - began, 1)
+            cells = [cell for cell in done(out) if cell not in before]
+            call = about | {"seconds": spent, "cells": cells}
+            runs.write_json(file, stored | {"calls": [*stored["calls"], call]})
+
+        record()  # the cells of a call that is killed still have a device and a date
+        minutes = max(0.0, time_left - RESERVE) / 60
+        try:
+            module.main([*args, "--minutes", str(minutes), "--out", str(out / folder)])
+        except SystemExit as end:
+            if end.code != commands.NOTHING_YET:
+                raise
+        finally:
+            record()
 
     return Job(name, stage, lambda out: (len(done(out)), len(cells)), left, least, run)
 

@@ -39,10 +39,11 @@ def finished(tmp_path_factory):
     return out, done.stdout
 
 
+@pytest.mark.slow
 def test_a_bare_machine_measures_everything(finished):
     out, printed = finished
     assert printed.rstrip().endswith("All is done.")
-    assert "steps-sorting: about 1 s" in printed, "the estimate comes before the work"
+    assert "tiny-steps-sorting: about 1 s" in printed, "the estimate comes before the work"
     table = (out / "table.md").read_text()
     assert "PARTIAL" not in table and "## Test accuracy over all seeds" in table
     for job in jobs.tiny():
@@ -61,6 +62,7 @@ def test_a_bare_machine_measures_everything(finished):
         assert [row["method"] for row in read_rows(out, name)] == ["dense", "rigl"]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(finished, capsys):
     out, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -71,7 +73,7 @@ def test_what_is_done_is_not_done_again(finished, capsys):
 
 
 def read_rows(out, name):
-    return json.loads((out / f"{name}.json").read_text())["rows"]
+    return json.loads((out / f"tiny-{name}.json").read_text())["rows"]
 
 
 def counted(name, seconds, calls, error=None):
