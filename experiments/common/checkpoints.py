@@ -6,6 +6,7 @@ back and compared.
 
 import functools
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from experiments.common import files
 from experiments.common.faults import FolderError, first_line, quiet
 
 _SEAL = "checksums.json"
+_ROOM = 2**19  # bytes for what Orbax writes beside the arrays
 _LOOK = {"progress": {}, "arrays": {...: str}, "files": {...: str}, "checksum": str}
 
 
@@ -57,18 +59,17 @@ class Checkpoints:
           FolderError: it cannot be written, or is not what was written.
         """
         arrays, folder = _named_arrays(state), self._path / str(number)
+        # Asked before: Orbax has many words for a full disk.
+        size, free = sum(a.nbytes for a in arrays.values()), shutil.disk_usage(self._path.parent)[2]
+        if free < size + _ROOM:
+            raise _full(folder, f"it takes {size + _ROOM:,} bytes, and the disk has {free:,}")
         try:
             with quiet("absl"):
                 self._manager.save(
                     number, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays))
                 )
         except (OSError, ValueError) as error:
-            full = "No space left on device" in str(error)
-            raise FolderError(
-                f"{folder} cannot be written "
-                f"({'no space left on the disk' if full else first_line(error)}); make room, and "
-                "the same command goes on from the checkpoint before."
-            ) from error
+            raise _full(folder, first_line(error)) from error
         content = {
             "progress": dict(progress),
             "arrays": _checksums(arrays),
@@ -171,6 +172,13 @@ class Checkpoints:
 
 def _damaged(file: Path, why: str) -> FolderError:
     return FolderError(f"{file} is damaged ({why}).")
+
+
+def _full(folder: Path, why: str) -> FolderError:
+    return FolderError(
+        f"{folder} cannot be written ({why}); make room, and the same command goes on from the "
+        "checkpoint before."
+    )
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Prepared data sets of tensorflow-datasets as NumPy arrays, read without TensorFlow."""
 
+import io
 import json
 import math
 import os
@@ -112,7 +113,7 @@ def read_images(prepared: Prepared) -> dict[str, np.ndarray]:
         "description": np.array(_one_line(prepared.name, info.description)),
     }
     for use, split in wanted.items():
-        source = splits[split]
+        source = open_split(prepared, split, raw=(image,))
         inputs = np.empty((len(source), *shape), np.uint8)
         labels = np.empty(len(inputs), np.int32)
         with quiet_tfds():
@@ -120,16 +121,29 @@ def read_images(prepared: Prepared) -> dict[str, np.ndarray]:
             for first in range(0, len(inputs), RECORDS_AT_ONCE):
                 rows = range(first, min(first + RECORDS_AT_ONCE, len(inputs)))
                 for row, example in zip(rows, records.fetch(source, rows), strict=True):
-                    if example[image].shape != shape:
-                        raise DamagedData(
-                            f"{records.place(source, row)} is an image of shape "
-                            f"{example[image].shape}; the data set says {shape}"
-                        )
-                    inputs[row], labels[row] = example[image], example[label]
+                    inputs[row] = _pixels(source, row, info.features[image], example[image])
+                    labels[row] = example[label]
         records.check_labels(source, range(len(labels)), labels, int(arrays["num_classes"]))
         records.check_classes(source, labels)
         arrays |= {f"{use}_inputs": inputs, f"{use}_labels": labels}
     return arrays
+
+
+def _pixels(source: Any, row: int, feature: Any, encoded: bytes) -> np.ndarray:
+    # The file itself is asked: what it has otherwise, decoders convert without a word.
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(encoded)) as opened:
+            shape = opened.height, opened.width, len(opened.getbands())
+        if shape == feature.shape:
+            return feature.decode_example_np(encoded)
+    except Exception as error:
+        raise records.unreadable(source, row, error) from error
+    raise DamagedData(
+        f"{records.place(source, row)} is an image of shape {shape}; the data set says "
+        f"{feature.shape}"
+    )
 
 
 def read_texts(prepared: Prepared) -> dict[str, str]:

@@ -208,6 +208,15 @@ def test_the_unfinished_cell_of_a_comparison(call, compared):
     refused(call, compare.main, COMPARE, compared, "unfinished/fixed-0.5/config.json")
 
 
+def test_what_a_kill_left_of_a_finished_cell_goes(call, compared):
+    unfinished = compared / "unfinished"
+    (unfinished / "dense").mkdir(parents=True)
+    both = {"dense": SUMMARY, "fixed-0.5": SUMMARY}
+    files.write_json(compared / "results.json", both)
+    assert call(compare.main, *COMPARE, "--out", str(compared))[0] == 0
+    assert not unfinished.exists() and compare.read_results(compared) == both
+
+
 def sample(like):
     """A value that looks like that."""
     if isinstance(like, dict):
