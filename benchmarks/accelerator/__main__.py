@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.accelerator import jobs, queue, table
 from experiments.common import cli, packed
-from experiments.common.data import DataNotFound
+from experiments.common.faults import in_one_line
 
 PROG = "python -m benchmarks.accelerator"
 RESULTS, TINY_RESULTS = "docs/results/accelerator", "runs/accelerator-tiny"
@@ -40,24 +40,24 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--pack", metavar="FOLDER", help=f"write {jobs.DATASET}.npz, and end")
     options = parser.parse_args(given)
     if options.pack is not None:
-        try:
+        with in_one_line(ValueError):
             file = packed.write(jobs.DATASET, Path(options.pack), options.data_dir)
-        except DataNotFound as error:
-            cli.stop(str(error))
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
         return
     if not options.minutes > 0:
         cli.stop(f"--minutes must be above 0, got {options.minutes}.")
     wanted = jobs.tiny() if options.tiny else jobs.queue(options.data_dir)
     out = Path(options.out or (TINY_RESULTS if options.tiny else RESULTS))
-    if not options.list:
+    with in_one_line(interrupted="stopped; the same command goes on from here"):
         print(queue.listing(wanted, out), flush=True)
+        if options.list:
+            return
         command = shlex.join([PROG, *given]).replace(f"'{PROG}'", PROG)
         report = lambda: table.write(wanted, out)  # noqa: E731
         failed = queue.work(wanted, out, options.minutes, command, report)
-        if failed:
-            cli.stop(f"failed: {', '.join(failed)}", code=1)
-    print(queue.listing(wanted, out))
+        print(queue.listing(wanted, out))
+    if failed:
+        cli.stop(f"failed: {', '.join(failed)}", code=1)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.common import cli, commands, runs, studies
+from experiments.common import cli, commands, files, studies
 from experiments.common.reports import duration
 
 RESERVE = 30.0
@@ -57,7 +57,7 @@ def measurement(
         began = time.perf_counter()
         rows = measure()
         spent = round(time.perf_counter() - began, 1)
-        runs.write_json(out / f"{name}.json", about | {"seconds": spent, "rows": rows})
+        files.write_json(out / f"{name}.json", about | {"seconds": spent, "rows": rows})
 
     return Job(name, stage, progress, lambda out: seconds * (1 - progress(out)[0]), seconds, run)
 
@@ -99,7 +99,7 @@ def study(
 
     def run(out: Path, time_left: float, about: dict[str, Any]) -> None:
         before, began, file = done(out), time.perf_counter(), out / f"{name}.json"
-        stored = runs.read_json(file) or {
+        stored = files.read_json(file) or {
             "study": folder,
             "command": f"{module.PROG}{cli.options(options)}",
             "calls": [],
@@ -109,7 +109,7 @@ def study(
             spent = round(time.perf_counter() - began, 1)
             cells = [cell for cell in done(out) if cell not in before]
             call = about | {"seconds": spent, "cells": cells}
-            runs.write_json(file, stored | {"calls": [*stored["calls"], call]})
+            files.write_json(file, stored | {"calls": [*stored["calls"], call]})
 
         record()  # the cells of a call that is killed still have a device and a date
         minutes = max(0.0, time_left - RESERVE) / 60

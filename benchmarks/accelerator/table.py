@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator.queue import Job
-from experiments.common import runs, studies
+from experiments.common import files, studies
 from experiments.common.reports import markdown, percent, statistics
 
 TITLE = "# Measured on an accelerator"
@@ -22,7 +22,7 @@ def write(jobs: Sequence[Job], out: Path) -> None:
         found = [
             (job, stored)
             for job in jobs
-            if job.stage == stage and (stored := runs.read_json(out / f"{job.name}.json"))
+            if job.stage == stage and (stored := files.read_json(out / f"{job.name}.json"))
         ]
         texts = [_measured(job.name, stored) for job, stored in found if "rows" in stored]
         folders: dict[str, list[dict[str, Any]]] = {}
@@ -35,7 +35,7 @@ def write(jobs: Sequence[Job], out: Path) -> None:
     methods = _methods(out)
     if methods:
         parts += ["## Test accuracy over all seeds", *methods]
-    (out / "table.md").write_text("\n\n".join(parts) + "\n")
+    files.write_text(out / "table.md", "\n\n".join(parts) + "\n")
 
 
 def _measured(name: str, stored: dict[str, Any]) -> str:

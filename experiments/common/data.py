@@ -13,10 +13,11 @@ import numpy as np
 
 from experiments.common import cache, packed, tfds_reader, tfds_source
 from experiments.common.batches import augment, batch_indices, normalize
+from experiments.common.faults import DamagedData, DataNotFound
 from experiments.common.streaming import stream
-from experiments.common.tfds_source import DataNotFound
 
 __all__ = [
+    "DamagedData",
     "DataNotFound",
     "Dataset",
     "as_floats",
@@ -218,6 +219,11 @@ def _images(name: str, known: str, arrays: cache.Arrays) -> Dataset:
     else:
         description += " (no test split: every fifth training image of each class is the test)"
         train, test = _hold_out(*train)
+        if not len(test[1]):
+            raise ValueError(
+                f"data set {name!r} has no test split, and no class of its training images has the "
+                "five that one can be held out of"
+            )
     return Dataset(name, description, *train, *test, int(arrays["num_classes"]))
 
 
@@ -230,6 +236,19 @@ def _hold_out(inputs: np.ndarray, labels: np.ndarray, nth: int = 5) -> tuple:
 
 def _characters(name: str, prepared: tfds_source.Prepared) -> Dataset:
     texts = tfds_reader.read_texts(prepared)
+    for split in ("train", "validation", "test"):
+        text = texts.get(split, "")
+        if len(text) <= CONTEXT:
+            raise ValueError(
+                f"the split {split!r} of {name!r} in {prepared.folder} has {len(text)} characters; "
+                f"it must have more than {CONTEXT}"
+            )
+        unknown = sorted(set(text) - set(texts["train"]))
+        if unknown:
+            raise ValueError(
+                f"the split {split!r} of {name!r} in {prepared.folder} has the character "
+                f"{unknown[0]!r}, which the training text has not"
+            )
     vocabulary = "".join(sorted(set(texts["train"])))
     code = {character: token for token, character in enumerate(vocabulary)}
 

@@ -41,6 +41,10 @@ class Display:
         if self._running:
             self._bar.stop()
 
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._console.print(line)
+
     def estimate(self, seconds: float) -> None:
         """Says how long the work will take, and starts the bar; only the first call counts."""
         if not self._running:

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.common import tfds_reader, tfds_source
 from experiments.common.cache import Arrays
-from experiments.common.tfds_source import DataNotFound, first_line
+from experiments.common.faults import DataNotFound, first_line
 
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _OTHERWISE = "; decoded differently here than where it was packed, NOT the same pixels"

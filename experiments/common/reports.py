@@ -7,6 +7,8 @@ from typing import Any
 from experiments.common.console import Console, print_table
 
 Statistics = dict[str, float]
+STATISTICS = dict.fromkeys(("mean", "std", "standard_error", "min", "max"), float) | {"n": int}
+"""What `statistics` returns, as `files.check` takes it."""
 
 
 def statistics(values: Sequence[float]) -> Statistics:

@@ -1,12 +1,14 @@
 """How a group of runs is cut into calls, on a trainer that only counts and a clock of its own."""
 
 import math
+import pathlib
 import types
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import pytest
 
+from experiments import compare, gradient_flow, lottery_ticket, sparse_momentum
 from experiments.common import studies
 from experiments.common.console import Console
 
@@ -100,3 +102,21 @@ def test_a_study_stops_in_time_in_the_middle_of_a_group_and_goes_on_there(tmp_pa
     assert now == 2 * 30 * 6.0, "no step was made twice"
     assert len(ends) >= 6
     assert not (tmp_path / "unfinished").exists()
+
+
+def test_the_published_results_are_whole():
+    """Their commands can draw them anew, but for those whose masks were too large to be kept."""
+    root = pathlib.Path(__file__).parents[2] / "docs" / "results"
+    kinds = {"lottery_ticket": lottery_ticket, "rivals": sparse_momentum}
+    kinds["gradient_flow"] = gradient_flow
+    found = [file for file in sorted(root.rglob("results.json")) if "steps" not in file.parts]
+    assert len(found) > 10
+    for file in found:
+        kind = file.relative_to(root).parts[0]
+        if kind not in kinds:
+            assert compare.read_results(file.parent)
+            continue
+        options = kinds[kind].Options()
+        if "tuning" in file.parts:
+            options = kinds[kind].Options(study="tuning")
+        assert studies.finished(file.parent, kinds[kind].prepare(options).kept)
