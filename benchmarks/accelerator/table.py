@@ -67,9 +67,9 @@ def _on(calls: Sequence[dict[str, Any]]) -> str:
 def _methods(out: Path) -> list[str]:
     """Test accuracy by method and density of the networks whose folders are `NETWORK-SEED`."""
     found: dict[str, dict[str, dict[float, list[float]]]] = {}
-    for folder in sorted(out.glob("*-[0-9]*")):
-        network = folder.name.rpartition("-")[0]
-        for cell in studies.finished(folder).values():
+    for file in sorted(out.glob("*-[0-9]/results.json")):
+        network = file.parent.name.rpartition("-")[0]
+        for cell in studies.finished(file.parent).values():
             by_sparsity = found.setdefault(network, {}).setdefault(cell["method"], {})
             by_sparsity.setdefault(cell["sparsity"], []).extend(cell["test_accuracy"])
     texts = []
