@@ -9,9 +9,22 @@ import numpy as np
 
 import jaxsparse
 from experiments.common.jobs import Job, weight_name
-from experiments.common.reports import statistics
+from experiments.common.reports import STATISTICS, statistics
 from experiments.common.training import Metrics, TrainState
 from jaxsparse import analysis
+
+_METHOD = {"algorithm": str, "test_accuracy": STATISTICS} | dict.fromkeys(
+    ("sparsity", "weights", "alive", "flops", "training_flops", "bytes_stored", "bytes_training"),
+    float,
+)
+SUMMARY = _METHOD | {
+    "dataset": str,
+    "dataset_description": str,
+    "model": str,
+    "seconds": float,
+    "dense": (_METHOD,),
+}
+"""What `summarize` returns, as `files.check` takes it."""
 
 
 def masks_by_name(job: Job, method: str, state: TrainState) -> dict[str, jax.Array]:
