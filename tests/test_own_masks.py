@@ -128,7 +128,7 @@ def test_raises(method):
         make()
     with pytest.raises(TypeError, match="masks at 'fc1/bias' must be boolean, got float32"):
         make(masks=PARAMS)
-    with pytest.raises(TypeError, match=f"{own}  must be a number.*pass masks="):
+    with pytest.raises(TypeError, match=f"sparsity of {own} must be a number.*pass masks="):
         make(TICKET)
     with pytest.raises(ValueError, match="distribution: with masks="):
         make(masks=TICKET, distribution=jaxsparse.erk)

@@ -43,7 +43,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        self._console.print(line)
+        self._console.print(line, soft_wrap=True)
 
     def estimate(self, seconds: float) -> None:
         """Says how long the work will take, and starts the bar; only the first call counts."""

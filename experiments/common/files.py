@@ -42,9 +42,9 @@ _REMEDIES = {
 }
 
 
-def damaged(file: Path, why: str, remedy: str | None = None) -> FolderError:
+def damaged(file: Path, why: str) -> FolderError:
     """The error of a file that does not hold what was written into it."""
-    return FolderError(f"{file} is damaged ({why}): {remedy or _remedy(file)}.")
+    return FolderError(f"{file} is damaged ({why}): {_remedy(file)}.")
 
 
 def missing(file: Path) -> FolderError:

@@ -225,7 +225,10 @@ def note_above(axes: Axes, title: str, note: str) -> None:
 def save(figure: Figure, file: Path) -> None:
     """Writes the file, every text as it was given, and lets go of the figure."""
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name such as "a$b" is no formula
+        if text.get_wrap():  # to find its lines, matplotlib looks for formulas all the same
+            text.set_text(text.get_text().replace("$", r"\$"))
+        else:
+            text.set_parse_math(False)  # a name such as "a$b" is no formula
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         for formatter, ticks in (
             (axis.get_major_formatter(), axis.get_major_ticks()),

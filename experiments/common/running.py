@@ -1,5 +1,6 @@
 """Runs a job into its folder: methods side by side, logged, checkpointed, shown and reported."""
 
+import functools
 import math
 import time
 from pathlib import Path
@@ -59,7 +60,7 @@ def _train(
     keys = jobs.keys(job.config)
     restored = folder.restore(
         {name: jax.eval_shape(trainer.init, keys) for name, trainer in job.trainers.items()},
-        console.print,
+        functools.partial(console.print, soft_wrap=True),
     )
     steps, before = dict.fromkeys(job.trainers, 0), 0.0
     if restored is not None:

@@ -65,8 +65,10 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._checkpoints.close()
-        self._lock.release()
+        try:
+            self._checkpoints.close()
+        finally:
+            self._lock.release()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metric lines so far."""

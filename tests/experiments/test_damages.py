@@ -130,9 +130,8 @@ def test_the_folder_of_checkpoints(call, stopped, what):
     refused(call, train.main, [*JOB, "--resume"], stopped, "checkpoints")
 
 
-@pytest.mark.parametrize("damage", ["flipped", "missing"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(call, whole, stopped, damage):
-    DAMAGES[damage](largest(newest(stopped)))
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(call, whole, stopped):
+    flip(largest(newest(stopped)))
     before = newest(stopped, -2).name
     code, out, err = call(train.main, *JOB, "--out", str(stopped), "--resume")
     assert code == 0 and err == ""

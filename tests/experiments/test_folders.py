@@ -70,7 +70,7 @@ def test_a_disk_that_may_only_be_read(call, tmp_path, monkeypatch, what):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize("step", [0, 2, 4])
 def test_a_full_disk(call, tmp_path, monkeypatch, step):
     """Whatever is written when it gets full, down to the pictures; and the run can go on."""
     fsync, calls = os.fsync, []
