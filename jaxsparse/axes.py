@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxsparse import trees
+from jaxsparse.checks import check_regexes
 from jaxsparse.types import Axes, AxesSpec
 
 _LEADING = {"": (), "_stacked": (0,), "_experts": (0,), "_stacked_experts": (0, 1)}
@@ -57,6 +58,7 @@ def all_axes(axes: AxesSpec, leaves: Mapping[str, Any]) -> dict[str, Axes]:
       >>> all_axes(None, {"query/kernel": jnp.ones((32, 4, 8))})
       {'query/kernel': Axes(inputs=(0,), outputs=(1, 2), stacked=())}
     """
+    check_axes(axes)
     found = {path: _leaf_axes(axes, path, leaf) for path, leaf in leaves.items()}
     unknown = {path: tuple(leaves[path].shape) for path, known in found.items() if known is None}
     if unknown:
@@ -81,11 +83,10 @@ def _leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes | None:
     if isinstance(spec, str):
         spec = _preset(spec, path, ndim)
     elif not isinstance(spec, Axes):
-        if not callable(spec):
-            raise TypeError(f"axes must be a preset, Axes, a mapping or a function, got {spec!r}.")
         spec = spec(path, leaf)
-    if not all(isinstance(named, tuple | list) for named in spec):
-        raise TypeError(f"axes: inputs, outputs and stacked must be tuples of ints, got {spec}.")
+        if not isinstance(spec, Axes):
+            raise TypeError(f"axes: the function must return Axes for {path!r}, got {spec!r}.")
+        check_axes(spec)
     spec = Axes(*(tuple(axis % ndim if -ndim <= axis < ndim else axis for axis in a) for a in spec))
     named = spec.inputs + spec.outputs + spec.stacked
     if any(not 0 <= axis < ndim for axis in named) or len(set(named)) < len(named):
@@ -95,9 +96,35 @@ def _leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes | None:
     return spec
 
 
+def check_axes(axes: AxesSpec, argument: str = "axes") -> None:
+    """Raises for what no leaf can make sense of: it is told before any parameters are seen."""
+    if axes is None or (callable(axes) and not isinstance(axes, type)):
+        return
+    if isinstance(axes, Mapping):
+        check_regexes(argument, axes)
+        for value in axes.values():
+            if isinstance(value, Mapping) or value is None or callable(value):
+                raise TypeError(f"{argument}: values must be presets or Axes, got {value!r}.")
+            check_axes(value, argument)
+    elif isinstance(axes, str):
+        if axes not in _PRESETS:
+            known = ", ".join(_PRESETS)
+            raise ValueError(f"{argument}: unknown preset {axes!r}; known are {known}.")
+    elif not isinstance(axes, Axes):
+        raise TypeError(
+            f"{argument} must be a preset, Axes, a mapping or a function, got {axes!r}."
+        )
+    elif not all(
+        isinstance(named, tuple | list)
+        and all(isinstance(a, int) and not isinstance(a, bool) for a in named)
+        for named in axes
+    ):
+        raise TypeError(
+            f"{argument}: inputs, outputs and stacked must be tuples of ints, got {axes}."
+        )
+
+
 def _preset(preset: str, path: str, ndim: int) -> Axes:
-    if preset not in _PRESETS:
-        raise ValueError(f"axes: unknown preset {preset!r}; known are {', '.join(_PRESETS)}.")
     attention = preset in _ATTENTION
     order = preset.removesuffix("_stacked") if attention else preset.split("_")[0]
     stacked = _LEADING[preset.removeprefix(order)]

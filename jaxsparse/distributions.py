@@ -10,6 +10,7 @@ import jax
 
 from jaxsparse import counts, trees
 from jaxsparse.axes import all_axes
+from jaxsparse.checks import check_regexes, check_size, check_sparsity, traced
 from jaxsparse.recognition import sparse_leaves, why
 from jaxsparse.types import Array, Axes, AxesSpec, Params, Prunable, Sparsities
 
@@ -126,6 +127,8 @@ def by_path(
       >>> by_path(params, {"fc": 0.9, ".*": 0.5})
       {'fc1': {'kernel': 0.9}, 'head': {'kernel': 0.5}}
     """
+    if not isinstance(sparsity, Mapping):
+        raise TypeError(f"sparsity must be a mapping {{path regex: sparsity}}, got {sparsity!r}.")
     for value in sparsity.values():
         check_sparsity(value)
     found = first_match(params, sparsity, "sparsity", prunable)
@@ -142,10 +145,7 @@ def first_match(
     Raises:
       ValueError: no value, or an expression that decides no leaf.
     """
-    if not values:
-        raise ValueError(
-            f"{argument}: an empty mapping prunes nothing; give {{path regex: value}}."
-        )
+    check_regexes(argument, values)
     chosen = sparse_leaves(params, prunable)
     leaves = {trees.name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     sparse = [name for name, use in zip(leaves, chosen, strict=True) if use]
@@ -176,27 +176,19 @@ def living(size: int, sparsity: float | Array) -> int | Array:
     exact. A traced sparsity gives the same number as a traced int32, for sizes below 2^31.
 
     Raises:
-      ValueError: a traced sparsity of more than 2^31 - 1 weights.
+      TypeError: a size that is no int, a sparsity that is no number.
+      ValueError: a negative size, a sparsity outside [0, 1), or a traced one of more than
+        2^31 - 1 weights.
 
     Example:
       >>> living(1000, 0.9), living(5, 0.5), living(5, 0.9)
       (100, 3, 1)
     """
-    traced = isinstance(sparsity, jax.core.Tracer)
-    return counts.nearest(size, counts.share(sparsity if traced else float(sparsity)).rest())
-
-
-def check_sparsity(sparsity: Any, argument: str = "sparsity") -> None:
-    """Raises unless `sparsity` is a number in [0, 1); traced values are not checked."""
-    if isinstance(sparsity, bool) or not (
-        isinstance(sparsity, int | float) or hasattr(sparsity, "dtype")
-    ):
-        raise TypeError(f"{argument} must be a number in [0, 1), got {sparsity!r}.")
-    if not isinstance(sparsity, jax.core.Tracer) and not 0 <= sparsity < 1:
-        raise ValueError(
-            f"{argument} must be in [0, 1), got {sparsity}. It is the fraction of weights that are "
-            "zero: 0.9 keeps one weight in ten."
-        )
+    check_size("size", size, 0)
+    check_sparsity(sparsity)
+    return counts.nearest(
+        size, counts.share(sparsity if traced(sparsity) else float(sparsity)).rest()
+    )
 
 
 def _balanced(
@@ -206,7 +198,7 @@ def _balanced(
     axes: AxesSpec,
     raw: Callable[[int, int, list[int]], float],
 ) -> Sparsities:
-    if isinstance(sparsity, jax.core.Tracer):
+    if traced(sparsity):
         raise TypeError(
             "sparsity is traced, but this distribution needs a Python float; under "
             "optax.inject_hyperparams pass static_args=('sparsity',)."

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxsparse import prng, trees
 from jaxsparse.axes import all_axes, leaf_axes
+from jaxsparse.checks import check_choice, check_number, check_regexes, check_size
 from jaxsparse.masks import boolean, check_masks
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Axes, AxesSpec, Key, Masks, Params, Prunable
@@ -155,6 +156,9 @@ def sparse_initializer(
       4
     """
     _check(scale, fan, distribution)
+    check_size("groups", groups)
+    if not trees.is_array(mask):
+        raise TypeError(f"mask must be a boolean array, got {mask!r}.")
     boolean("kernel", mask, "mask")
     found = leaf_axes(axes, "kernel", mask)
     ordered = found.inputs + found.outputs == tuple(range(mask.ndim))
@@ -180,16 +184,11 @@ def sparse_initializer(
 
 
 def _check(scale: float, fan: str, distribution: str) -> None:
-    if fan not in _FANS:
-        raise ValueError(f"fan must be one of {', '.join(_FANS)}, got {fan!r}.")
-    if distribution not in _DISTRIBUTIONS:
-        raise ValueError(
-            f"distribution must be one of {', '.join(_DISTRIBUTIONS)}, got {distribution!r}."
-        )
+    check_choice("fan", fan, _FANS)
+    check_choice("distribution", distribution, _DISTRIBUTIONS)
     if distribution == "orthogonal" and fan != "fan_in":
         raise ValueError(f'distribution="orthogonal" needs fan="fan_in", got {fan!r}.')
-    if not isinstance(scale, jax.core.Tracer) and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}.")
+    check_number("scale", scale, above=True)
 
 
 def _check_alive(path: str, mask: Array) -> None:
@@ -207,9 +206,9 @@ def _check_alive(path: str, mask: Array) -> None:
 def _groups(groups: int | Mapping[str, int], paths: list[str]) -> dict[str, int]:
     """The number of groups of every leaf that is drawn."""
     spec = groups if isinstance(groups, Mapping) else {"": groups}
+    check_regexes("groups", spec)
     for regex, count in spec.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"groups must be ints of at least 1, got {groups!r}.")
+        check_size("groups", count)
         if paths and not any(re.search(regex, path) for path in paths):
             raise ValueError(f"groups: {regex!r} matches none of {', '.join(paths)}.")
     return {path: next((n for r, n in spec.items() if re.search(r, path)), 1) for path in paths}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import counts, trees
-from jaxsparse.recognition import as_float, default_prunable
+from jaxsparse.recognition import as_float, filter_of
 from jaxsparse.state_tree import SparseState, find, masks_by_path
 from jaxsparse.types import Array, Masks, Params, Prunable
 
@@ -40,6 +40,19 @@ def boolean(path: str, mask: Any, what: str = "masks") -> Any:
 
 
 def check_masks(masks: Masks, what: str = "masks") -> None:
+    """Raises unless a tree holds boolean arrays, and no others.
+
+    Raises:
+      TypeError: no tree, no array, or a leaf of another type; its path is named.
+    """
+    trees.check_tree(masks, what)
+    leaves = jax.tree.leaves(masks)
+    if leaves and not any(map(trees.is_array, leaves)):
+        raise TypeError(f"{what} must hold boolean arrays, but its leaves are like {leaves[0]!r}.")
+    check_boolean(masks, what)
+
+
+def check_boolean(masks: Masks, what: str) -> None:
     """Raises unless every array of a tree is boolean.
 
     Raises:
@@ -159,7 +172,7 @@ def _with_dead(state: SparseState) -> set[str]:
 
 
 def _let_through(masks: dict[str, Array], prunable: Prunable | None) -> set[str]:
-    prunable = prunable or default_prunable
+    prunable = filter_of(prunable)
     return {path for path, mask in masks.items() if prunable(path, as_float(mask))}
 
 
@@ -178,8 +191,8 @@ def overlap(masks: Masks, other: Masks) -> Array:
       0.3333333432674408
     """
     both, either = [], []
-    others = trees.check_same(masks, other, "other")
     check_masks(masks)
+    others = trees.check_same(masks, other, "other", first="masks")
     check_masks(other, "other")
     for a, b in zip(jax.tree.leaves(masks), others, strict=True):
         if trees.is_array(a):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.distributions import check_sparsity, living, uniform
+from jaxsparse.checks import check_flag, check_function, check_options, check_size, check_sparsity
+from jaxsparse.distributions import living, uniform
 from jaxsparse.masks import apply, check_masks, full_mask
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
@@ -72,8 +73,9 @@ def prune(
       >>> prune(scores, 0.75, scope="global", min_alive=0)["b"].tolist()
       [[False, False], [False, False]]
     """
+    check_flag("signed", signed)
     spec = Spec(sparsity, distribution, scope, prunable, pattern, axes, min_alive).checked()
-    plan = spec.plan(scores)
+    plan = spec.plan(scores, "scores")
     eligible = [None] * len(plan)
     if within is not None:
         eligible = trees.check_same(scores, within, "within")
@@ -215,10 +217,9 @@ def prune_iteratively(
       [True, True, True, True]
     """
     check_sparsity(sparsity)
-    if isinstance(rounds, bool) or not isinstance(rounds, int):
-        raise TypeError(f"rounds must be an int, got {rounds!r}.")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}.")
+    check_size("rounds", rounds)
+    check_function("score", score, "(params) -> scores")
+    check_options("prune_iteratively", options, ("prunable", "pattern", "axes", "min_alive"))
     spec = Spec(sparsity, scope=scope, **options).checked()
     plan = spec.plan(params)
     steps = [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds)] + [sparsity]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.checks import check_function
 from jaxsparse.types import Array, Params, Prunable
 
 _LOGGER = logging.getLogger("jaxsparse")
@@ -38,6 +39,8 @@ def default_prunable(path: str, leaf: Any) -> bool:
       >>> default_prunable("blocks/ln1", jnp.ones((12, 64)))  # the scales of 12 layers
       False
     """
+    if not isinstance(path, str):
+        raise TypeError(f"path must be a string such as 'fc1/kernel', got {path!r}.")
     return why_dense(path, leaf) is None
 
 
@@ -51,6 +54,17 @@ def why_dense(path: str, leaf: Any) -> str | None:
     if sum(size > 1 for size in leaf.shape) < 2:
         return "fewer than two axes longer than 1"
     return None
+
+
+def filter_of(prunable: Prunable | None) -> Prunable:
+    """The filter, or the default one.
+
+    Raises:
+      TypeError: it is no function.
+    """
+    if prunable is not None:
+        check_function("prunable", prunable, "(path, leaf) -> bool")
+    return prunable or default_prunable
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,11 +88,11 @@ def why(path: str, leaf: Any, prunable: Prunable | None) -> tuple[bool, str]:
         reason = why_dense(path, leaf)
         axes = sum(size > 1 for size in leaf.shape) if reason is None else 0
         return reason is None, reason or f"{axes} axes longer than 1"
-    chosen = bool(prunable(path, leaf))
+    chosen = bool(filter_of(prunable)(path, leaf))
     return chosen, "prunable= says so" if chosen else "prunable= leaves it out"
 
 
-def sparse_leaves(params: Params, prunable: Prunable | None) -> list[bool]:
+def sparse_leaves(params: Params, prunable: Prunable | None, what: str = "params") -> list[bool]:
     """One bool per leaf: floating and let through by the filter.
 
     What is chosen goes to the logger "jaxsparse" at level INFO, once for every outcome.
@@ -86,6 +100,8 @@ def sparse_leaves(params: Params, prunable: Prunable | None) -> list[bool]:
     Raises:
       ValueError: there are array leaves, and the filter lets none of them through.
     """
+    trees.check_tree(params, what)
+    filter_of(prunable)
     found = [(trees.name(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
     arrays = {i: why(*named, prunable) for i, named in enumerate(found) if trees.is_array(named[1])}
     chosen = [i in arrays and arrays[i][0] for i in range(len(found))]

@@ -6,6 +6,7 @@ import numpy as np
 from jax import lax
 
 from jaxsparse import counts
+from jaxsparse.checks import check_array, traced
 from jaxsparse.selection import top_k_mask
 from jaxsparse.types import Array
 
@@ -43,6 +44,13 @@ def redistribute(total: int | Array, shares: Array, room: Array, cap: Array | No
       >>> redistribute(jnp.int32(12), jnp.array([0.25, 0.5, 0.25]), room).tolist()
       [5, 3, 4]
     """
+    shares, room = check_array("shares", shares), check_array("room", room, jnp.integer)
+    if shares.ndim != 1 or room.shape != shares.shape:
+        raise ValueError(
+            f"shares and room must be vectors of one length, got {shares.shape} and {room.shape}."
+        )
+    if not traced(room) and np.any(np.asarray(room) < 0):
+        raise ValueError(f"room must be at least 0, got {room}.")
     layers = shares.shape[0]
     room = room.astype(jnp.int32)
     total = counts.smaller(_checked(total), counts.add_up(room))
@@ -66,7 +74,9 @@ def redistribute(total: int | Array, shares: Array, room: Array, cap: Array | No
 
 def _checked(total: int | Array) -> counts.Total:
     """The total in two words."""
-    if not isinstance(total, jax.core.Tracer) and np.any(np.asarray(total) < 0):
+    if not isinstance(total, int) or isinstance(total, bool):
+        total = check_array("total", total, jnp.integer)
+    if not traced(total) and np.any(np.asarray(total) < 0):
         raise ValueError(f"total must be at least 0, got {total}.")
     if not isinstance(total, jax.Array):
         return counts.add_up(int(np.sum(total)))

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import counts, trees
+from jaxsparse.checks import check_choice, check_fraction
 from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan, select_globally
 from jaxsparse.redistribution import redistribute
-from jaxsparse.schedules import check_fraction
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, AxesSpec, Masks, Prunable, Scores
 
@@ -72,12 +72,11 @@ def drop_and_grow(
       [[True, False], [False, True]]
     """
     check_fraction("fraction", fraction)
-    trees.check_same(drop_scores, masks, "masks")
-    trees.check_same(drop_scores, grow_scores, "grow_scores")
+    trees.check_same(drop_scores, masks, "masks", first="drop_scores")
+    trees.check_same(drop_scores, grow_scores, "grow_scores", first="drop_scores")
     check_masks(masks)
     plan = Spec(0.5, prunable=prunable, pattern=pattern, axes=axes).checked().plan(drop_scores)
-    if scope not in ("layer", "global"):
-        raise ValueError(f'scope must be "layer" or "global", got {scope!r}.')
+    check_choice("scope", scope, ("layer", "global"))
     if scope == "global":
         if importance is not None:
             raise ValueError('importance: with scope="global" the scores decide; leave it out.')
@@ -89,7 +88,7 @@ def drop_and_grow(
         dropped = drop_counts(plan, masks, fraction)
         kept = drop(plan, masks, drop_scores, dropped)
         return grow(plan, kept, grow_scores, refill_counts(plan, masks, kept))
-    trees.check_same(drop_scores, importance, "importance")
+    trees.check_same(drop_scores, importance, "importance", first="drop_scores")
     check_movable(plan)
     shares = mean_shares(plan, masks, importance)
     kept = drop(plan, masks, drop_scores, limited_drop_counts(plan, masks, shares, fraction))

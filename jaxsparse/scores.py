@@ -12,17 +12,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import prng, trees
+from jaxsparse.checks import check_function
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Key, Params, Prunable, Scores
 
 Loss = Callable[[Params, Any], Array]
 
 
-def _floats(function: Callable[..., Array], params: Params, *rest: Any, what: str) -> Scores:
+def _floats(
+    function: Callable[..., Array], params: Params, *rest: Any, what: str, first: str = "params"
+) -> Scores:
     def leaf(path: str, p: Array, *others: Any) -> Any:
         return function(path, p, *others) if trees.is_float(p) else p
 
-    return trees.map_arrays(leaf, params, *rest, what=what)
+    return trees.map_arrays(leaf, params, *rest, what=what, first=first)
 
 
 def magnitude(params: Params) -> Scores:
@@ -73,7 +76,7 @@ def gradient(grads: Params) -> Scores:
       >>> gradient({"w": jnp.array([-2.0, 1.0])})["w"].tolist()
       [2.0, 1.0]
     """
-    return _floats(lambda _, g: jnp.abs(g), grads, what="grads")
+    return _floats(lambda _, g: jnp.abs(g), grads, what="grads", first="grads")
 
 
 def saliency(params: Params, grads: Params) -> Scores:
@@ -115,6 +118,7 @@ def snip(loss: Loss, params: Params, batches: Iterable[Any]) -> Scores:
       >>> snip(loss, {"w": jnp.array([1.0, 3.0])}, [jnp.ones(2)])["w"].tolist()
       [0.25, 0.75]
     """
+    check_function("loss", loss, "(params, batch) -> scalar")
     floats, whole = trees.floats(params)
     gradient = jax.grad(lambda floats, batch: loss(whole(floats), batch))
     total = _total(gradient(floats, batch) for batch in _several(batches))
@@ -151,6 +155,7 @@ def grasp(
       >>> grasp(loss, p, [jnp.ones((2, 2))])["kernel"].tolist()
       [[0.20000000298023224, 0.800000011920929], [0.0, 0.0]]
     """
+    check_function("loss", loss, "(params, batch) -> scalar")
     batches = _several(batches)
     floats, whole = trees.floats(params)
     gradient = jax.grad(lambda floats, batch: loss(whole(floats), batch))
@@ -190,6 +195,7 @@ def synflow(forward: Callable[[Params, Any], Array], params: Params, inputs: Any
       >>> synflow(forward, {"w": jnp.array([[1.0], [-2.0]])}, jnp.zeros((1, 2)))["w"].tolist()
       [[1.0], [2.0]]
     """
+    check_function("forward", forward, "(params, inputs) -> outputs")
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), inputs)
     positive = magnitude(params)
     flow = jax.grad(lambda p: jnp.sum(forward(p, ones)).astype(jnp.float32))(positive)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsparse import distributions, trees
-from jaxsparse.axes import all_axes
+from jaxsparse.axes import all_axes, check_axes
+from jaxsparse.checks import check_choice, check_function, check_regexes, check_sparsity
 from jaxsparse.own_masks import OwnMasks, own_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, check_countable
@@ -45,9 +46,11 @@ class Spec(NamedTuple):
         """Raises for whatever can be told to be wrong without parameters."""
         spec = self
         if self.masks is None:
-            mapping = isinstance(self.sparsity, Mapping)
-            for value in self.sparsity.values() if mapping else [self.sparsity]:
-                distributions.check_sparsity(value)
+            by_path = isinstance(self.sparsity, Mapping)
+            if by_path:
+                check_regexes("sparsity", self.sparsity)
+            for value in self.sparsity.values() if by_path else [self.sparsity]:
+                check_sparsity(value)
         else:
             spec = self._replace(masks=own_masks(self.masks))
             if self.distribution not in (None, distributions.uniform):
@@ -55,15 +58,15 @@ class Spec(NamedTuple):
                     "distribution: with masks= the masks say how the sparsity is spread; leave it "
                     "out."
                 )
-        if self.scope not in ("layer", "global"):
-            raise ValueError(f'scope must be "layer" or "global", got {self.scope!r}.')
+        check_choice("scope", self.scope, ("layer", "global"))
+        check_axes(self.axes)
         if not isinstance(self.pattern, Pattern):
             raise TypeError(
                 f"pattern must be unstructured, n_m(n, m), block(r, c), channel or fan_in, got "
                 f"{self.pattern!r}."
             )
-        if self.prunable is not None and not callable(self.prunable):
-            raise TypeError(f"prunable must be a function (path, leaf), got {self.prunable!r}.")
+        if self.prunable is not None:
+            check_function("prunable", self.prunable, "(path, leaf) -> bool")
         least = 1 if self.min_alive is None else self.min_alive
         if isinstance(least, str):
             if least not in ("unit", "raise"):
@@ -89,8 +92,9 @@ class Spec(NamedTuple):
             )
         return spec
 
-    def plan(self, params: Params) -> Plan:
+    def plan(self, params: Params, what: str = "params") -> Plan:
         """The plan for these parameters; only their paths, shapes and types are looked at."""
+        trees.check_tree(params, what)
         found = jax.tree.leaves_with_path(params)
         targets = self._targets(params)
         sparse = {
@@ -153,7 +157,7 @@ class Spec(NamedTuple):
             if not use or (isinstance(value, int | float) and value == 0):
                 targets.append("dense")
                 continue
-            distributions.check_sparsity(value, f"distribution at {trees.name(path)!r}")
+            check_sparsity(value, f"distribution at {trees.name(path)!r}")
             targets.append(value)
         return targets
 

@@ -163,6 +163,7 @@ def reset(tx: Any, opt_state: Any, params: Params) -> Any:
       >>> int(reset(tx, state, params).count)
       0
     """
+    _check_transformation(tx, params)
     return set_masks(tx.init(params), get_masks(opt_state, params))
 
 

@@ -10,8 +10,9 @@ import optax
 from jax import lax
 
 from jaxsparse import counts, prng, trees
+from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
-from jaxsparse.masks import check_masks
+from jaxsparse.masks import check_boolean
 from jaxsparse.schedules import never
 from jaxsparse.state_tree import FORMAT, SparseState, find
 from jaxsparse.types import Array, Key, Masks, Params, Rule
@@ -75,8 +76,10 @@ def sparsify(
         raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a jaxsparse.Rule, got {rule!r}.")
-    if regrown_state not in ("reset", "keep", "dense"):
-        raise ValueError(f"regrown_state must be reset, keep or dense, got {regrown_state!r}.")
+    check_choice("regrown_state", regrown_state, ("reset", "keep", "dense"))
+    check_flag("skip_update", skip_update)
+    if first_value is not None:
+        check_function("first_value", first_value, "(key, params) -> tree of values")
     prng.as_key(key)
     inner = optax.with_extra_args_support(inner)
     static = rule.fires is never
@@ -84,7 +87,7 @@ def sparsify(
     def init_fn(params: Params) -> SparseState:
         random = prng.as_key(key)
         masks, rule_state = rule.init(random, params)
-        check_masks(masks, "the masks of rule.init")
+        check_boolean(masks, "the masks of rule.init")
         return SparseState(
             version=jnp.int32(FORMAT),
             count=jnp.int32(0),
@@ -270,7 +273,7 @@ def _where(flag: Array, new: Any, old: Any) -> Any:
 def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
     leaves, treedef = jax.tree.flatten(old)
     found = trees.check_same(old, new, "the masks of rule.update")
-    check_masks(new, "the masks of rule.update")
+    check_boolean(new, "the masks of rule.update")
     return treedef.unflatten(
         b if used else a for a, b, used in zip(leaves, found, sparse, strict=True)
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import trees
+from jaxsparse.checks import check_options
 from jaxsparse.plans import Plan, select_by_layer
 from jaxsparse.schedules import as_schedule, cosine
 from jaxsparse.scores import random_scores
@@ -40,6 +41,7 @@ def algorithm(
         shared = {k: v for k, v in _keywords(Spec).items() if k not in left_out}
 
         def rule(sparsity: Any = None, **options: Any) -> Rule:
+            check_options(f"{make.__name__}.rule", options, {*shared, *own})
             target = {name: options.pop(name) for name in shared if name in options}
             if masks:
                 check_start(make.__name__, sparsity, target.get("masks"))
@@ -48,6 +50,7 @@ def algorithm(
         def factory(
             inner: optax.GradientTransformation, sparsity: Any = None, **options: Any
         ) -> Any:
+            check_options(make.__name__, options, set(signature.parameters) - {"inner"})
             bound = signature.bind(inner, sparsity, **options)
             key = bound.kwargs.get("key", 0)
             how = {"skip_update": skip_update}
@@ -56,7 +59,7 @@ def algorithm(
             return sparsify(inner, rule(sparsity, **options), key=key, **how)
 
         empty = inspect.Parameter.empty
-        own = [p for name, p in inspect.signature(make).parameters.items() if name != "spec"]
+        own = dict(list(inspect.signature(make).parameters.items())[1:])
         signature = inspect.Signature(
             [
                 inspect.Parameter("inner", inspect.Parameter.POSITIONAL_OR_KEYWORD),
@@ -68,7 +71,7 @@ def algorithm(
                 inspect.Parameter(
                     "key", inspect.Parameter.KEYWORD_ONLY, default=empty if random else 0
                 ),
-                *own,
+                *own.values(),
                 *shared.values(),
                 *wrapping.values(),
             ]
@@ -138,6 +141,14 @@ def dynamic_rule(
             return rule_state
         return observe(spec.plan(params), rule_state, grads, count)
 
+    def move(
+        key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
+    ) -> tuple[Masks, Any]:
+        plan = spec.plan(params)
+        if not any(plan):
+            return masks, rule_state  # with a sparsity of 0 there is nothing to move
+        return update(plan, key, count, masks, params, grads, rule_state)
+
     def alive(params: Params, count: int) -> Any:
         leaves, treedef = jax.tree.flatten(params)
         if spec.masks is None:
@@ -153,9 +164,7 @@ def dynamic_rule(
     return Rule(
         init=init,
         observe=look,
-        update=lambda key, count, masks, params, grads, rule_state: update(
-            spec.plan(params), key, count, masks, params, grads, rule_state
-        ),
+        update=move,
         fires=fires,
         alive=alive,
         sparse=lambda params: sparse_tree(spec.plan(params), params),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxsparse import counts
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.checks import check_fraction, check_number
 from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import (
     check_movable,
@@ -19,7 +20,7 @@ from jaxsparse.regrowth import (
     lost,
     shared_counts,
 )
-from jaxsparse.schedules import check_fraction, periodic
+from jaxsparse.schedules import periodic
 from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule
@@ -83,8 +84,7 @@ def dynamic_reparameterization(
       >>> int(params["kernel"].sum())
       10
     """
-    if isinstance(threshold, int | float) and not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}.")
+    check_number("threshold", threshold, above=True)
     check_fraction("target", target)
     if isinstance(target, int | float) and target == 0:
         raise ValueError("target must be in (0, 1], got 0: no weight would ever move.")

@@ -8,6 +8,7 @@ import optax
 
 from jaxsparse import trees
 from jaxsparse.algorithms._base import check_start, dynamic_rule
+from jaxsparse.checks import check_options
 from jaxsparse.distributions import uniform
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.schedules import never
@@ -68,6 +69,7 @@ def fixed(
 
 def fixed_rule(sparsity: Any = None, *, masks: Masks | None = None, **target: Any) -> Rule:
     """The rule of `fixed`, also as `fixed.rule`; arguments as there."""
+    check_options("fixed.rule", target, Spec._fields)
     check_start("fixed", sparsity, masks)
     spec = Spec(sparsity, masks=masks, **target).checked()
     rule = dynamic_rule(spec, never, lambda plan, key, count, masks, *_: (masks, ()))

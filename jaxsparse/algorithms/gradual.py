@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.algorithms._base import algorithm, prunable_tree, sparse_tree
+from jaxsparse.checks import check_count
 from jaxsparse.distributions import living
 from jaxsparse.masks import full_masks
 from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
-from jaxsparse.schedules import check_count, cubic, periodic
+from jaxsparse.schedules import cubic, periodic
 from jaxsparse.scores import magnitude
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from jaxsparse import counts
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
+from jaxsparse.checks import check_fraction, check_regex
 from jaxsparse.patterns import fan_in
 from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.regrowth import drop, drop_counts, grow, in_one_row, refill_counts
-from jaxsparse.schedules import check_fraction, periodic
+from jaxsparse.schedules import periodic
 from jaxsparse.scores import gradient, magnitude
 from jaxsparse.selection import kth_largest, top_k_mask
 from jaxsparse.specs import Spec
@@ -179,10 +180,7 @@ def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) 
     if not isinstance(regexes, Sequence) or not all(isinstance(r, str) for r in regexes):
         raise TypeError(f"keep_units must be a path regex or a sequence of them, got {regexes!r}.")
     for regex in regexes:
-        try:
-            re.compile(regex)
-        except re.error as error:
-            raise ValueError(f"keep_units: {regex!r} is no regular expression: {error}.") from None
+        check_regex("keep_units", regex)
     return tuple(regexes)
 
 

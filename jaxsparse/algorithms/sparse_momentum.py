@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
 from jaxsparse.axes import all_axes
+from jaxsparse.checks import check_choice, check_decay
 from jaxsparse.patterns import fan_in, unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.redistribution import redistribute
@@ -24,7 +25,7 @@ from jaxsparse.regrowth import (
     refill_counts,
     shared_counts,
 )
-from jaxsparse.schedules import check_fraction, periodic
+from jaxsparse.schedules import periodic
 from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
@@ -111,18 +112,15 @@ def sparse_momentum(
       10
     """
     fires, rate = periodic(every, start, stop), annealed(drop_fraction, 0.2, stop, 0.005)
-    for argument, decay in (("momentum", momentum), ("second_moment", second_moment)):
-        if decay is not None:
-            check_fraction(argument, decay)
-            if isinstance(decay, int | float) and decay >= 1:
-                raise ValueError(f"{argument} must be in [0, 1), got {decay}.")
+    check_decay("momentum", momentum)
+    if second_moment is not None:
+        check_decay("second_moment", second_moment)
     for argument, value, known in (
         ("drop_by", drop_by, _DROPS),
         ("growth", growth, _GROWTHS),
         ("redistribution", redistribution, _REDISTRIBUTIONS),
     ):
-        if value not in known:
-            raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}.")
+        check_choice(argument, value, known)
     if spec.pattern.by_rows and redistribution != "none":
         raise ValueError(
             f"pattern {spec.pattern.name} fixes the count of every row, so weights cannot move "

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.axes import all_axes
+from jaxsparse.checks import check_number
 from jaxsparse.masks import check_masks
 from jaxsparse.types import Array, Axes, AxesSpec, Masks
 
@@ -93,6 +94,11 @@ def estimated_speedup(
     """
     check_masks(masks)
     inputs = {} if inputs is None else inputs
+    for argument, given in (("dense", dense), ("inputs", inputs)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{argument} must be a mapping by path, got {given!r}.")
+    if not dense:
+        raise ValueError("dense must hold the cost of at least one layer, got none.")
     known = {
         trees.name(path): mask
         for path, mask in jax.tree.leaves_with_path(masks)
@@ -104,8 +110,7 @@ def estimated_speedup(
     for path, cost in dense.items():
         if path not in known:
             raise ValueError(f"dense: {path!r} has no mask; masks has {', '.join(known)}.")
-        if not (math.isfinite(cost) and cost > 0):
-            raise ValueError(f"dense: the cost of {path!r} must be above 0, got {cost}.")
+        check_number(f"dense: the cost of {path!r}", cost, above=True)
     named = all_axes(axes, {path: known[path] for path in dense})
     layers = {
         path: _shares(path, np.asarray(known[path]), inputs.get(path), named[path])

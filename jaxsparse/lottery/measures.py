@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import counts, trees
+from jaxsparse.checks import check_array, check_count
 from jaxsparse.masks import apply, check_masks
-from jaxsparse.recognition import as_float, default_prunable
+from jaxsparse.recognition import as_float, filter_of
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 
@@ -37,9 +38,8 @@ def early_stop(losses: Array, every: int) -> Array:
       >>> int(early_stop(jnp.array([0.9, 0.3, 0.2, 0.4]), every=100))
       300
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}.")
-    losses = jnp.asarray(losses)
+    check_count("every", every, least=1)
+    losses = check_array("losses", losses)
     if losses.ndim == 0 or losses.shape[-1] == 0:
         raise ValueError(f"losses must be (..., points) with at least one, got {losses.shape}.")
     best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses), axis=-1)
@@ -66,7 +66,7 @@ def layer_densities(masks: Masks, *, prunable: Prunable | None = None) -> dict[s
       {'kernel': 0.25}
     """
     check_masks(masks)
-    prunable = prunable or default_prunable
+    prunable = filter_of(prunable)
     found = {}
     for path, mask in jax.tree.leaves_with_path(masks):
         name = trees.name(path)

@@ -9,7 +9,8 @@ import optax
 
 from jaxsparse import trees
 from jaxsparse.analysis.flow._norms import Flow, effective_flow, first_order_change, gradient_flow
-from jaxsparse.masks import apply
+from jaxsparse.checks import check_function
+from jaxsparse.masks import apply, check_masks
 from jaxsparse.state_tree import find
 from jaxsparse.states import get_masks
 from jaxsparse.types import Array, Masks, Params
@@ -44,6 +45,10 @@ def flow_across_update(
         floats, whole = trees.floats(params)
         return whole(jax.grad(lambda floats: loss(whole(floats)))(floats))
 
+    check_function("loss", loss, "(params) -> scalar")
+    for what, masks in (("before", before), ("after", after)):
+        check_masks(masks, what)
+        trees.check_same(params, masks, what)
     start = apply(params, before)
     moved = apply(start, after)
     return gradient_flow(grad(start), before).norm, gradient_flow(grad(moved), after).norm
@@ -92,6 +97,8 @@ def record_flow(
       >>> round(float(state.flow.squared_norm), 3), round(float(state.change), 3)
       (18.0, -1.8)
     """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
     inner = optax.with_extra_args_support(inner)
 
     def measured(grads: Params, state: Any) -> tuple[Flow, Array]:
