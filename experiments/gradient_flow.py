@@ -2,8 +2,8 @@
 
     python -m experiments.gradient_flow --preset lenet_5 --out docs/results/gradient_flow/lenet_5
 
-LeNet-5 on MNIST at 95% sparsity with the released settings: twelve ways to train a sparse network,
-5 replicates each; 5 orders of the examples from one pruned mask; then interpolation, Bezier paths,
+LeNet-5 on MNIST at 95% sparsity, as in the paper: fourteen ways to train a sparse network, 5
+replicates each; 5 orders of the examples from one pruned mask; then interpolation, Bezier paths,
 distances, ensembles, output deviation against sparsity and Hessian spectra. Without arguments a
 small study on the digits.
 

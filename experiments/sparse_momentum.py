@@ -2,8 +2,9 @@
 
     python -m experiments.sparse_momentum --preset lenet_300_100 --out docs/results/rivals/lenet_300
 
-Takes about two hours on 2 cores: LeNet-300-100 on MNIST with the paper's settings, 100 epochs,
-eight methods, six densities, 5 replicates each. Without arguments a small study on the digits.
+Takes about four hours on 2 cores, more than half of them for DeepR: LeNet-300-100 on MNIST with the
+paper's settings, 100 epochs, eight methods, six densities, 5 replicates each. Without arguments a
+small study on the digits.
 `--study` asks for another comparison than that of the methods: of variants of them.
 
 Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command

@@ -36,7 +36,7 @@ def dynamic_reparameterization(
     start: int | None = None,
     stop: int | None = None,
     threshold: float = 1e-3,
-    target: float = 0.01,
+    target: float = 0.1,
 ) -> Rule:
     """DSR: drops the weights below a threshold that adapts, and grows at random where many live.
 
@@ -73,9 +73,11 @@ def dynamic_reparameterization(
       Sparse Reparameterization" (2019), algorithm 1.
 
     Differs from the paper:
-      The target is a fraction, not a number. What a full layer cannot take is spread over the
-      others, so that the total is conserved exactly; where no other place is left, a weight that
-      was just dropped may live on. Every layer keeps `min_alive` weights.
+      The target is a fraction, not a number. The published 20,000 weights are 0.14 of those that
+      live in WRN-28-2 at 10%, and 0.03 at 50%; the default is a round number between them, where
+      larger ones did better (0.3 in LeNet-300-100 at 5%). What a full layer cannot take is spread
+      over the others, so that the total is conserved exactly; where no other place is left, a
+      weight that was just dropped may live on. Every layer keeps `min_alive` weights.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse

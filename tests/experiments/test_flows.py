@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxsparse
 from experiments import gradient_flow
-from experiments.common import execution, studies
+from experiments.common import execution, networks, studies
 from experiments.common.flows import analyses, cells, claims, lab, settings
 from experiments.common.flows.settings import METHODS, PRESETS, SHARED
 
@@ -65,11 +66,38 @@ def test_every_method_begins_where_it_says(made):
         counts = [jax.tree.map(lambda m: int(m[r].sum()), own) for r in (0, 1)]  # noqa: B023
         assert counts[0] == counts[1] == jax.tree.map(lambda m: int(m[0].sum()), masks)
         assert not np.array_equal(flat(own), alive)
+    total = sum(jax.tree.leaves(counts[0]))
+    for name in ("snip_global", "grasp_global"):
+        own = jax.tree.map(lambda m: m.sum(axis=range(1, m.ndim)), starts[name][1])
+        found = np.stack(jax.tree.leaves(own))
+        assert abs(found.sum(0) - total).max() <= 1  # the layers round one by one
+        assert (found != np.array(jax.tree.leaves(counts[0]))[:, None]).any()
     for name in SHARED:
         params, own = starts[name]
         same = jax.tree.map(lambda leaf: bool((leaf[0] == leaf[1]).all()), (params, own))
         assert all(jax.tree.leaves(same[1]))
         assert all(jax.tree.leaves(same[0])) == (name != "shared_scratch_new")
+
+
+def test_grasp_is_scored_at_its_temperature(made):
+    """The logits are divided by 200, as in the published code."""
+    params = jax.tree.map(lambda leaf: leaf[0], made.new(0))
+    inputs, labels = made.scoring()
+    apply = networks.trained(made.networks["large"])
+
+    def masks(temperature, scope):
+        def loss(p, batch):
+            logits = apply(p, batch[0]) / temperature
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch[1][:, None], 1).mean()
+
+        scores = jaxsparse.grasp(loss, params, [(inputs, labels)])
+        found = jaxsparse.prune(scores, made.settings.sparsity, scope=scope)
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
+
+    for name, scope in (("grasp", "layer"), ("grasp_global", "global")):
+        own = cells.starting_point(made, name)[1]
+        got = np.concatenate([np.ravel(leaf[0]) for leaf in jax.tree.leaves(own)])
+        assert (got != masks(200.0, scope)).mean() < 1e-3 < (got != masks(1.0, scope)).mean()
 
 
 def test_gradient_norms_against_numpy(made, finished):

@@ -87,7 +87,10 @@ def _run(lab: Lab, names: Sequence[str], state: None, seconds: float) -> dict[st
 
 
 def signal(lab: Lab) -> dict[str, Any]:
-    """Figure 3: the deviation of the output at initialization, by the way that it is drawn."""
+    """Figure 3: the deviation of the output at initialization, by the way that it is drawn.
+
+    The inputs are training images, in the paper's notebook N(0, 1) noise.
+    """
     inputs, _ = lab.measured()
     apply = networks.trained(lab.networks["large"])
     shapes = jax.tree.map(lambda leaf: leaf[0], lab.new(0))

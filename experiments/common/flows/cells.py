@@ -29,7 +29,7 @@ TOGETHER = (
     ("shared_restart",),
     ("set", "set_plus"),
     ("rigl", "rigl_plus"),
-    ("snip", "grasp"),
+    ("snip", "grasp", "snip_global", "grasp_global"),
 )
 """Which methods are lanes of one program. Most stand on "prune"."""
 WATCHED = ("scratch", "scratch_plus", "rigl", "ticket")
@@ -116,14 +116,24 @@ def _shared(lab: Lab, name: str) -> Any:
 
 
 def _scored_masks(lab: Lab, name: str) -> Any:
-    prunable = methods.prunable(lab.settings.dense)
-    score = {"snip": jaxsparse.snip, "grasp": jaxsparse.grasp}[name]
+    settings = lab.settings
+    kind, _, scope = name.partition("_")
+    softened = functools.partial(lab.loss, temperature=settings.grasp_temperature)
+    score = {
+        "snip": functools.partial(jaxsparse.snip, lab.loss),
+        "grasp": functools.partial(jaxsparse.grasp, softened),
+    }[kind]
 
     @jax.jit
     def masks(origin: Any, batch: Examples) -> Any:
         def one(params: Any) -> Any:
-            scores = score(lab.loss, params, [batch])
-            return jaxsparse.prune(scores, lab.settings.sparsity, prunable=prunable, signed=True)
+            return jaxsparse.prune(
+                score(params, [batch]),
+                settings.sparsity,
+                scope=scope or "layer",
+                prunable=methods.prunable(settings.dense),
+                signed=True,
+            )
 
         return jax.lax.map(one, origin)
 

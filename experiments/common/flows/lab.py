@@ -50,7 +50,8 @@ class Lab(NamedTuple):
       draw_sparse: `(keys, params, masks) -> params` of the large network, drawn again by the
         sparse-aware initialization.
       norms: `(size) -> (params, masks) -> gradient norms` of stacked replicates; masks may be None.
-      loss: `(params, (inputs, labels)) -> mean cross-entropy` of the large network, no penalty.
+      loss: `(params, (inputs, labels), temperature=1) -> mean cross-entropy` of the large network,
+        no penalty.
       test: the test set, on the device.
       path: the folder of the study.
     """
@@ -64,7 +65,7 @@ class Lab(NamedTuple):
     draw: Mapping[str, Callable[[Array], Any]]
     draw_sparse: Callable[[Array, Any, Any], Any]
     norms: Callable[[str], Callable[[Any, Any], dict[str, Array]]]
-    loss: Callable[[Any, Examples], Array]
+    loss: Callable[..., Array]
     test: evaluation.EvaluationSet
     path: Path
 
@@ -174,10 +175,12 @@ def build(
     )
 
 
-def mean_loss(apply: Callable[[Any, Array], Array], params: Any, examples: Examples) -> Array:
-    """The mean cross-entropy of examples, without penalty."""
+def mean_loss(
+    apply: Callable[[Any, Array], Array], params: Any, examples: Examples, temperature: float = 1.0
+) -> Array:
+    """The mean cross-entropy of examples, logits divided by the temperature, without penalty."""
     inputs, labels = examples
-    return evaluation.cross_entropy(apply(params, inputs), labels).mean()
+    return evaluation.cross_entropy(apply(params, inputs) / temperature, labels).mean()
 
 
 def gradient_norms(

@@ -14,7 +14,7 @@ from jaxsparse.analysis import Spectrum
 
 _FAMILIES = (
     ("dense", "small_dense", "prune", "ticket"),
-    ("scratch", "scratch_plus", "snip", "grasp"),
+    ("scratch", "scratch_plus", "snip", "snip_global", "grasp", "grasp_global"),
     ("set", "set_plus", "rigl", "rigl_plus"),
 )
 _GUIDE = {"color": "#222222", "lw": 0.8, "ls": ":"}
@@ -34,7 +34,7 @@ def norms(file: Path, curves: Mapping[str, np.ndarray], steps: np.ndarray, note:
         for i, name in enumerate(name for name in family if name in curves):
             values, colour = curves[name], COLOURS[i]
             axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-            style = "--" if name.endswith("_plus") else "-"
+            style = "--" if name.endswith(("_plus", "_global")) else "-"
             axes.plot(steps, values.mean(0), style, color=colour, lw=1.5, label=name)
         axes.set_yscale("log")
         axes.set_xlabel("step")

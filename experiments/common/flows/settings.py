@@ -1,4 +1,9 @@
-"""What a study of gradient flow trains: the released settings of Evci et al. (2020), by name."""
+"""What a study of gradient flow trains: the numbers of Evci et al.'s configurations, by name.
+
+Their code differs where RigL updates its masks: it steps first, and grows by the gradient of 1,000
+fixed training examples. Here an update takes the place of a step and sees its batch, as in the RigL
+paper. SET steps, then moves, in both.
+"""
 
 import dataclasses
 import functools
@@ -22,9 +27,12 @@ METHODS = (
     "prune",
     "ticket",
     "snip",
+    "snip_global",
     "grasp",
+    "grasp_global",
 )
-"""The methods of the paper; "plus" is the sparse-aware initialization."""
+"""The methods of the paper; "plus" is the sparse-aware initialization, "global" lets the weights of
+all layers compete, as SNIP and GraSP were published, where the paper prunes every layer alike."""
 SHARED = ("shared_ticket", "shared_scratch", "shared_scratch_new", "shared_restart")
 """Replicates that differ by the order of their examples alone, all with the mask of one pruning:
 from its ticket, from one other initialization, from one each, and from its solution. The pruning is
@@ -46,6 +54,8 @@ class Settings:
         adds `2 * d * w` to their gradient, and nothing to that of biases.
       scored_learning_rate: the same for SNIP and GraSP.
       scored_weight_decay: the same for SNIP and GraSP.
+      grasp_temperature: what the logits are divided by in the loss that GraSP's scores come from;
+        200 in its authors' code. What the paper used was not released.
       every: steps from one mask update of SET and RigL to the next.
       iterations: steps of one training.
       batch_size: examples a step.
@@ -64,7 +74,8 @@ class Settings:
         that were set aside.
       validation: fraction of the images on the disk set aside.
       initialization: scale, fan and distribution of the kernels' variance scaling, of each unit's
-        own fan where it is sparse-aware. By default Glorot's, as released for LeNet-5.
+        own fan where it is sparse-aware. By default Glorot's, as released for LeNet-5, where the
+        configurations of SET and RigL name He's normal draw for the sparse-aware one, switched off.
     """
 
     model: str
@@ -76,6 +87,7 @@ class Settings:
     scored_learning_rate: float
     scored_weight_decay: float
     every: int
+    grasp_temperature: float = 200.0
     iterations: int = 11_719
     warmup: int = 0
     batch_size: int = 128
@@ -181,11 +193,12 @@ PRESETS = {
 
 `vgg_16_thin` carries the study over to CIFAR-10, an eighth as wide and as sparse as the paper's own
 `vgg_16`; `plain` is without batch normalization, at the learning rate of Simonyan & Zisserman
-(2015), for at 0.05 its units die. `vgg_16` (without it) and `resnet_50` (with it) are the paper's
-networks on ImageNet at its sparsity, batch, length, rate and warmup (five epochs); the cosine in
-place of the steps of the rate, labels that are not smoothed, and when pruning begins and ends, are
-ours. All of these deep networks warm up for as large a part of the training, and begin from the
-paper's equation for ReLU (He's), for Glorot's loses half of the signal's variance in every layer.
+(2015), because at 0.05 its units die. `vgg_16` (without it) and `resnet_50` (with it) are the
+paper's networks on ImageNet at its sparsity, batch, length, rate and warmup (five epochs); the
+cosine in place of the steps of the rate, labels that are not smoothed, shortcuts that stay dense
+(the released ResNet-50 prunes them), and when pruning begins and ends, are ours. All of
+these deep networks warm up for as large a part of the training, and begin from the paper's equation
+for ReLU (He's), for Glorot's loses half of the signal's variance in every layer.
 """
 
 
@@ -218,7 +231,7 @@ def scaled(settings: Settings, scale: float) -> Settings:
 
 def algorithm(name: str) -> str:
     """What trains a method: one of "dense", "prune", "set", "rigl", "fixed" and "scored"."""
-    name = name.removesuffix("_plus")
+    name = name.removesuffix("_plus").removesuffix("_global")
     if name in ("dense", "prune", "set", "rigl"):
         return name
     if name == "small_dense":

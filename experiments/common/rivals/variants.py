@@ -45,11 +45,6 @@ STUDIES = {
             for period in (0.25, 1.0)
             for target in (0.01, 0.03, 0.1, 0.3, 0.5)
         ),
-        *(
-            f"deep_rewiring+temperature={temperature:.0e}+l1={l1:.0e}"
-            for temperature in (1e-5, 1e-4, 1e-3)
-            for l1 in (1e-6, 1e-5, 1e-4)
-        ),
     ),
 }
 """The variants of every study; `main` compares the methods themselves."""
