@@ -208,7 +208,8 @@ def _groups(groups: int | Mapping[str, int], paths: list[str]) -> dict[str, int]
     spec = groups if isinstance(groups, Mapping) else {"": groups}
     check_regexes("groups", spec)
     for regex, count in spec.items():
-        check_size("groups", count)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"groups must be ints of at least 1, got {groups!r}.")
         if paths and not any(re.search(regex, path) for path in paths):
             raise ValueError(f"groups: {regex!r} matches none of {', '.join(paths)}.")
     return {path: next((n for r, n in spec.items() if re.search(r, path)), 1) for path in paths}

@@ -100,7 +100,7 @@ def own_masks(masks: Masks) -> OwnMasks:
     check_masks(masks)
     found = {trees.name(path): leaf for path, leaf in jax.tree.leaves_with_path(masks)}
     found = {path: leaf for path, leaf in found.items() if trees.is_array(leaf)}
-    if not found:
+    if not found and None not in jax.tree.leaves(masks, is_leaf=lambda leaf: leaf is None):
         raise ValueError(f"masks: there is no boolean array in {type(masks).__name__} {masks!r}.")
     if any(isinstance(mask, jax.core.Tracer | jax.ShapeDtypeStruct) for mask in found.values()):
         return OwnMasks(masks, None)

@@ -79,6 +79,8 @@ def test_a_leaf_without_a_mask_is_dense():
     params, state = jaxsparse.init(METHODS["rigl"](masks=masks), PARAMS)
     assert jaxsparse.metrics(state)["density"] == 0.25
     assert state.masks["fc2"]["kernel"].all() and state.masks["fc1"]["bias"].all()
+    dense = jaxsparse.fixed(SGD, masks=jax.tree.map(lambda _: None, PARAMS)).init(PARAMS)
+    assert jaxsparse.metrics(dense)["density"] == 1
 
 
 def test_traced_masks_give_every_replicate_its_own():
@@ -128,6 +130,8 @@ def test_raises(method):
         make()
     with pytest.raises(TypeError, match="masks at 'fc1/bias' must be boolean, got float32"):
         make(masks=PARAMS)
+    with pytest.raises(ValueError, match="masks: there is no boolean array in dict {}"):
+        make(masks={})
     with pytest.raises(TypeError, match=f"sparsity of {own} must be a number.*pass masks="):
         make(TICKET)
     with pytest.raises(ValueError, match="distribution: with masks="):
