@@ -12,7 +12,7 @@ import numpy as np
 from jaxsparse import prng, trees
 from jaxsparse.axes import all_axes, leaf_axes
 from jaxsparse.checks import check_choice, check_number, check_regexes, check_size
-from jaxsparse.masks import boolean, check_masks
+from jaxsparse.masks import check_masks
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Axes, AxesSpec, Key, Masks, Params, Prunable
 
@@ -159,7 +159,7 @@ def sparse_initializer(
     check_size("groups", groups)
     if not trees.is_array(mask):
         raise TypeError(f"mask must be a boolean array, got {mask!r}.")
-    boolean("kernel", mask, "mask")
+    trees.boolean("kernel", mask, "mask")
     found = leaf_axes(axes, "kernel", mask)
     ordered = found.inputs + found.outputs == tuple(range(mask.ndim))
     matrix = tuple(math.prod(mask.shape[a] for a in part) for part in found[:2])

@@ -23,22 +23,6 @@ def full_masks(params: Params) -> Masks:
     return jax.tree.map(full_mask, params)
 
 
-def boolean(path: str, mask: Any, what: str = "masks") -> Any:
-    """The mask as it is; what is not an array (None: a leaf without a mask) passes.
-
-    Raises:
-      TypeError: another type than bool.
-    """
-    if trees.is_array(mask) and mask.dtype != jnp.bool_:
-        hint = "True where a weight is alive"
-        if mask.dtype == jnp.uint8:
-            hint = "packed masks are to be unpacked first: jaxsparse.unpack(packed, params)"
-        elif jnp.issubdtype(mask.dtype, jnp.inexact):
-            hint = "parameters or scores are no masks; jaxsparse.prune makes them of scores"
-        raise TypeError(f"{what} at {path!r} must be boolean, got {mask.dtype}; {hint}.")
-    return mask
-
-
 def check_masks(masks: Masks, what: str = "masks") -> None:
     """Raises unless a tree holds boolean arrays, and no others.
 
@@ -59,7 +43,7 @@ def check_boolean(masks: Masks, what: str) -> None:
       TypeError: a leaf of another type; its path is named.
     """
     for path, mask in jax.tree.leaves_with_path(masks):
-        boolean(trees.name(path), mask, what)
+        trees.boolean(trees.name(path), mask, what)
 
 
 def apply(params: Params, masks: Masks) -> Params:
@@ -85,7 +69,7 @@ def apply(params: Params, masks: Masks) -> Params:
     def select(path: str, leaf: Array, mask: Array | None) -> Array:
         if mask is None:
             return leaf
-        return jnp.where(boolean(path, mask), leaf, jnp.zeros((), leaf.dtype))
+        return jnp.where(trees.boolean(path, mask), leaf, jnp.zeros((), leaf.dtype))
 
     return trees.map_arrays(select, params, masks, what="masks")
 

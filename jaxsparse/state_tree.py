@@ -1,6 +1,8 @@
 """What a sparse state is, and how it is found in any tree: by its fields, not by its type alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +42,52 @@ class SparseState(NamedTuple):
     last_update: Array
     churn: Array
     sparse: tuple[str, ...] | None = None
+
+
+_STARTING: ContextVar[Masks | None] = ContextVar("starting masks", default=None)
+
+
+@contextmanager
+def starting_from(masks: Masks) -> Iterator[None]:
+    """In this context the `init` of a sparse algorithm takes these masks in place of its own.
+
+    It is called by whatever stands around the algorithm, through which masks could not be passed.
+    """
+    token = _STARTING.set(masks)
+    try:
+        yield
+    finally:
+        _STARTING.reset(token)
+
+
+def starting_masks(drawn: Masks) -> Masks:
+    """The masks of the context at the paths of those that were drawn; without one, these."""
+    masks = _STARTING.get()
+    return drawn if masks is None else replaced(drawn, masks)
+
+
+def replaced(old: Masks, masks: Masks) -> Masks:
+    """Other masks in the structure of the old ones, matched by their paths.
+
+    Raises:
+      ValueError: a mask is missing or has another shape.
+      TypeError: a mask is no boolean array.
+    """
+    given = {trees.name(path): mask for path, mask in jax.tree.leaves_with_path(masks)}
+
+    def one(path: tuple[Any, ...], mask: Any) -> Any:
+        path, new = trees.name(path), given.get(trees.name(path))
+        if not trees.is_array(mask):
+            return mask
+        if new is None:
+            raise ValueError(f"masks: there is none for {path!r}.")
+        if not trees.is_array(new):
+            raise TypeError(f"masks at {path!r} must be a boolean array, got {new!r}.")
+        if trees.boolean(path, new).shape != mask.shape:
+            raise ValueError(f"masks at {path!r} has shape {new.shape}, the state {mask.shape}.")
+        return new
+
+    return jax.tree.map_with_path(one, old)
 
 
 ARRAYS = SparseState._fields[:-1]

@@ -6,8 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.masks import apply, boolean, density
-from jaxsparse.state_tree import VALUE, SparseState, find, is_state, masks_by_path
+from jaxsparse.inner_state import project
+from jaxsparse.masks import apply, density
+from jaxsparse.recognition import as_float
+from jaxsparse.state_tree import (
+    VALUE,
+    SparseState,
+    find,
+    is_state,
+    masks_by_path,
+    replaced,
+    starting_from,
+)
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 
@@ -59,22 +69,26 @@ def _known(path: str, paths: set[str]) -> str:
     return next((name for name in spelled if name in paths), path)
 
 
-def set_masks(opt_state: Any, masks: Masks) -> Any:
+def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | None = None) -> Any:
     """The same optimizer state with other masks; apply them to the parameters yourself.
 
     Masks of leaves that the algorithm holds dense must stay all True, and a density goes on
-    counting the leaves that the algorithm was given. The inner state of weights that die or come to
-    life here is left alone; `jaxsparse.reset` starts it anew. Weights that a later mask update
-    brings to life start with a fresh state, those that died here among them.
+    counting the leaves that the algorithm was given. With `tx` and `params` weights that come to
+    life here have the inner state that `tx.init(params)` gives them; without, the state that they
+    had. Weights that a later mask update brings to life start with a fresh state in any case, those
+    that died here among them. `jaxsparse.reset` starts the whole state anew.
 
     Args:
       opt_state: any state that holds the state of a sparse algorithm, in all forms that `get_masks`
         knows.
       masks: boolean arrays in the structure of the parameters.
+      tx: the transformation that made `opt_state`.
+      params: the parameters, those of the weights that come to life among them.
 
     Raises:
-      ValueError: no sparse state, or a mask is missing or has another shape.
-      TypeError: a mask is not boolean.
+      ValueError: no sparse state, or a mask is missing or has another shape; `tx` without `params`,
+        or with a state that is not of its making.
+      TypeError: a mask is not boolean, or `tx` is no transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxsparse
@@ -85,29 +99,36 @@ def set_masks(opt_state: Any, masks: Masks) -> Any:
       4
     """
     _find(opt_state, masks)
-    given = {trees.name(path): mask for path, mask in jax.tree.leaves_with_path(masks)}
+    if (tx is None) != (params is None):
+        raise ValueError("tx and params go together: both make the state of weights that revive.")
 
-    def replaced(path: tuple[Any, ...], old: Any) -> Any:
-        path, new = trees.name(path), given.get(trees.name(path))
-        if not trees.is_array(old):
-            return old
-        if new is None:
-            raise ValueError(f"masks: there is none for {path!r}.")
-        if not trees.is_array(new):
-            raise TypeError(f"masks at {path!r} must be a boolean array, got {new!r}.")
-        if boolean(path, new).shape != old.shape:
-            raise ValueError(f"masks at {path!r} has shape {new.shape}, the state {old.shape}.")
-        return new
-
-    def state(node: Any) -> Any:
+    def state(node: Any, fresh: Any = None) -> Any:
         if isinstance(node, SparseState):
-            return node._replace(masks=jax.tree.map_with_path(replaced, node.masks))
+            new = node._replace(masks=replaced(node.masks, masks))
+            return new if tx is None else _with_fresh(new, node.masks, fresh)
         if not is_state(node):
             return node
-        changed = jax.tree.map_with_path(replaced, node["masks"])
-        return type(node)({**node, "masks": changed})
+        if tx is not None:
+            raise ValueError("opt_state must be what tx.init gives, where tx is given.")
+        return type(node)({**node, "masks": replaced(node["masks"], masks)})
 
-    return jax.tree.map(state, opt_state, is_leaf=is_state)
+    if tx is None:
+        return jax.tree.map(state, opt_state, is_leaf=is_state)
+    return jax.tree.map(state, opt_state, _fresh(tx, params, masks), is_leaf=is_state)
+
+
+def _fresh(tx: Any, params: Params, masks: Masks) -> Any:
+    """What `tx.init` gives with these masks in place of its own."""
+    _check_transformation(tx, params)
+    with starting_from(masks):
+        return tx.init(params)
+
+
+def _with_fresh(state: SparseState, before: Masks, fresh: SparseState) -> SparseState:
+    """The state, fresh where weights live that did not before."""
+    kept = jax.tree.map(lambda a, b: a | ~b if trees.is_array(a) else a, before, state.masks)
+    like = jax.tree.map(lambda m: as_float(m) if trees.is_array(m) else m, kept)
+    return state._replace(inner_state=project(state.inner_state, fresh.inner_state, like, kept))
 
 
 def init(tx: Any, params: Params) -> tuple[Params, Any]:
@@ -163,8 +184,7 @@ def reset(tx: Any, opt_state: Any, params: Params) -> Any:
       >>> int(reset(tx, state, params).count)
       0
     """
-    _check_transformation(tx, params)
-    return set_masks(tx.init(params), get_masks(opt_state, params))
+    return _fresh(tx, params, get_masks(opt_state, params))
 
 
 def metrics(

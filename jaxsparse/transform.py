@@ -14,7 +14,7 @@ from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
 from jaxsparse.masks import check_boolean
 from jaxsparse.schedules import never
-from jaxsparse.state_tree import FORMAT, SparseState, find
+from jaxsparse.state_tree import FORMAT, SparseState, find, starting_masks
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
 
@@ -88,6 +88,7 @@ def sparsify(
         random = prng.as_key(key)
         masks, rule_state = rule.init(random, params)
         check_boolean(masks, "the masks of rule.init")
+        masks = starting_masks(masks)
         return SparseState(
             version=jnp.int32(FORMAT),
             count=jnp.int32(0),

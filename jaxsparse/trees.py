@@ -75,6 +75,22 @@ def floats(params: Params) -> tuple[list[Array], Callable[[list[Array]], Params]
     return [leaves[i] for i in places], whole
 
 
+def boolean(path: str, mask: Any, what: str = "masks") -> Any:
+    """The mask as it is; what is not an array (None: a leaf without a mask) passes.
+
+    Raises:
+      TypeError: another type than bool.
+    """
+    if is_array(mask) and mask.dtype != jnp.bool_:
+        hint = "True where a weight is alive"
+        if mask.dtype == jnp.uint8:
+            hint = "packed masks are to be unpacked first: jaxsparse.unpack(packed, params)"
+        elif jnp.issubdtype(mask.dtype, jnp.inexact):
+            hint = "parameters or scores are no masks; jaxsparse.prune makes them of scores"
+        raise TypeError(f"{what} at {path!r} must be boolean, got {mask.dtype}; {hint}.")
+    return mask
+
+
 def check_same(
     params: Params, other: Any, what: str, shapes: bool = True, first: str = "params"
 ) -> list[Any]:

@@ -122,7 +122,12 @@ CALLS = {
     ),
     "set_masks": (
         {"opt_state": STATE, "masks": MASKS},
-        {"opt_state": bad.STATE, "masks": bad.FITTING},
+        {
+            "opt_state": bad.STATE,
+            "masks": bad.FITTING,
+            "tx": [value for value in bad.TRANSFORMATION if value is not None],
+            "params": [value for value in bad.TREE if value is not None],
+        },
     ),
     "take_over": (
         {"tx": TX, "dense_state": SGD.init(PARAMS), "params": PARAMS},

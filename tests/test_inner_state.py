@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import jaxsparse
@@ -84,3 +85,38 @@ def test_keep_leaves_the_state_of_dead_weights_alone():
         first, now = jax.tree.leaves(fresh), jax.tree.leaves(found)
         pairs = [(a, b) for a, b in zip(first, now, strict=True) if a.shape == born.shape]
         assert pairs and not all(np.allclose(a[born], b[born]) for a, b in pairs)
+
+
+def test_what_set_masks_revives_is_fresh_where_it_is_told_the_transformation():
+    params = {"kernel": jnp.arange(1.0, 17).reshape(4, 4)}
+    tx = jaxsparse.fixed(optax.rmsprop(0.1, initial_scale=1.0, momentum=0.9), 0.5, key=0)
+    params, state = jaxsparse.init(tx, params)
+    for _ in range(3):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    before = jaxsparse.get_masks(state, params)["kernel"]
+    masks = {"kernel": ~before}
+    alone = jaxsparse.set_masks(state, masks)
+    told = jaxsparse.set_masks(state, masks, tx=tx, params=params)
+    np.testing.assert_array_equal(jaxsparse.get_masks(told, params)["kernel"], ~before)
+    nu, trace = told.inner_state[0].nu["kernel"], told.inner_state[-1].trace["kernel"]
+    np.testing.assert_array_equal(nu[~before], 1.0)
+    np.testing.assert_array_equal(nu[before], alone.inner_state[0].nu["kernel"][before])
+    assert (alone.inner_state[0].nu["kernel"][~before] < 0.9).all()  # a decay on zeros
+    np.testing.assert_array_equal(trace[~before], 0.0)
+    assert (trace[before] != 0).all()
+    with pytest.raises(ValueError, match="tx and params go together"):
+        jaxsparse.set_masks(state, masks, tx=tx)
+
+
+def test_reset_begins_with_the_state_of_the_masks_that_it_keeps():
+    """Also where the state holds parameters, which are zero where other masks were drawn."""
+    params = {"kernel": jnp.arange(1.0, 17).reshape(4, 4), "bias": jnp.ones(4)}
+    inner = optax.contrib.schedule_free(optax.sgd(0.1), 0.1, b1=0.9)
+    tx = optax.chain(jaxsparse.rigl(inner, 0.5, key=0, every=10))
+    masks = jaxsparse.random_masks(1, params, 0.5)
+    state = jaxsparse.set_masks(tx.init(params), masks)
+    (fresh,) = jaxsparse.reset(tx, state, params)
+    np.testing.assert_array_equal(fresh.masks["kernel"], masks["kernel"])
+    expected = jnp.where(masks["kernel"], params["kernel"], 0)
+    np.testing.assert_array_equal(fresh.inner_state.z["kernel"], expected)
