@@ -41,7 +41,7 @@ def plain_loop(settings, dataset):
     )
     tx = optax.adam(settings.learning_rate)
     params = net.init_params(jax.random.key(0))
-    masks = jaxsparse.prune(jaxsparse.magnitude(params), 0.5)
+    masks = jaxsparse.prune_by_magnitude(params, 0.5)
 
     def mean_loss(params, inputs, labels):
         params = jax.tree.map(lambda p, m: p * m, params, masks)

@@ -20,62 +20,54 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse
-from benchmarks.turns import chain, optimizer_step, ratio, take_turns
+from benchmarks.turns import chain, optimizer_step, ratio, take_turns, training_steps
 from experiments.common import data, networks, training
-from experiments.common.execution import execution, replicate_keys
+from experiments.common.execution import execution
 from experiments.common.rivals.settings import METHODS, PRESETS, Settings, method
 
-EXAMPLES = {"mnist": (54_000, (28, 28, 1)), "cifar10": (45_000, (32, 32, 3))}
-NETWORKS = tuple(name for name, found in PRESETS.items() if found.dataset in EXAMPLES)
+EXAMPLES = {
+    "digits": (1298, (8, 8, 1), 10),
+    "mnist": (54_000, (28, 28, 1), 10),
+    "cifar10": (45_000, (32, 32, 3), 10),
+    "imagenet2012": (1_274_761, (224, 224, 3), 1000),
+}
+"""Training examples, their shape and their classes, by data set."""
 NEVER = 10**6
 UPDATES = 15  # timed mask updates
 ONCE = {"xla_backend_optimization_level": 0}  # quick to compile what runs once
-CALL_SECONDS = 0.2  # a call of the loop lasts at least as long
 
 
 def made(settings: Settings, batches: int = 4) -> data.Dataset:
     generator = np.random.default_rng(0)
-    count, shape = batches * settings.batch_size, EXAMPLES[settings.dataset][1]
-    images = generator.normal(size=(count, *shape)).astype(np.float32)
-    labels = generator.integers(0, 10, count).astype(np.int32)
-    return data.Dataset("made", "", images, labels, images, labels, 10)
+    _, shape, classes = EXAMPLES[settings.dataset]
+    count = batches * settings.batch_size
+    images = generator.standard_normal((count, *shape), np.float32)
+    labels = generator.integers(0, classes, count).astype(np.int32)
+    return data.Dataset("made", "", images, labels, images, labels, classes)
 
 
 def steps(settings: Settings, names: list[str], sparsity: float, turns: int) -> dict:
     """The seconds of a training step in which no masks change, in turns."""
     dataset = made(settings)
     network = networks.network(settings.model, dataset, dropout=settings.dropout)
+    inputs, labels = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
+    in_memory = settings.image_size is None  # else the images come augmented from the disk
 
-    def loop(name):
-        trainer = training.make_trainer(
+    def trainer(name: str) -> training.Trainer:
+        return training.make_trainer(
             network.apply,
             network.init_params,
             lambda key: method(settings, name, sparsity, key, NEVER),
-            jnp.asarray(dataset.train_inputs),
-            jnp.asarray(dataset.train_labels),
+            inputs,
+            labels,
             batch_size=settings.batch_size,
             execution=execution(settings.model, jax.default_backend()),
             start=training.start_dense if name == "dense" else jaxsparse.init,
             forward=network.forward,
-            augment=data.augment if settings.augment else None,
+            augment=data.augment if settings.augment and in_memory else None,
         )
-        state, done = trainer.init(replicate_keys(0, 1)), 0
 
-        def call(count: int) -> None:
-            nonlocal state, done
-            state = jax.block_until_ready(trainer.advance(state, done, done + count))
-            done += count
-
-        return call
-
-    loops = {name: loop(name) for name in names}
-    for call in loops.values():
-        call(1)  # compiles
-    first = take_turns({"dense": lambda: loops["dense"](1)}, 1)["dense"][0]
-    count = max(1, round(CALL_SECONDS / first))
-    calls = {name: lambda call=call: call(count) for name, call in loops.items()}
-    spent = take_turns(calls, turns)
-    return {name: [seconds / count for seconds in found] for name, found in spent.items()}
+    return training_steps({name: trainer(name) for name in names}, turns)
 
 
 def updates(settings: Settings, names: list[str], sparsity: float) -> dict[str, float]:
@@ -107,7 +99,7 @@ def updates(settings: Settings, names: list[str], sparsity: float) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=NETWORKS, default="lenet_5_caffe")
+    parser.add_argument("--network", choices=PRESETS, default="lenet_5_caffe")
     parser.add_argument("--methods", default=",".join(METHODS), help="with commas (default: all)")
     parser.add_argument("--turns", type=int, default=15, help="of steps; 0 times mask updates only")
     args = parser.parse_args()

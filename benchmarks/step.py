@@ -5,13 +5,17 @@
     python -m benchmarks.step --leaves one          # one leaf of 25 M weights; 1 minute
 
 Donated state, no forward or backward pass, all variants in turn within one run; medians, and the
-median of the ratios to the dense step of the same turn. `update` rows are steps in which masks
-change. The obvious way keeps masks in a list, multiplies by them, and sorts to prune and to grow.
+median of the ratios to the dense step of the same turn. A mask update is what a step in which masks
+change takes more. DeepR changes them at every step. The obvious way keeps masks in a list,
+multiplies by them, and sorts to prune and to grow. Bytes are those of the compiled step.
 """
 
 import argparse
+import math
 import statistics
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +23,12 @@ import optax
 
 import jaxsparse
 from benchmarks.turns import chain, optimizer_step, ratio, take_turns
+from experiments.common.reports import markdown
 
 SPARSITY = 0.9
-NEVER = 10**6
+OBVIOUS, UPDATE = "obvious rigl", " with mask update"
+UNCHANGED = ("dense", "fixed", "deep_rewiring")
+"""Nothing changes in them from one step to another."""
 
 
 def resnet50_shapes() -> list[tuple[int, ...]]:
@@ -65,7 +72,7 @@ def obvious(inner: optax.GradientTransformation, every: int) -> optax.GradientTr
 
     def update(grads, state, params):
         inner_state, masks, count = state
-        fires = count % every == every - 1
+        fires = (count > 0) & (count % every == 0)
         masks = jax.lax.cond(
             fires,
             lambda: jax.tree.map(regrow, masks, params, grads),
@@ -81,21 +88,101 @@ def obvious(inner: optax.GradientTransformation, every: int) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
-def variants(inner: optax.GradientTransformation) -> dict[str, optax.GradientTransformation]:
-    dynamic = {
-        "sparse_evolution": jaxsparse.sparse_evolution,
-        "rigl": jaxsparse.rigl,
-        "sparse_momentum": jaxsparse.sparse_momentum,
+def variants(
+    inner: optax.GradientTransformation, every: int
+) -> dict[str, optax.GradientTransformation]:
+    """The optimizers by name; masks change at steps `every`, `2 * every`, ..."""
+    common = {"key": 0, "every": every}
+    replaced = common | {"drop_fraction": 0.3}
+    # Compiling makes a table of a count for each update of gradual pruning.
+    ramp = {"start": 0, "stop": 10_000 * every, "every": every}
+    found = {
+        "dense": lambda: inner,
+        "fixed": lambda: jaxsparse.fixed(inner, SPARSITY, key=0),
+        "gradual": lambda: jaxsparse.gradual(inner, SPARSITY, **ramp),
+        "rigl": lambda: jaxsparse.rigl(inner, SPARSITY, **replaced),
+        "sparse_evolution": lambda: jaxsparse.sparse_evolution(inner, SPARSITY, **replaced),
+        "sparse_momentum": lambda: jaxsparse.sparse_momentum(inner, SPARSITY, **replaced),
+        "dynamic_reparameterization": lambda: jaxsparse.dynamic_reparameterization(
+            inner, SPARSITY, **common
+        ),
+        "deep_rewiring": lambda: jaxsparse.deep_rewiring(inner, SPARSITY, key=0),
+        OBVIOUS: lambda: obvious(inner, every),
     }
-    ramp = {"start": 0, "stop": 10_000}  # compiling makes a table of a count for each update
-    found = {"dense": inner, "fixed": jaxsparse.fixed(inner, SPARSITY, key=0)}
-    found["gradual"] = jaxsparse.gradual(inner, SPARSITY, **ramp, every=NEVER)
-    found["gradual update"] = jaxsparse.gradual(inner, SPARSITY, **ramp, every=1)
-    for name, make in dynamic.items():
-        found[name] = make(inner, SPARSITY, key=0, every=NEVER)
-        found[f"{name} update"] = make(inner, SPARSITY, key=0, every=1, drop_fraction=0.3)
-    found["obvious rigl"] = obvious(inner, NEVER)
-    found["obvious rigl update"] = obvious(inner, 1)
+    return {name: make() for name, make in found.items()}
+
+
+NAMES = tuple(variants(optax.identity(), 2))
+
+
+class Cost(NamedTuple):
+    """What the optimizer steps of one variant cost.
+
+    Attributes:
+      step: milliseconds of a step in which no masks change, the median.
+      ratio: of that to the dense step of the same turn, the median.
+      update: milliseconds that a mask update adds; None where there is none apart.
+      compiling: seconds.
+      arguments: bytes of parameters, state and gradients.
+      temporary: bytes that the compiled step needs beside them.
+    """
+
+    step: float
+    ratio: float
+    update: float | None
+    compiling: float
+    arguments: int
+    temporary: int
+
+
+def measure(
+    inner: optax.GradientTransformation,
+    shapes: list[tuple[int, ...]],
+    names: Sequence[str],
+    turns: int,
+    times: int = 1,
+) -> dict[str, Cost]:
+    """Optimizer steps in turns, the dense ones among them.
+
+    Args:
+      inner: the dense optimizer.
+      shapes: of the leaves.
+      names: of `variants`.
+      turns: of calls; a fifth of it, but at least 3, for the way that sorts.
+      times: steps in a call. Each is dispatched before the one before it has ended, as in training.
+    """
+    grads, calls, programs, compiling = weights(shapes, 1), {}, {}, {}
+    # The first call is a warm-up; from then on no masks change in every other one.
+    made = variants(inner, 2 * times)
+    for name in dict.fromkeys(["dense", *names]):
+        params = weights(shapes, 0)
+        state = made[name].init(params)
+        began = time.perf_counter()
+        step = jax.jit(optimizer_step(made[name]), donate_argnums=(0, 1))
+        programs[name] = step.lower(params, state, grads).compile()
+        compiling[name] = time.perf_counter() - began
+        call = chain(programs[name], (params, state), grads, times=times)
+        call()
+        calls[name] = call
+        if name not in UNCHANGED:
+            calls[f"{name}{UPDATE}"] = call
+    few = max(3, turns // 5)
+    spent = take_turns(calls, {n: few if n.startswith(OBVIOUS) else turns for n in calls})
+    found = {}
+    for name, program in programs.items():
+        base, more = spent[name], spent.get(f"{name}{UPDATE}")
+        added = None
+        if more is not None:
+            added = 1e3 * statistics.median(b - a for a, b in zip(base, more, strict=True))
+        memory = program.memory_analysis()
+        found[name] = Cost(
+            1e3 * statistics.median(base) / times,
+            ratio(base, spent["dense"]),
+            added,
+            compiling[name],
+            memory.argument_size_in_bytes,
+            memory.temp_size_in_bytes,
+        )
     return found
 
 
@@ -103,30 +190,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="momentum")
     parser.add_argument("--leaves", choices=SHAPES, default="resnet50")
+    parser.add_argument("--methods", default=",".join(NAMES), help="with commas (default: all)")
     parser.add_argument("--turns", type=int, default=15, help="timed turns of steps (default 15)")
     args = parser.parse_args()
-    inner, shapes = OPTIMIZERS[args.optimizer], SHAPES[args.leaves]
-    grads = weights(shapes, 1)
-
-    def compiled(tx):
-        params = weights(shapes, 0)
-        state = tx.init(params)
-        began = time.perf_counter()
-        step = jax.jit(optimizer_step(tx), donate_argnums=(0, 1))
-        program = step.lower(params, state, grads).compile()
-        return chain(program, program(params, state, grads), grads), time.perf_counter() - began
-
-    print(f"{sum(g.size for g in jax.tree.leaves(grads)):,} weights, {args.optimizer}")
-    calls, compiling = {}, {}
-    for name, tx in variants(inner).items():
-        calls[name], compiling[name] = compiled(tx)
-    few = max(3, args.turns // 5)
-    turns = {name: few if name.endswith("update") else args.turns for name in calls}
-    times = take_turns(calls, turns)
-    print("| variant | ms | times the dense step | compile, s |\n| --- | --- | --- | --- |")
-    for name, spent in times.items():
-        ms = 1e3 * statistics.median(spent)
-        print(f"| {name} | {ms:.1f} | {ratio(spent, times['dense']):.2f} | {compiling[name]:.1f} |")
+    names = args.methods.split(",")
+    for name in names:
+        if name not in NAMES:
+            parser.error(f"--methods must be among {', '.join(NAMES)}, got {name!r}")
+    shapes = SHAPES[args.leaves]
+    total = sum(map(math.prod, shapes))
+    print(f"{total:,} weights, {args.optimizer}")
+    header = ["variant", "ms", "times the dense step", "mask update, ms", "compile, s"]
+    rows = [
+        [
+            name,
+            f"{cost.step:.1f}",
+            f"{cost.ratio:.2f}",
+            "" if cost.update is None else f"{cost.update:.0f}",
+            f"{cost.compiling:.1f}",
+            f"{cost.temporary / total:.1f}",
+        ]
+        for name, cost in measure(OPTIMIZERS[args.optimizer], shapes, names, args.turns).items()
+    ]
+    print(markdown([*header, "temporary bytes a weight"], rows))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ from typing import Any
 import jax
 import optax
 
+from experiments.common.execution import replicate_keys
+from experiments.common.training import Trainer
+
+CALL_SECONDS = 0.2  # a call of a training loop lasts at least as long
+
 
 def optimizer_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
     """`(params, state, grads) -> (params, state)`, without a forward or backward pass."""
@@ -19,12 +24,16 @@ def optimizer_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
     return step
 
 
-def chain(program: Callable[..., Any], carry: tuple, *rest: Any) -> Callable[[], None]:
-    """A call of `carry = program(*carry, *rest)` that ends when it is computed."""
+def chain(
+    program: Callable[..., Any], carry: tuple, *rest: Any, times: int = 1
+) -> Callable[[], None]:
+    """A call of `carry = program(*carry, *rest)`, so many times, that ends when it is computed."""
 
     def call() -> None:
         nonlocal carry
-        carry = jax.block_until_ready(program(*carry, *rest))
+        for _ in range(times):
+            carry = program(*carry, *rest)
+        jax.block_until_ready(carry)
 
     return call
 
@@ -48,3 +57,32 @@ def take_turns(
 def ratio(spent: list[float], base: list[float]) -> float:
     """The median of the ratios within a turn."""
     return statistics.median(a / b for a, b in zip(spent, base, strict=False))
+
+
+def training_steps(trainers: Mapping[str, Trainer], turns: int) -> dict[str, list[float]]:
+    """The seconds of a training step of one replicate, turn by turn; the loops take turns.
+
+    Args:
+      trainers: by name; the first says how many steps a call has.
+      turns: timed calls of each.
+    """
+
+    def loop(trainer: Trainer) -> Callable[[int], None]:
+        state, done = trainer.init(replicate_keys(0, 1)), 0
+
+        def call(count: int) -> None:
+            nonlocal state, done
+            state = jax.block_until_ready(trainer.advance(state, done, done + count))
+            done += count
+
+        return call
+
+    loops = {name: loop(trainer) for name, trainer in trainers.items()}
+    for call in loops.values():
+        call(1)  # compiles
+    first = next(iter(loops.values()))
+    once = take_turns({"": lambda: first(1)}, 1)[""][0]
+    count = max(1, round(CALL_SECONDS / once))
+    calls = {name: lambda call=call: call(count) for name, call in loops.items()}
+    spent = take_turns(calls, turns)
+    return {name: [seconds / count for seconds in found] for name, found in spent.items()}

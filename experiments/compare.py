@@ -12,18 +12,16 @@ The same command goes on where it was stopped, also in the middle of a cell.
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from experiments.common import cli, jobs, pictures, reports, running, runs
+from experiments.common import cli, files, jobs, measures, pictures, reports, running, runs
 from experiments.common.cli import option
 from experiments.common.config import Config, resolve
-from experiments.common.data import DataNotFound
+from experiments.common.console import Console
+from experiments.common.faults import in_one_line
 from experiments.common.methods import ALGORITHMS, DISTRIBUTIONS, OPTIMIZERS
 
 PROG = "python -m experiments.compare"
@@ -65,17 +63,14 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     study = cli.parse(Study, PROG, args)
     path = Path(study.out or f"runs/compare-{study.dataset.replace('/', '_')}")
-    try:
+    with in_one_line(ValueError, TypeError):
         wanted = cells(study)
         folder = runs.find_run(path, cli.identity(study), resume=True)
-    except ValueError as error:
-        cli.stop(str(error))
-    except runs.FolderError as error:
-        cli.stop(str(error), code=1)
-    try:
-        run(study, wanted, folder, Console())
-    except KeyboardInterrupt:
-        cli.stop("stopped; the same command goes on from here", code=130)
+        results = read_results(path)
+        missing = [config for config in wanted if _name(config) not in results]
+        first = jobs.build(missing[0]) if missing else None
+    with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
+        run(study, wanted, path, first, Console(markup=False))
 
 
 def cells(study: Study) -> list[Config]:
@@ -107,41 +102,57 @@ def cells(study: Study) -> list[Config]:
     ]
 
 
-def run(study: Study, wanted: Sequence[Config], folder: runs.RunFolder, console: Console) -> None:
+def read_results(path: Path) -> dict[str, Any]:
+    """The summaries of the finished cells, by name.
+
+    Raises:
+      FolderError: the file that holds them is damaged or missing.
+    """
+    file = path / "results.json"
+    results = files.read_json(file, {...: measures.SUMMARY})
+    if results is None and (path / "table.md").exists():
+        raise files.missing(file)
+    return results or {}
+
+
+def run(
+    study: Study, wanted: Sequence[Config], path: Path, first: jobs.Job | None, console: Console
+) -> None:
     """Trains the cells that are not in the results yet, and reports after each.
 
     Args:
       study: the study.
       wanted: its cells.
-      folder: its folder.
+      path: its folder.
+      first: the first of those cells, built; None where all are finished.
       console: where progress is shown.
     """
-    begun, path = time.perf_counter(), folder.path
-    results = runs.read_json(path / "results.json") or {}
+    begun, results, unfinished = time.perf_counter(), read_results(path), path / "unfinished"
     missing = [config for config in wanted if _name(config) not in results]
+    if not any((unfinished / _name(config)).exists() for config in missing):
+        files.remove(unfinished)
     for config in missing:
         if time.perf_counter() - begun > 60 * study.minutes:
             break
         name = _name(config)
-        try:
-            job = jobs.build(config)
-        except (ValueError, TypeError, DataNotFound) as error:
-            cli.stop(f"{name}: {error}")
-        folder.begin()
+        with in_one_line(ValueError, TypeError):
+            job = first if config is missing[0] else jobs.build(config)
         console.print(f"Cell {len(results) + 1} of {len(wanted)}: {name}")
-        cell = runs.find_run(path / "unfinished" / name, cli.identity(config), resume=True)
-        cell.begin()
-        results[name] = cell.summary or running.execute(job, cell, console)
-        runs.write_json(path / "results.json", results)
+        remedy = f"delete {unfinished} to train it from its start"
+        with runs.find_run(
+            unfinished / name, cli.identity(config), resume=True, remedy=remedy
+        ) as cell:
+            results[name] = cell.summary(measures.SUMMARY) or running.execute(job, cell, console)
+        files.write_json(path / "results.json", results)
         report(study, wanted, results, path)
-        shutil.rmtree(path / "unfinished", ignore_errors=True)
+        files.remove(unfinished)
         if config is missing[0]:
             left = (len(missing) - 1) * (time.perf_counter() - begun)
             console.print(f"The other cells will take about {reports.duration(left)}.")
     if results:
         report(study, wanted, results, path)
         text = (path / "table.md").read_text()
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path: Path) -> None:
@@ -190,7 +201,6 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
         "FLOPs per example of a training step, living weights only:",
         table(lambda summary: reports.count(summary["training_flops"])),
     ]
-    (path / "table.md").write_text("\n\n".join(text) + "\n")
     pictures.accuracy_against_sparsity(
         path / "accuracy.png",
         {
@@ -200,6 +210,7 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
         title,
         f"{partial}Mean and standard error of {n} replicates.",
     )
+    files.write_text(path / "table.md", "\n\n".join(text) + "\n")
 
 
 def _levels(method: str, levels: Sequence[float]) -> Sequence[float]:

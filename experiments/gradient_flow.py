@@ -18,6 +18,7 @@ from pathlib import Path
 from experiments.common import commands, execution, studies
 from experiments.common.cli import option
 from experiments.common.flows import analyses, cells, lab, report
+from experiments.common.flows.kept import kept
 from experiments.common.flows.settings import METHODS, PRESETS, SHARED, scaled
 
 PROG = "python -m experiments.gradient_flow"
@@ -89,6 +90,7 @@ def prepare(options: Options) -> commands.Study:
         f"gradient_flow-{options.preset}",
         commands.identity(options, settings, methods=names, analyses=kinds),
         wanted,
+        kept,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,

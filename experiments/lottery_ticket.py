@@ -64,6 +64,7 @@ def prepare(options: Options) -> commands.Study:
         f"lottery_ticket-{options.preset}",
         commands.identity(options, settings, controls=controls),
         [cell.name for cell in wanted],
+        study.kept,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,

@@ -13,6 +13,7 @@ and densities beside those that it has.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def prepare(options: Options) -> commands.Study:
         f"sparse_momentum-{what}",
         identity,
         [cell.name for cell in wanted],
+        functools.partial(cells.kept, options.study != "tuning"),
         f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps",
         begin,
         report.report,

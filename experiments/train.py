@@ -16,11 +16,10 @@ that. A folder that holds another run is never written to.
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from experiments.common import cli, jobs, reports, running, runs
+from experiments.common import cli, jobs, measures, reports, running, runs
 from experiments.common.config import Config, default_folder, resolve
-from experiments.common.data import DataNotFound
+from experiments.common.console import Console
+from experiments.common.faults import in_one_line
 
 PROG = "python -m experiments.train"
 
@@ -32,29 +31,24 @@ def main(args: Sequence[str] | None = None) -> None:
       args: its arguments; by default those of the process.
     """
     config = cli.parse(Config, PROG, args)
-    console = Console()
-    try:
+    console = Console(markup=False)
+    with in_one_line(ValueError, TypeError):
         config = resolve(config)
         path = Path(config.out) if config.out else default_folder(config)
         folder = runs.find_run(
             path, cli.identity(config), resume=config.resume or config.out is None
         )
-        job = None if folder.summary else jobs.build(config)
-    except (ValueError, TypeError, DataNotFound) as error:
-        cli.stop(str(error))
-    except runs.FolderError as error:
-        cli.stop(str(error), code=1)
+        summary = folder.summary(measures.SUMMARY)
+        job = None if summary else jobs.build(config)
     if job is None:
         console.print(f"{path} holds this run, finished before. Its table:")
-        reports.print_summary(console, folder.summary)
+        reports.print_summary(console, summary)
         return
-    folder.begin()
-    try:
+    goes_on = f"stopped; the same command with --resume goes on from {path}"
+    with in_one_line(interrupted=goes_on), folder:
         summary = running.execute(job, folder, console)
-    except KeyboardInterrupt:
-        cli.stop(f"stopped; the same command with --resume goes on from {path}", code=130)
-    reports.print_summary(console, summary)
-    console.print(f"Pictures and metrics are in {path}.")
+        reports.print_summary(console, summary)
+        console.print(f"Pictures and metrics are in {path}.")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jaxsparse.distributions import by_path, erdos_renyi, erk, living, uniform
 from jaxsparse.initialization import sparse_init, sparse_initializer
 from jaxsparse.masks import apply, density, overlap, pack, sparsity, unpack
 from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
-from jaxsparse.pruning import prune, prune_iteratively, random_masks
+from jaxsparse.pruning import prune, prune_by_magnitude, prune_iteratively, random_masks
 from jaxsparse.recognition import default_prunable
 from jaxsparse.redistribution import redistribute
 from jaxsparse.regrowth import drop_and_grow
@@ -33,7 +33,9 @@ from jaxsparse.scores import (
     snip,
     synflow,
 )
-from jaxsparse.states import SparseState, get_masks, init, metrics, reset, set_masks
+from jaxsparse.state_tree import SparseState
+from jaxsparse.states import get_masks, init, metrics, reset, set_masks
+from jaxsparse.takeover import take_over
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Axes, Rule
 
@@ -77,6 +79,7 @@ __all__ = [
     "pack",
     "periodic",
     "prune",
+    "prune_by_magnitude",
     "prune_iteratively",
     "random_masks",
     "random_scores",
@@ -95,6 +98,7 @@ __all__ = [
     "sparsity",
     "summary",
     "synflow",
+    "take_over",
     "uniform",
     "unpack",
     "unstructured",

@@ -2,16 +2,17 @@
 
 import math
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxsparse import trees
-from jaxsparse.axes import leaf_axes
-from jaxsparse.recognition import sparse_leaves
-from jaxsparse.types import Array, AxesSpec, Params, Prunable, Sparsities
+from jaxsparse import counts, trees
+from jaxsparse.axes import all_axes
+from jaxsparse.checks import check_regexes, check_size, check_sparsity, traced
+from jaxsparse.recognition import sparse_leaves, why
+from jaxsparse.types import Array, Axes, AxesSpec, Params, Prunable, Sparsities
 
 
 def uniform(
@@ -76,16 +77,10 @@ def erdos_renyi(
       {'a': 0.814, 'b': 0.662}
     """
 
-    def raw(path: str, leaf: Any) -> float:
-        if len(leaf.shape) == 2 and axes is None:
-            n_in, n_out = leaf.shape
-        else:
-            found = leaf_axes(axes, path, leaf)
-            n_in = math.prod(leaf.shape[a] for a in found.inputs)
-            n_out = math.prod(leaf.shape[a] for a in found.outputs)
+    def raw(n_in: int, n_out: int, window: list[int]) -> float:
         return (n_in + n_out) / (n_in * n_out)
 
-    return _balanced(params, sparsity, prunable, raw)
+    return _balanced(params, sparsity, prunable, axes, raw)
 
 
 def erk(
@@ -110,17 +105,10 @@ def erk(
       {'conv/kernel': 0.94, 'head/kernel': 0.326}
     """
 
-    def raw(path: str, leaf: Any) -> float:
-        shape = list(leaf.shape)
-        if len(shape) > 2 or axes is not None:
-            found = leaf_axes(axes, path, leaf)
-            named = {*found.inputs, *found.outputs, *found.stacked}
-            shape = [math.prod(leaf.shape[a] for a in found.inputs)]
-            shape += [math.prod(leaf.shape[a] for a in found.outputs)]
-            shape += [size for a, size in enumerate(leaf.shape) if a not in named]
-        return sum(shape) / math.prod(shape)
+    def raw(n_in: int, n_out: int, window: list[int]) -> float:
+        return sum((n_in, n_out, *window)) / math.prod((n_in, n_out, *window))
 
-    return _balanced(params, sparsity, prunable, raw)
+    return _balanced(params, sparsity, prunable, axes, raw)
 
 
 def by_path(
@@ -131,7 +119,7 @@ def by_path(
     Prunable leaves that no expression matches stay dense.
 
     Raises:
-      ValueError: a sparsity out of range, or an expression that matches no prunable leaf.
+      ValueError: a sparsity out of range, or an expression that decides no leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -139,6 +127,8 @@ def by_path(
       >>> by_path(params, {"fc": 0.9, ".*": 0.5})
       {'fc1': {'kernel': 0.9}, 'head': {'kernel': 0.5}}
     """
+    if not isinstance(sparsity, Mapping):
+        raise TypeError(f"sparsity must be a mapping {{path regex: sparsity}}, got {sparsity!r}.")
     for value in sparsity.values():
         check_sparsity(value)
     found = first_match(params, sparsity, "sparsity", prunable)
@@ -150,58 +140,65 @@ def first_match(
 ) -> list[float | None]:
     """For each leaf the value of the first regex found in its path; None for all other leaves.
 
+    An expression that finds dense leaves only is left with a warning, which says why they are so.
+
     Raises:
-      ValueError: no value, or an expression that matches no prunable leaf.
+      ValueError: no value, or an expression that decides no leaf.
     """
-    if not values:
-        raise ValueError(
-            f"{argument}: an empty mapping prunes nothing; give {{path regex: value}}."
-        )
+    check_regexes(argument, values)
     chosen = sparse_leaves(params, prunable)
-    names = [trees.name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    used, found = set(), []
-    for leaf, use in zip(names, chosen, strict=True):
-        regex = next((r for r in values if use and re.search(r, leaf)), None)
-        used.add(regex)
-        found.append(None if regex is None else float(values[regex]))
-    unused = [regex for regex in values if regex not in used]
-    if unused and names:
-        raise ValueError(
-            f"{argument}: {unused[0]!r} decides no prunable leaf; the leaves are "
-            f"{', '.join(names)}."
-        )
-    return found
+    leaves = {trees.name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    sparse = [name for name, use in zip(leaves, chosen, strict=True) if use]
+    used = {leaf: next((r for r in values if re.search(r, leaf)), None) for leaf in sparse}
+    for regex in values:
+        if regex in used.values() or not leaves:
+            continue
+        dense = [name for name in leaves if name not in used and re.search(regex, name)]
+        if not dense or any(re.search(regex, name) for name in sparse):
+            raise ValueError(
+                f"{argument}: {regex!r} decides no prunable leaf; the leaves are "
+                f"{', '.join(leaves)}."
+            )
+        told = [f"{name} ({why(name, leaves[name], prunable)[1]})" for name in dense[:5]]
+        more = ", ..." if len(dense) > 5 else ""
+        only = f"{argument}: {regex!r} finds only leaves that stay dense: {', '.join(told)}{more}"
+        if all(chosen is None for chosen in used.values()):
+            raise ValueError(f"{only}, so nothing is sparse; prunable= says which may be sparse.")
+        warnings.warn(f"{only}; prunable= says which may be sparse.", stacklevel=2)
+    return [None if used.get(name) is None else float(values[used[name]]) for name in leaves]
 
 
 def living(size: int, sparsity: float | Array) -> int | Array:
     """The number of weights that live: `floor(size * (1 - sparsity) + 0.5)`, as a Python int.
 
-    Every count in the library comes from here. A traced sparsity gives a traced int32.
+    Every count in the library comes from here. The sparsity is read as a multiple of 1 / 12,000,000
+    (`jaxsparse.counts.share`), so that 0.9 is nine tenths and not the float below, and the rest is
+    exact. A traced sparsity gives the same number as a traced int32, for sizes below 2^31.
+
+    Raises:
+      TypeError: a size that is no int, a sparsity that is no number.
+      ValueError: a negative size, a sparsity outside [0, 1), or a traced one of more than
+        2^31 - 1 weights.
 
     Example:
-      >>> living(1000, 0.9), living(5, 0.5)
-      (100, 3)
+      >>> living(1000, 0.9), living(5, 0.5), living(5, 0.9)
+      (100, 3, 1)
     """
-    if isinstance(sparsity, jax.core.Tracer):
-        return jnp.floor(size * (1 - sparsity) + 0.5).astype(jnp.int32)
-    return math.floor(size * (1 - float(sparsity)) + 0.5)
+    check_size("size", size, 0)
+    check_sparsity(sparsity)
+    return counts.nearest(
+        size, counts.share(sparsity if traced(sparsity) else float(sparsity)).rest()
+    )
 
 
-def check_sparsity(sparsity: Any, argument: str = "sparsity") -> None:
-    """Raises unless `sparsity` is a number in [0, 1); traced values are not checked."""
-    if isinstance(sparsity, bool) or not (
-        isinstance(sparsity, int | float) or hasattr(sparsity, "dtype")
-    ):
-        raise TypeError(f"{argument} must be a number in [0, 1), got {sparsity!r}.")
-    if not isinstance(sparsity, jax.core.Tracer) and not 0 <= sparsity < 1:
-        raise ValueError(
-            f"{argument} must be in [0, 1), got {sparsity}. It is the fraction of weights that are "
-            "zero: 0.9 keeps one weight in ten."
-        )
-
-
-def _balanced(params: Params, sparsity: float, prunable: Prunable | None, raw: Any) -> Sparsities:
-    if isinstance(sparsity, jax.core.Tracer):
+def _balanced(
+    params: Params,
+    sparsity: float,
+    prunable: Prunable | None,
+    axes: AxesSpec,
+    raw: Callable[[int, int, list[int]], float],
+) -> Sparsities:
+    if traced(sparsity):
         raise TypeError(
             "sparsity is traced, but this distribution needs a Python float; under "
             "optax.inject_hyperparams pass static_args=('sparsity',)."
@@ -209,11 +206,18 @@ def _balanced(params: Params, sparsity: float, prunable: Prunable | None, raw: A
     check_sparsity(sparsity)
     found = jax.tree.leaves_with_path(params)
     chosen = sparse_leaves(params, prunable)
-    free = {
-        i: (raw(trees.name(path), leaf), math.prod(leaf.shape))
+    layers = {
+        i: (trees.name(path), leaf)
         for i, ((path, leaf), use) in enumerate(zip(found, chosen, strict=True))
         if use and math.prod(leaf.shape)
     }
+    known = _layer_axes(layers.values(), axes)
+    free = {}
+    for i, (path, leaf) in layers.items():
+        inputs, outputs, stacked = known[path]
+        window = [s for a, s in enumerate(leaf.shape) if a not in inputs + outputs + stacked]
+        n_in, n_out = (math.prod(leaf.shape[a] for a in units) for units in (inputs, outputs))
+        free[i] = raw(n_in, n_out, window), math.prod(leaf.shape)
     densities = [1.0] * len(found)
     budget = (1 - sparsity) * sum(size for _, size in free.values())
     while free:
@@ -226,3 +230,14 @@ def _balanced(params: Params, sparsity: float, prunable: Prunable | None, raw: A
         for i in [i for i, (density, _) in free.items() if density == largest]:
             budget -= free.pop(i)[1]
     return jax.tree.structure(params).unflatten(float(1 - d) for d in densities)
+
+
+def _layer_axes(layers: Iterable[tuple[str, Any]], axes: AxesSpec) -> dict[str, Axes]:
+    """The axes of all layers; with two of them, it does not matter which one are the inputs."""
+    known, asked = {}, {}
+    for path, leaf in layers:
+        if axes is None and len(leaf.shape) <= 2:
+            known[path] = Axes(*((a,) if a < len(leaf.shape) else () for a in (0, 1)))
+        else:
+            asked[path] = leaf
+    return known | all_axes(axes, asked)

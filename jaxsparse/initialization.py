@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse import prng, trees
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import all_axes, leaf_axes
+from jaxsparse.checks import check_choice, check_number, check_regexes, check_size
+from jaxsparse.masks import check_masks
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Axes, AxesSpec, Key, Masks, Params, Prunable
 
@@ -67,6 +69,7 @@ def sparse_init(
     Raises:
       ValueError: an argument out of range, trees that differ, ambiguous axes, groups that do not
         divide the outputs, or a leaf without a living weight (where masks are not traced).
+      TypeError: masks that are not boolean.
 
     References:
       Evci et al., "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win" (2020),
@@ -88,7 +91,7 @@ def sparse_init(
     grouped = _groups(groups, [name for name, use in zip(names, chosen, strict=True) if use])
 
     def draw(path: str, p: Array, mask: Array) -> Array:
-        found = leaf_axes(axes, path, p)
+        found = named[path]
         _check_alive(path, mask)
         by_group, mine = mask, found
         if grouped[path] != 1 and fan != "layer":
@@ -112,10 +115,11 @@ def sparse_init(
         return jnp.where(mask, values, jnp.zeros((), p.dtype))
 
     found = trees.check_same(params, masks, "masks")
-    return treedef.unflatten(
-        draw(name, p, mask) if used and mask is not None else p
-        for name, (_, p), mask, used in zip(names, paths, found, chosen, strict=True)
-    )
+    check_masks(masks)
+    drawn = [used and mask is not None for used, mask in zip(chosen, found, strict=True)]
+    leaves = list(zip(names, [p for _, p in paths], found, drawn, strict=True))
+    named = all_axes(axes, {name: p for name, p, _, used in leaves if used})
+    return treedef.unflatten(draw(*leaf) if used else leaf[1] for *leaf, used in leaves)
 
 
 def sparse_initializer(
@@ -152,6 +156,10 @@ def sparse_initializer(
       4
     """
     _check(scale, fan, distribution)
+    check_size("groups", groups)
+    if not trees.is_array(mask):
+        raise TypeError(f"mask must be a boolean array, got {mask!r}.")
+    trees.boolean("kernel", mask, "mask")
     found = leaf_axes(axes, "kernel", mask)
     ordered = found.inputs + found.outputs == tuple(range(mask.ndim))
     matrix = tuple(math.prod(mask.shape[a] for a in part) for part in found[:2])
@@ -176,16 +184,11 @@ def sparse_initializer(
 
 
 def _check(scale: float, fan: str, distribution: str) -> None:
-    if fan not in _FANS:
-        raise ValueError(f"fan must be one of {', '.join(_FANS)}, got {fan!r}.")
-    if distribution not in _DISTRIBUTIONS:
-        raise ValueError(
-            f"distribution must be one of {', '.join(_DISTRIBUTIONS)}, got {distribution!r}."
-        )
+    check_choice("fan", fan, _FANS)
+    check_choice("distribution", distribution, _DISTRIBUTIONS)
     if distribution == "orthogonal" and fan != "fan_in":
         raise ValueError(f'distribution="orthogonal" needs fan="fan_in", got {fan!r}.')
-    if not isinstance(scale, jax.core.Tracer) and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}.")
+    check_number("scale", scale, above=True)
 
 
 def _check_alive(path: str, mask: Array) -> None:
@@ -203,6 +206,7 @@ def _check_alive(path: str, mask: Array) -> None:
 def _groups(groups: int | Mapping[str, int], paths: list[str]) -> dict[str, int]:
     """The number of groups of every leaf that is drawn."""
     spec = groups if isinstance(groups, Mapping) else {"": groups}
+    check_regexes("groups", spec)
     for regex, count in spec.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"groups must be ints of at least 1, got {groups!r}.")

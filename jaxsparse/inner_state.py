@@ -19,10 +19,23 @@ def reset_dead(
     sparse: list[bool],
     fired: Array,
     some: Array,
-) -> Any:
+) -> tuple[Any, Array]:
     """Weight-shaped state off the masks goes back to what `inner.init` gives there.
 
     A loop of zero or one turns, because a conditional or a select would copy the whole state.
+
+    Args:
+      inner_state: the state of the inner optimizer.
+      fresh: gives what `inner.init` gives.
+      params: the parameters.
+      masks: where the state stays.
+      sparse: which leaves of the parameters may be sparse.
+      fired: whether to reset.
+      some: whether any replicate under `vmap` is to be reset.
+
+    Returns:
+      The state, and `some` as a value that is there only when the masks have been read: what waits
+      for it may write over them.
     """
     found, treedef = jax.tree.flatten_with_path(inner_state)
     leaves, masks = [leaf for _, leaf in found], jax.tree.leaves(masks)
@@ -32,19 +45,20 @@ def reset_dead(
         if (w := _weight(path, leaf, params, sparse)) is not None
     }
     if not owners:
-        return inner_state
+        return inner_state, some
 
-    def reset(_: Array, carry: list[Array]) -> list[Array]:
+    def reset(_: Array, carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
         initial = jax.tree.leaves(fresh())
         return [
             jnp.where(masks[w], leaf, jnp.where(fired, initial[i].astype(leaf.dtype), leaf))
-            for (i, w), leaf in zip(owners.items(), carry, strict=True)
-        ]
+            for (i, w), leaf in zip(owners.items(), carry[0], strict=True)
+        ], jnp.asarray(True)
 
-    carry = lax.fori_loop(0, some.astype(jnp.int32), reset, [leaves[i] for i in owners])
+    start = [leaves[i] for i in owners], jnp.asarray(False)
+    carry, some = lax.fori_loop(0, some.astype(jnp.int32), reset, start)
     for i, leaf in zip(owners, carry, strict=True):
         leaves[i] = leaf
-    return treedef.unflatten(leaves)
+    return treedef.unflatten(leaves), some
 
 
 def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[bool]) -> int | None:
@@ -64,3 +78,15 @@ def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[boo
             len(ending),
         )
     return best
+
+
+def project(inner_state: Any, fresh: Any, params: Params, masks: Masks) -> Any:
+    """Weight-shaped state off the masks becomes that of `fresh`, a state of the same structure."""
+    sparse = [trees.is_float(leaf) for leaf in jax.tree.leaves(params)]
+    found, treedef = jax.tree.flatten_with_path(inner_state)
+    masks = jax.tree.leaves(masks)
+    leaves = []
+    for (path, leaf), initial in zip(found, jax.tree.leaves(fresh), strict=True):
+        w = _weight(path, leaf, params, sparse)
+        leaves.append(leaf if w is None else jnp.where(masks[w], leaf, initial))
+    return treedef.unflatten(leaves)

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
-from jaxsparse.recognition import as_float, default_prunable
+from jaxsparse import counts, trees
+from jaxsparse.recognition import as_float, filter_of
+from jaxsparse.state_tree import SparseState, find, masks_by_path
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 
@@ -22,6 +23,29 @@ def full_masks(params: Params) -> Masks:
     return jax.tree.map(full_mask, params)
 
 
+def check_masks(masks: Masks, what: str = "masks") -> None:
+    """Raises unless a tree holds boolean arrays, and no others.
+
+    Raises:
+      TypeError: no tree, no array, or a leaf of another type; its path is named.
+    """
+    trees.check_tree(masks, what)
+    leaves = jax.tree.leaves(masks)
+    if leaves and not any(map(trees.is_array, leaves)):
+        raise TypeError(f"{what} must hold boolean arrays, but its leaves are like {leaves[0]!r}.")
+    check_boolean(masks, what)
+
+
+def check_boolean(masks: Masks, what: str) -> None:
+    """Raises unless every array of a tree is boolean.
+
+    Raises:
+      TypeError: a leaf of another type; its path is named.
+    """
+    for path, mask in jax.tree.leaves_with_path(masks):
+        trees.boolean(trees.name(path), mask, what)
+
+
 def apply(params: Params, masks: Masks) -> Params:
     """Sets the weights off the masks to exactly zero: `p if mask else 0`.
 
@@ -34,6 +58,7 @@ def apply(params: Params, masks: Masks) -> Params:
 
     Raises:
       ValueError: another structure or shape; the first path that differs is named.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -41,8 +66,10 @@ def apply(params: Params, masks: Masks) -> Params:
       [1.0, 0.0]
     """
 
-    def select(_: str, leaf: Array, mask: Array | None) -> Array:
-        return leaf if mask is None else jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+    def select(path: str, leaf: Array, mask: Array | None) -> Array:
+        if mask is None:
+            return leaf
+        return jnp.where(trees.boolean(path, mask), leaf, jnp.zeros((), leaf.dtype))
 
     return trees.map_arrays(select, params, masks, what="masks")
 
@@ -51,9 +78,13 @@ def density(masks: Masks, prunable: Prunable | None = None) -> Array:
     """The fraction of living weights in the prunable leaves together, a float32 scalar in [0, 1].
 
     Args:
-      masks: boolean arrays.
-      prunable: `(path, leaf) -> bool`; biases and scales do not count by default. Where it matches
-        no leaf, all count.
+      masks: boolean arrays, or an optimizer state that holds them.
+      prunable: `(path, leaf) -> bool`: the leaves that count. By default those that the algorithm
+        of a state was given, and without a state all but biases and scales. Where it matches no
+        leaf, all count.
+
+    Raises:
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,13 +93,14 @@ def density(masks: Masks, prunable: Prunable | None = None) -> Array:
       0.25
     """
     arrays = _counted(masks, prunable)
-    size = sum(mask.size for mask in arrays)
-    alive = sum(jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32) for mask in arrays)
-    return alive / jnp.float32(size)
+    alive = [jnp.sum(mask, dtype=jnp.int32) for mask in arrays]
+    return counts.ratio(alive, sum(mask.size for mask in arrays))
 
 
 def sparsity(masks: Masks, prunable: Prunable | None = None) -> Array:
     """The fraction of weights in the prunable leaves that are zero, a float32 scalar in [0, 1].
+
+    Arguments and errors as for `density`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,20 +108,56 @@ def sparsity(masks: Masks, prunable: Prunable | None = None) -> Array:
       0.75
     """
     arrays = _counted(masks, prunable)
-    size = sum(mask.size for mask in arrays)
-    dead = sum(jnp.sum(~mask, dtype=jnp.int32).astype(jnp.float32) for mask in arrays)
-    return dead / jnp.float32(size)
+    dead = [jnp.sum(~mask, dtype=jnp.int32) for mask in arrays]
+    return counts.ratio(dead, sum(mask.size for mask in arrays))
 
 
 def _counted(masks: Masks, prunable: Prunable | None) -> list[Array]:
-    prunable = prunable or default_prunable
-    found = [
-        (trees.name(path), mask)
-        for path, mask in jax.tree.leaves_with_path(masks)
-        if trees.is_array(mask)
-    ]
-    chosen = [mask for path, mask in found if prunable(path, as_float(mask))]
-    return chosen or [mask for _, mask in found]
+    return list(prunable_masks(masks, prunable).values())
+
+
+def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, Array]:
+    """The masks of the leaves that count in a density, by path.
+
+    A state says itself which these are. One that has lost it, because it came out of a checkpoint
+    without a template, counts the leaves that have dead weights, as far as that can be seen.
+
+    Args:
+      masks: boolean arrays, or an optimizer state that holds them.
+      prunable: `(path, leaf) -> bool`; None asks the state, or else the default filter.
+
+    Returns:
+      Those that are let through; all, where that are none.
+
+    Raises:
+      TypeError: masks that are not boolean.
+    """
+    states = find(masks)
+    if not states:
+        check_masks(masks)
+        leaves = jax.tree.leaves_with_path(masks)
+        found = {trees.name(path): mask for path, mask in leaves if trees.is_array(mask)}
+    else:
+        found = masks_by_path(states)
+    if states and prunable is None:
+        chosen = {path for state in states for path in state.sparse or _with_dead(state)}
+    else:
+        chosen = _let_through(found, prunable)
+    return {path: mask for path, mask in found.items() if path in chosen} or found
+
+
+def _with_dead(state: SparseState) -> set[str]:
+    found = masks_by_path([state])
+    if any(isinstance(mask, jax.core.Tracer | jax.ShapeDtypeStruct) for mask in found.values()):
+        return _let_through(found, None)
+    with jax.ensure_compile_time_eval():  # the caller may be traced where the masks are not
+        dead = {path for path, mask in found.items() if not jnp.all(mask)}
+    return dead or _let_through(found, None)
+
+
+def _let_through(masks: dict[str, Array], prunable: Prunable | None) -> set[str]:
+    prunable = filter_of(prunable)
+    return {path for path, mask in masks.items() if prunable(path, as_float(mask))}
 
 
 def overlap(masks: Masks, other: Masks) -> Array:
@@ -99,29 +167,37 @@ def overlap(masks: Masks, other: Masks) -> Array:
 
     Raises:
       ValueError: the trees differ; the first path that differs is named.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
       >>> float(overlap(jnp.array([True, True, False]), jnp.array([True, False, True])))
       0.3333333432674408
     """
-    both, either = jnp.float32(0), jnp.float32(0)
-    for a, b in zip(jax.tree.leaves(masks), trees.check_same(masks, other, "other"), strict=True):
+    both, either = [], []
+    check_masks(masks)
+    others = trees.check_same(masks, other, "other", first="masks")
+    check_masks(other, "other")
+    for a, b in zip(jax.tree.leaves(masks), others, strict=True):
         if trees.is_array(a):
             full = jnp.all(a) & jnp.all(b)
-            both += jnp.where(full, 0, jnp.sum(a & b, dtype=jnp.int32)).astype(jnp.float32)
-            either += jnp.where(full, 0, jnp.sum(a | b, dtype=jnp.int32)).astype(jnp.float32)
-    return jnp.where(either == 0, jnp.float32(1), both / jnp.maximum(either, 1))
+            both.append(jnp.where(full, 0, jnp.sum(a & b, dtype=jnp.int32)))
+            either.append(jnp.where(full, 0, jnp.sum(a | b, dtype=jnp.int32)))
+    return counts.ratio(both, either, empty=1.0)
 
 
 def pack(masks: Masks) -> Any:
     """Packs eight masks bits into a byte along the last axis: `(..., n)` -> `(..., ceil(n / 8))`.
+
+    Raises:
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
       >>> pack(jnp.array([True, False, True])).tolist()
       [160]
     """
+    check_masks(masks)
     return trees.map_arrays(lambda _, mask: jnp.packbits(jnp.atleast_1d(mask), axis=-1), masks)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jaxsparse.checks import check_size
 from jaxsparse.selection import top_k_mask
 from jaxsparse.types import Array, Axes
 
@@ -133,9 +134,10 @@ def n_m(n: int, m: int) -> Pattern:
       >>> n_m(2, 4).name
       '2:4'
     """
-    _check_sizes(n=n, m=m)
+    check_size("n", n)
+    check_size("m", m)
     if n >= m:
-        raise ValueError(f"n_m: n must be smaller than m, got {n}:{m}.")
+        raise ValueError(f"n must be smaller than m, got {n}:{m}.")
 
     def runs(axes: Axes, ndim: int) -> list[int]:
         return [a for a in range(ndim) if a not in axes.inputs] + sorted(axes.inputs)
@@ -177,7 +179,8 @@ def block(rows: int, columns: int) -> Pattern:
       >>> block(4, 4).name
       'block:4x4'
     """
-    _check_sizes(rows=rows, columns=columns)
+    check_size("rows", rows)
+    check_size("columns", columns)
 
     def split(shape: tuple[int, ...], axes: Axes) -> list[int]:
         """The shape with each blocked axis as (blocks, block size)."""
@@ -236,11 +239,3 @@ def group_mask(pattern: Pattern, axes: Axes | None, mask: Array) -> Array:
         return mask
     # A mean of zeros is exactly zero; a mean of ones need not be exactly one.
     return pattern.gather((~mask).astype(jnp.float32), axes) == 0
-
-
-def _check_sizes(**sizes: int) -> None:
-    for argument, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{argument} must be an int, got {value!r}.")
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}.")

@@ -130,6 +130,7 @@ def select_globally(
     """Masks of the `total` best groups of all sparse leaves; each keeps its own `least` first."""
     leaves = jax.tree.leaves(scores)
     sparse = [i for i, entry in enumerate(plan) if entry]
+    check_countable(plan)
     check_total(plan, total)
     gathered = {i: plan[i].pattern.gather(leaves[i], plan[i].axes) for i in sparse}
     safe, where = [], []
@@ -150,6 +151,17 @@ def select_globally(
     return jax.tree.structure(scores).unflatten(
         masks[i] if i in masks else full_mask(leaf) for i, leaf in enumerate(leaves)
     )
+
+
+def check_countable(plan: Plan) -> None:
+    """Raises where the sparse leaves have more groups than one selection can count."""
+    groups = sum(entry.groups.rows * entry.groups.columns for entry in plan if entry)
+    if groups > 2**31 - 1:
+        raise ValueError(
+            f"a global choice counts at most {2**31 - 1:,} weights (or groups of a pattern), but "
+            f'these leaves have {groups:,}; choose by layer (scope="layer"), group the weights by '
+            "a pattern, or leave more of them dense with prunable=."
+        )
 
 
 def check_total(plan: Plan, total: int | Array) -> None:

@@ -21,6 +21,8 @@ def as_key(key: Key) -> Array:
             "There is no global default key."
         )
     if isinstance(key, int | np.integer):
+        if not -(2**63) <= key < 2**63:
+            raise ValueError(f"key must be an int of 64 bits, got {key}.")
         return jax.random.key(int(key))
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
         return key

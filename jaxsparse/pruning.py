@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.distributions import check_sparsity, living, uniform
-from jaxsparse.masks import apply, full_mask
+from jaxsparse.checks import check_flag, check_function, check_options, check_size, check_sparsity
+from jaxsparse.distributions import living, uniform
+from jaxsparse.masks import apply, check_masks, full_mask
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
-from jaxsparse.scores import random_scores
+from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
 
@@ -28,8 +29,9 @@ def prune(
     pattern: Pattern = unstructured,
     axes: AxesSpec = None,
     min_alive: int | str = 1,
+    signed: bool = False,
 ) -> Masks:
-    """Keeps the weights with the highest scores.
+    """Keeps the weights with the highest scores; `prune_by_magnitude` keeps the largest weights.
 
     Of a leaf with n weights exactly `floor(n * (1 - sparsity) + 0.5)` live, ties going to the
     lowest flat index; with `scope="global"` that holds for all prunable leaves together. There a
@@ -50,13 +52,18 @@ def prune(
       min_alive: weights that every leaf keeps at least, with a warning where that makes it denser;
         "unit", one weight for every output unit; or "raise", an error where a leaf would be empty
         (with scope "global" only where the scores are not traced).
+      signed: says that scores of both signs are meant as they are, the most negative going first,
+        as those of `grasp`. Without it they are warned of (where they are not traced), because
+        parameters given as scores would be ranked so.
 
     Returns:
       Masks in the structure of `scores`; dense leaves are all True.
 
     Raises:
       ValueError: an argument out of range, trees that differ, a filter that matches nothing, a
-        pattern that does not fit, an empty layer with `min_alive="raise"`.
+        pattern that does not fit, an empty layer with `min_alive="raise"`, or scope "global" over
+        more than 2^31 - 1 weights.
+      TypeError: `within` is not boolean, or an argument of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,15 +73,66 @@ def prune(
       >>> prune(scores, 0.75, scope="global", min_alive=0)["b"].tolist()
       [[False, False], [False, False]]
     """
+    check_flag("signed", signed)
     spec = Spec(sparsity, distribution, scope, prunable, pattern, axes, min_alive).checked()
-    plan = spec.plan(scores)
+    plan = spec.plan(scores, "scores")
     eligible = [None] * len(plan)
     if within is not None:
         eligible = trees.check_same(scores, within, "within")
+        check_masks(within, "within")
+    if not signed:
+        _warn_of_signs(plan, scores)
     if scope == "global":
         total = living(sum(p.groups.rows * p.groups.columns for p in plan if p), sparsity)
         return _report_collapse(plan, select_globally(plan, scores, total, eligible))
     return select_by_layer(plan, scores, [p and p.kept(p.sparsity) for p in plan], eligible)
+
+
+def prune_by_magnitude(
+    params: Params,
+    sparsity: float | Mapping[str, float],
+    *,
+    scope: str = "layer",
+    distribution: Distribution | Any = uniform,
+    within: Masks | None = None,
+    prunable: Prunable | None = None,
+    pattern: Pattern = unstructured,
+    axes: AxesSpec = None,
+    min_alive: int | str = 1,
+) -> Masks:
+    """Keeps the largest weights: `prune(magnitude(params), ...)`.
+
+    Args:
+      params: the weights.
+      sparsity, scope, distribution, within, prunable, pattern, axes, min_alive: as for
+        `jaxsparse.prune`.
+
+    Returns:
+      Masks in the structure of `params`; dense leaves are all True. The weights themselves stay as
+      they are until `jaxsparse.apply(params, masks)`.
+
+    Raises:
+      ValueError, TypeError: as for `jaxsparse.prune`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> prune_by_magnitude({"kernel": jnp.array([[-3.0, 1.0], [2.0, 0.0]])}, 0.5)[
+      ...     "kernel"
+      ... ].tolist()
+      [[True, False], [True, False]]
+    """
+    return prune(
+        magnitude(params),
+        sparsity,
+        scope=scope,
+        distribution=distribution,
+        within=within,
+        prunable=prunable,
+        pattern=pattern,
+        axes=axes,
+        min_alive=min_alive,
+        signed=True,  # there is no sign to look for
+    )
 
 
 def random_masks(
@@ -115,6 +173,7 @@ def random_masks(
         pattern=pattern,
         axes=axes,
         min_alive=min_alive,
+        signed=True,  # there is no sign to look for
     )
 
 
@@ -158,10 +217,9 @@ def prune_iteratively(
       [True, True, True, True]
     """
     check_sparsity(sparsity)
-    if isinstance(rounds, bool) or not isinstance(rounds, int):
-        raise TypeError(f"rounds must be an int, got {rounds!r}.")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}.")
+    check_size("rounds", rounds)
+    check_function("score", score, "(params) -> scores")
+    check_options("prune_iteratively", options, ("prunable", "pattern", "axes", "min_alive"))
     spec = Spec(sparsity, scope=scope, **options).checked()
     plan = spec.plan(params)
     steps = [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds)] + [sparsity]
@@ -193,6 +251,23 @@ def prune_iteratively(
         arrays[i] = mask
     masks = treedef.unflatten(arrays)
     return _report_collapse(plan, masks) if scope == "global" else masks
+
+
+def _warn_of_signs(plan: Plan, scores: Scores) -> None:
+    """Warns where the scores of sparse leaves have both signs, as parameters have."""
+    pairs = zip(plan, jax.tree.leaves(scores), strict=True)
+    found = [score for entry, score in pairs if entry]
+    if any(isinstance(score, jax.core.Tracer | jax.ShapeDtypeStruct) for score in found):
+        return
+    with jax.ensure_compile_time_eval():  # the caller may be traced where the scores are not
+        both = any(bool(jnp.any(s < 0)) for s in found) and any(bool(jnp.any(s > 0)) for s in found)
+    if both:
+        warnings.warn(
+            "scores have both signs, and the most negative weights go first. To prune weights by "
+            "their size, call jaxsparse.prune_by_magnitude(params, ...); scores that are meant so, "
+            "like those of grasp, take signed=True.",
+            stacklevel=3,
+        )
 
 
 def _report_collapse(plan: Plan, masks: Masks) -> Masks:

@@ -1,13 +1,17 @@
 """Splitting a number of new weights over layers, exactly, in integers."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from jaxsparse import counts
+from jaxsparse.checks import check_array, traced
 from jaxsparse.selection import top_k_mask
 from jaxsparse.types import Array
 
 
-def redistribute(total: Array, shares: Array, room: Array, cap: Array | None = None) -> Array:
+def redistribute(total: int | Array, shares: Array, room: Array, cap: Array | None = None) -> Array:
     """Splits `total` new weights over layers in proportion to `shares`, exactly, in integers.
 
     Real quotas `share * total` are cut at `cap`; what exceeds it is spread evenly over all layers,
@@ -15,13 +19,18 @@ def redistribute(total: Array, shares: Array, room: Array, cap: Array | None = N
     is left goes, one by one, to the largest remainders that have room.
 
     Args:
-      total: int32 scalar; more than the sum of `room` fills every layer.
+      total: an int, or integers of any shape that are added up, such as the numbers that every
+        layer has lost: so it may be more than 2^31. More than the sum of `room` fills every layer.
+        Traced numbers below 0 count as 0.
       shares: float32 of shape (layers,), not negative; all zero or not finite means even shares.
       room: int32 of shape (layers,): free places, never exceeded.
       cap: float32 of shape (layers,), at most `room`; defaults to it.
 
     Returns:
-      int32 of shape (layers,), with the sum `total`.
+      int32 of shape (layers,), with the sum `total`, exactly, whatever float32 makes of a quota.
+
+    Raises:
+      ValueError: a total below 0.
 
     References:
       Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019), section 3.
@@ -35,9 +44,16 @@ def redistribute(total: Array, shares: Array, room: Array, cap: Array | None = N
       >>> redistribute(jnp.int32(12), jnp.array([0.25, 0.5, 0.25]), room).tolist()
       [5, 3, 4]
     """
+    shares, room = check_array("shares", shares), check_array("room", room, jnp.integer)
+    if shares.ndim != 1 or room.shape != shares.shape:
+        raise ValueError(
+            f"shares and room must be vectors of one length, got {shares.shape} and {room.shape}."
+        )
+    if not traced(room) and np.any(np.asarray(room) < 0):
+        raise ValueError(f"room must be at least 0, got {room}.")
     layers = shares.shape[0]
     room = room.astype(jnp.int32)
-    total = jnp.minimum(jnp.asarray(total, jnp.int32), _total(room))
+    total = counts.smaller(_checked(total), counts.add_up(room))
     cap = room.astype(jnp.float32) if cap is None else cap
     usable = jnp.all(jnp.isfinite(shares)) & (jnp.sum(shares) > 0)
     shares = jnp.where(usable, shares / jnp.sum(shares), jnp.float32(1 / layers))
@@ -50,26 +66,39 @@ def redistribute(total: Array, shares: Array, room: Array, cap: Array | None = N
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         return (carry[1] >= 1) & (carry[2] < 1000)
 
-    start = (shares * total.astype(jnp.float32), jnp.float32(jnp.inf), jnp.int32(0))
+    start = (shares * counts.as_float(total), jnp.float32(jnp.inf), jnp.int32(0))
     quotas, _, _ = lax.while_loop(unfinished, spread, start)
-    counts = jnp.clip(jnp.floor(quotas).astype(jnp.int32), 0, room)
-    return _settle(counts, quotas, room, total)
+    below = jnp.clip(jnp.floor(quotas).astype(jnp.int32), 0, room)
+    return _settle(jnp.where(quotas < room.astype(jnp.float32), below, room), quotas, room, total)
 
 
-def _total(counts: Array) -> Array:
-    return jnp.sum(counts, dtype=jnp.int32)
+def _checked(total: int | Array) -> counts.Total:
+    """The total in two words."""
+    if not isinstance(total, int) or isinstance(total, bool):
+        total = check_array("total", total, jnp.integer)
+    if not traced(total) and np.any(np.asarray(total) < 0):
+        raise ValueError(f"total must be at least 0, got {total}.")
+    if not isinstance(total, jax.Array):
+        return counts.add_up(int(np.sum(total)))
+    return counts.add_up(jnp.maximum(total, 0))
 
 
-def _settle(counts: Array, quotas: Array, room: Array, total: Array) -> Array:
+def _settle(numbers: Array, quotas: Array, room: Array, total: counts.Total) -> Array:
     """Adds or takes single weights until the sum is `total`, at the layers furthest off quota."""
 
-    def settle(counts: Array) -> Array:
-        left = total - _total(counts)
-        able = jnp.where(left > 0, counts < room, counts > 0)
-        each = jnp.abs(left) // jnp.maximum(_total(able), 1)
-        owed = (quotas - counts.astype(jnp.float32)) * jnp.sign(left).astype(jnp.float32)
-        first = top_k_mask(owed, jnp.abs(left), axis=0, where=able).astype(jnp.int32)
-        moved = jnp.where(able, jnp.where(each > 0, each, first), 0)
-        return jnp.clip(counts + jnp.sign(left) * moved, 0, room)
+    def left(numbers: Array) -> tuple[Array, Array]:
+        """How many are missing, and how many there are too many."""
+        found = counts.add_up(numbers)
+        missing, extra = counts.subtract(total, found), counts.subtract(found, total)
+        return counts.clipped(missing), counts.clipped(extra)
 
-    return lax.while_loop(lambda counts: _total(counts) != total, settle, counts)
+    def settle(numbers: Array) -> Array:
+        missing, extra = left(numbers)
+        sign, amount = jnp.where(missing > 0, 1, -1).astype(jnp.int32), missing + extra
+        able = jnp.where(missing > 0, room - numbers, numbers)  # no sum here, it might overflow
+        each = amount // jnp.maximum(jnp.sum(able > 0, dtype=jnp.int32), 1)
+        owed = (quotas - numbers.astype(jnp.float32)) * sign.astype(jnp.float32)
+        first = top_k_mask(owed, amount, axis=0, where=able > 0).astype(jnp.int32)
+        return numbers + sign * jnp.minimum(jnp.where(each > 0, each, first), able)
+
+    return lax.while_loop(lambda numbers: sum(left(numbers)) > 0, settle, numbers)

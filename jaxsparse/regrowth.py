@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
+from jaxsparse import counts, trees
+from jaxsparse.checks import check_choice, check_fraction
+from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan, select_globally
 from jaxsparse.redistribution import redistribute
-from jaxsparse.schedules import check_fraction
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, AxesSpec, Masks, Prunable, Scores
 
@@ -54,8 +55,9 @@ def drop_and_grow(
       `importance` or scope "global" in total.
 
     Raises:
-      ValueError: a fraction out of range, trees that differ, or a pattern that cannot move weights
-        between leaves.
+      ValueError: a fraction out of range, trees that differ, a pattern that cannot move weights
+        between leaves, or scope "global" over more than 2^31 - 1 weights.
+      TypeError: masks that are not boolean.
 
     References:
       Evci et al., "Rigging the Lottery" (2020), section 3; Dettmers & Zettlemoyer, "Sparse Networks
@@ -70,24 +72,23 @@ def drop_and_grow(
       [[True, False], [False, True]]
     """
     check_fraction("fraction", fraction)
-    trees.check_same(drop_scores, masks, "masks")
-    trees.check_same(drop_scores, grow_scores, "grow_scores")
+    trees.check_same(drop_scores, masks, "masks", first="drop_scores")
+    trees.check_same(drop_scores, grow_scores, "grow_scores", first="drop_scores")
+    check_masks(masks)
     plan = Spec(0.5, prunable=prunable, pattern=pattern, axes=axes).checked().plan(drop_scores)
-    if scope not in ("layer", "global"):
-        raise ValueError(f'scope must be "layer" or "global", got {scope!r}.')
+    check_choice("scope", scope, ("layer", "global"))
     if scope == "global":
         if importance is not None:
             raise ValueError('importance: with scope="global" the scores decide; leave it out.')
         check_movable(plan)
-        alive = living(plan, masks).astype(jnp.float32)
-        total = jnp.floor(jnp.asarray(fraction, jnp.float32) * alive)
-        kept = drop_globally(plan, masks, drop_scores, total.astype(jnp.int32))
+        total = counts.floor(_all(living(plan, masks)), counts.share(fraction))
+        kept = drop_globally(plan, masks, drop_scores, total)
         return grow_globally(plan, kept, grow_scores, lost(plan, masks, kept))
     if importance is None:
         dropped = drop_counts(plan, masks, fraction)
         kept = drop(plan, masks, drop_scores, dropped)
         return grow(plan, kept, grow_scores, refill_counts(plan, masks, kept))
-    trees.check_same(drop_scores, importance, "importance")
+    trees.check_same(drop_scores, importance, "importance", first="drop_scores")
     check_movable(plan)
     shares = mean_shares(plan, masks, importance)
     kept = drop(plan, masks, drop_scores, limited_drop_counts(plan, masks, shares, fraction))
@@ -96,14 +97,7 @@ def drop_and_grow(
 
 def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
     """`floor(fraction * living groups)` per leaf."""
-    fraction = jnp.asarray(fraction, jnp.float32)
-
-    def dropped(entry: LeafPlan, mask: Array) -> Array:
-        alive = entry.count(mask).astype(jnp.float32)
-        return jnp.floor(fraction * alive).astype(jnp.int32)
-
-    pairs = zip(plan, jax.tree.leaves(masks), strict=True)
-    return [entry and dropped(entry, mask) for entry, mask in pairs]
+    return _by_leaf(plan, counts.floor(living(plan, masks), counts.share(fraction)))
 
 
 def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
@@ -129,17 +123,25 @@ def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
 def drop_signs(plan: Plan, masks: Masks, params: Any, fraction: float | Array) -> Masks:
     """SET's own drop: of the positive weights of every leaf the `floor(fraction * count)` smallest,
     and of the negative ones the `floor(fraction * count)` closest to zero."""
-    fraction = jnp.asarray(fraction, jnp.float32)
 
-    def leaf(entry: LeafPlan, mask: Array, weights: Array) -> Array:
-        kept = []
-        for side in (mask & (weights >= 0), mask & (weights < 0)):
-            alive = entry.count(side)
-            dropped = jnp.floor(fraction * alive.astype(jnp.float32)).astype(jnp.int32)
-            kept.append(entry.select(jnp.abs(weights), alive - dropped, side))
+    def sides(mask: Array, weights: Array) -> tuple[Array, Array]:
+        return mask & (weights >= 0), mask & (weights < 0)
+
+    def leaf(entry: LeafPlan, mask: Array, weights: Array, count: Array) -> Array:
+        kept = [
+            entry.select(jnp.abs(weights), count[i], side)
+            for i, side in enumerate(sides(mask, weights))
+        ]
         return kept[0] | kept[1]
 
-    return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(params))
+    pairs = list(zip(sparse_pairs(plan, masks), sparse_pairs(plan, params), strict=True))
+    if not pairs:
+        return masks
+    alive = jnp.stack(
+        [jnp.stack([entry.count(s) for s in sides(mask, w)]) for (entry, mask), (_, w) in pairs]
+    )
+    left = _by_leaf(plan, alive - counts.floor(alive, counts.share(fraction)))
+    return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(params), left)
 
 
 def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
@@ -154,16 +156,16 @@ def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
 def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
     """Takes the `total` lowest-scored living groups out of all leaves; each keeps its least."""
     eligible = jax.tree.leaves(masks)
-    chosen = select_globally(plan, scores, living(plan, masks) - total, eligible)
+    chosen = select_globally(plan, scores, _all(living(plan, masks)) - total, eligible)
     both = lambda _, mask, new: new & mask  # noqa: E731
     return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
 
 
-def grow_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
-    """Brings the `total` highest-scored dead groups of all leaves to life."""
+def grow_globally(plan: Plan, masks: Masks, scores: Scores, missing: Array) -> Masks:
+    """Brings the highest-scored dead groups of all leaves to life, as many as are missing."""
     free = [entry and entry._replace(least=0, units=None) for entry in plan]
     dead = [~mask for mask in jax.tree.leaves(masks)]
-    chosen = select_globally(free, scores, total, dead)
+    chosen = select_globally(free, scores, _all(missing), dead)
     both = lambda _, mask, new: new | mask  # noqa: E731
     return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
 
@@ -189,19 +191,14 @@ def count_shares(plan: Plan, masks: Masks) -> Array:
 def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float | Array) -> Counts:
     """`ceil(fraction * living groups)` per leaf; a leaf more than 0.8 dense with more than an
     average share drops at most its sparsity."""
-    counts: Counts = [None] * len(plan)
-    leaves = jax.tree.leaves(masks)
-    sparse = [i for i, entry in enumerate(plan) if entry]
-    for layer, i in enumerate(sparse):
-        alive = plan[i].count(leaves[i])
-        total = plan[i].groups.rows * plan[i].groups.columns
-        empty = 1 - alive.astype(jnp.float32) / total
-        nearly_full = (empty < 0.2) & (shares[layer] > 1 / len(sparse))
-        limited = jnp.where(nearly_full, jnp.minimum(empty, fraction), fraction)
-        wanted = jnp.ceil(limited * alive.astype(jnp.float32)).astype(jnp.int32)
-        least = plan[i].least * plan[i].groups.rows
-        counts[i] = jnp.clip(wanted, 0, jnp.maximum(alive - least, 0))
-    return counts
+    sparse = [entry for entry in plan if entry]
+    alive, size = living(plan, masks), _sizes(plan)
+    least = jnp.array([entry.least * entry.groups.rows for entry in sparse], jnp.int32)
+    wanted = counts.ceil(alive, counts.share(fraction))
+    limited = counts.ceil(alive, counts.Share(size - alive, jnp.maximum(size, 1)))
+    nearly_full = (size - alive < -(-size // 5)) & (shares > 1 / len(sparse))
+    wanted = jnp.where(nearly_full, jnp.minimum(wanted, limited), wanted)
+    return _by_leaf(plan, jnp.clip(wanted, 0, jnp.maximum(alive - least, 0)))
 
 
 def shared_counts(
@@ -213,18 +210,12 @@ def shared_counts(
     """
     room = free_places(plan, after)
     caps = 0.99 * room.astype(jnp.float32) if caps is None else caps
-    quotas = iter(redistribute(lost(plan, before, after), shares, room, caps))
-    return [entry and next(quotas) for entry in plan]
+    return _by_leaf(plan, redistribute(lost(plan, before, after), shares, room, caps))
 
 
 def free_places(plan: Plan, masks: Masks) -> Array:
     """Dead groups of every sparse leaf, int32 of shape (leaves,)."""
-    return jnp.stack(
-        [
-            entry.groups.rows * entry.groups.columns - entry.count(mask)
-            for entry, mask in sparse_pairs(plan, masks)
-        ]
-    )
+    return _sizes(plan) - living(plan, masks)
 
 
 def in_one_row(entry: LeafPlan) -> LeafPlan:
@@ -253,13 +244,31 @@ def sparse_pairs(plan: Plan, tree: Any) -> list[tuple[LeafPlan, Any]]:
 
 
 def living(plan: Plan, masks: Masks) -> Array:
-    """Living groups of all sparse leaves together."""
-    return sum(entry.count(mask) for entry, mask in sparse_pairs(plan, masks))
+    """Living groups of every sparse leaf, int32 of shape (leaves,); their sum may pass 2^31."""
+    found = [entry.count(mask) for entry, mask in sparse_pairs(plan, masks)]
+    return jnp.stack(found) if found else jnp.zeros(0, jnp.int32)
 
 
 def lost(plan: Plan, before: Masks, after: Masks) -> Array:
-    """How many living groups went missing, in all leaves together."""
+    """How many living groups went missing in every sparse leaf, int32 of shape (leaves,)."""
     return living(plan, before) - living(plan, after)
+
+
+def _sizes(plan: Plan) -> Array:
+    """Groups of every sparse leaf, alive or dead, int32 of shape (leaves,)."""
+    sizes = [entry.groups.rows * entry.groups.columns for entry in plan if entry]
+    return jnp.array(sizes, jnp.int32)
+
+
+def _by_leaf(plan: Plan, groups: Array) -> Counts:
+    """An entry for every leaf of the tree, from one for every sparse leaf."""
+    found = iter(groups)
+    return [entry and next(found) for entry in plan]
+
+
+def _all(groups: Array) -> Array:
+    """The groups of all leaves together, which a selection over all of them can count."""
+    return jnp.sum(groups, dtype=jnp.int32)
 
 
 def dropped_last(plan: Plan, scores: Scores, before: Masks, after: Masks) -> Scores:

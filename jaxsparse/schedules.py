@@ -6,6 +6,7 @@ A schedule is a function of the step count, a traced int32 scalar. Counts are co
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.checks import check_count, check_fraction
 from jaxsparse.types import Array, Schedule
 
 
@@ -162,28 +163,6 @@ def as_schedule(fraction: float | Array | Schedule, argument: str = "drop_fracti
         return fraction
     check_fraction(argument, fraction)
     return lambda count: jnp.asarray(fraction, jnp.float32)
-
-
-def check_count(argument: str, value: int | Array, least: int = 0) -> None:
-    """Raises unless `value` is an integer of at least `least`; traced values are not checked."""
-    if isinstance(value, bool) or not jnp.issubdtype(_type(value), jnp.integer):
-        raise TypeError(f"{argument} must be an integer count of steps, got {value!r}.")
-    if not isinstance(value, jax.core.Tracer) and value < least:
-        raise ValueError(f"{argument} must be at least {least}, got {value}.")
-
-
-def check_fraction(argument: str, value: float | Array) -> None:
-    """Raises unless `value` is a number in [0, 1]; traced values are not checked."""
-    if isinstance(value, bool) or not jnp.issubdtype(_type(value), jnp.number):
-        raise TypeError(f"{argument} must be a number in [0, 1] or a schedule, got {value!r}.")
-    if not isinstance(value, jax.core.Tracer) and not 0 <= value <= 1:
-        raise ValueError(f"{argument} must be in [0, 1], got {value}.")
-
-
-def _type(value: object) -> object:
-    """The type of a number or a traced or concrete scalar; object for anything else."""
-    scalar = isinstance(value, int | float) or getattr(value, "shape", None) == ()
-    return getattr(value, "dtype", type(value)) if scalar else object
 
 
 def _progress(fraction: float, stop: int, final: float) -> Schedule:

@@ -5,24 +5,27 @@ through. Scores are where gradients stop: no derivative flows through a selectio
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import prng, trees
+from jaxsparse.checks import check_function
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Key, Params, Prunable, Scores
 
 Loss = Callable[[Params, Any], Array]
 
 
-def _floats(function: Callable[..., Array], params: Params, *rest: Any, what: str) -> Scores:
+def _floats(
+    function: Callable[..., Array], params: Params, *rest: Any, what: str, first: str = "params"
+) -> Scores:
     def leaf(path: str, p: Array, *others: Any) -> Any:
         return function(path, p, *others) if trees.is_float(p) else p
 
-    return trees.map_arrays(leaf, params, *rest, what=what)
+    return trees.map_arrays(leaf, params, *rest, what=what, first=first)
 
 
 def magnitude(params: Params) -> Scores:
@@ -73,7 +76,7 @@ def gradient(grads: Params) -> Scores:
       >>> gradient({"w": jnp.array([-2.0, 1.0])})["w"].tolist()
       [2.0, 1.0]
     """
-    return _floats(lambda _, g: jnp.abs(g), grads, what="grads")
+    return _floats(lambda _, g: jnp.abs(g), grads, what="grads", first="grads")
 
 
 def saliency(params: Params, grads: Params) -> Scores:
@@ -96,10 +99,15 @@ def snip(loss: Loss, params: Params, batches: Iterable[Any]) -> Scores:
     Args:
       loss: `(params, batch) -> scalar`.
       params: the weights at which to score.
-      batches: one or more batches; gradients are summed with their sign before the absolute value.
+      batches: a list of one or more batches; gradients are summed with their sign before the
+        absolute value.
 
     Returns:
       Scores in the structure of `params`; prune them with `scope="global"` as published.
+
+    Raises:
+      TypeError: `batches` is a single batch, not in a list.
+      ValueError: there is no batch.
 
     References:
       Lee et al., "SNIP" (2019), equation 6.
@@ -110,6 +118,7 @@ def snip(loss: Loss, params: Params, batches: Iterable[Any]) -> Scores:
       >>> snip(loss, {"w": jnp.array([1.0, 3.0])}, [jnp.ones(2)])["w"].tolist()
       [0.25, 0.75]
     """
+    check_function("loss", loss, "(params, batch) -> scalar")
     floats, whole = trees.floats(params)
     gradient = jax.grad(lambda floats, batch: loss(whole(floats), batch))
     total = _total(gradient(floats, batch) for batch in _several(batches))
@@ -127,12 +136,17 @@ def grasp(
     Args:
       loss: `(params, batch) -> scalar`; as published it divides the logits by a temperature of 200.
       params: the weights at which to score.
-      batches: one or more batches.
+      batches: a list of one or more batches.
       prunable: `(path, leaf) -> bool`; the gradient of other leaves does not count.
+
+    Raises:
+      TypeError: `batches` is a single batch, not in a list.
+      ValueError: there is no batch, or the filter matches nothing.
 
     References:
       Wang et al., "Picking winning tickets before training by preserving gradient flow" (2020),
-      equation 8, with the sign turned so that higher is kept.
+      equation 8, with the sign turned so that higher is kept. Scores have both signs, so prune them
+      with `signed=True`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -141,6 +155,7 @@ def grasp(
       >>> grasp(loss, p, [jnp.ones((2, 2))])["kernel"].tolist()
       [[0.20000000298023224, 0.800000011920929], [0.0, 0.0]]
     """
+    check_function("loss", loss, "(params, batch) -> scalar")
     batches = _several(batches)
     floats, whole = trees.floats(params)
     gradient = jax.grad(lambda floats, batch: loss(whole(floats), batch))
@@ -180,6 +195,7 @@ def synflow(forward: Callable[[Params, Any], Array], params: Params, inputs: Any
       >>> synflow(forward, {"w": jnp.array([[1.0], [-2.0]])}, jnp.zeros((1, 2)))["w"].tolist()
       [[1.0], [2.0]]
     """
+    check_function("forward", forward, "(params, inputs) -> outputs")
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), inputs)
     positive = magnitude(params)
     flow = jax.grad(lambda p: jnp.sum(forward(p, ones)).astype(jnp.float32))(positive)
@@ -187,6 +203,17 @@ def synflow(forward: Callable[[Params, Any], Array], params: Params, inputs: Any
 
 
 def _several(batches: Iterable[Any]) -> list[Any]:
+    single = (
+        not isinstance(batches, Iterable)
+        or isinstance(batches, Mapping | str | bytes)
+        or hasattr(batches, "shape")  # an array would be read row by row
+        or hasattr(batches, "_fields")  # and a NamedTuple field by field
+    )
+    if single:
+        raise TypeError(
+            f"batches must be a list of batches, got a single {type(batches).__name__}; write "
+            "[batch] for one."
+        )
     found = list(batches)
     if not found:
         raise ValueError("batches: needs at least one batch, got none.")

@@ -17,8 +17,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType
 
+from jaxsparse import trees
+from jaxsparse.checks import check_array, check_rank, check_size
 from jaxsparse.keys import rank_keys, score_of, tie_orders, widen
 from jaxsparse.types import Array, Masks, Scores
+
+__all__ = ["global_top_k_masks", "kth_largest", "top_k_mask"]
 
 _FEW = 2**13  # scores that are counted faster than a histogram of 2^16 bins is cleared and summed
 _SPARE = 64  # bins of elements that do not count
@@ -53,12 +57,14 @@ def top_k_mask(
       >>> top_k_mask(jnp.array([5.0, 5.0, 5.0]), 2)
       Array([ True,  True, False], dtype=bool)
     """
-    scores = jnp.asarray(scores)
-    _check_floating(scores)
+    scores = check_array("scores", scores, jnp.floating)
+    if where is not None and not _is_mask_of(scores, where):
+        raise TypeError(f"where must be a mask of shape {scores.shape}, got {where!r}.")
     if axis is not None:
-        _check_k(k, scores.shape[axis])
+        check_size("axis", axis, -scores.ndim, scores.ndim - 1)
+        check_rank(k, scores.shape[axis])
         return _rows_mask(rank_keys(scores, where), k, axis % scores.ndim)
-    _check_k(k, scores.size)
+    check_rank(k, scores.size)
     return _masks([rank_keys(scores, where)], k)[0]
 
 
@@ -78,11 +84,10 @@ def kth_largest(scores: Array, k: int | Array) -> Array:
       >>> kth_largest(jnp.array([1.0, 3.0, 2.0]), 2)
       Array(2., dtype=float32)
     """
-    scores = jnp.asarray(scores)
-    _check_floating(scores)
+    scores = check_array("scores", scores, jnp.floating)
     if scores.size == 0:
         raise ValueError("kth_largest: `scores` is empty; it needs at least one element.")
-    _check_k(k, scores.size, least=1)
+    check_rank(k, scores.size, least=1)
     return _kth(rank_keys(scores, None), k, scores.dtype)
 
 
@@ -110,13 +115,17 @@ def global_top_k_masks(score_tree: Scores, k: int | Array, *, where: Masks | Non
       >>> masks["a"].tolist(), masks["b"].tolist()
       ([False, True], [True, False])
     """
+    trees.check_tree(score_tree, "score_tree")
     leaves, treedef = jax.tree.flatten(score_tree)
-    eligible = [None] * len(leaves) if where is None else treedef.flatten_up_to(where)
+    eligible = [None] * len(leaves)
+    if where is not None:
+        eligible = trees.check_same(score_tree, where, "where", first="score_tree")
+        if any(trees.is_array(mask) and mask.dtype != jnp.bool_ for mask in eligible):
+            raise TypeError("where must hold boolean arrays: True where a score may be marked.")
     chosen = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
     for i in chosen:
-        leaves[i] = jnp.asarray(leaves[i])
-        _check_floating(leaves[i])
-    _check_k(k, sum(leaves[i].size for i in chosen))
+        leaves[i] = check_array("score_tree: scores", leaves[i], jnp.floating)
+    check_rank(k, sum(leaves[i].size for i in chosen))
     widest = max((leaves[i].dtype.itemsize for i in chosen), default=4)
     same = len({leaves[i].dtype for i in chosen}) == 1
     keys = [rank_keys(leaves[i] if same else widen(leaves[i], widest), eligible[i]) for i in chosen]
@@ -125,18 +134,8 @@ def global_top_k_masks(score_tree: Scores, k: int | Array, *, where: Masks | Non
     return treedef.unflatten(leaves)
 
 
-def _check_floating(scores: Array) -> None:
-    if not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise TypeError(f"scores must be a floating array, got {scores.dtype}.")
-
-
-def _check_k(k: int | Array, size: int, least: int = 0) -> None:
-    if size > 2**31 - 1:
-        raise ValueError(f"{size} scores are more than one selection can count (2^31 - 1).")
-    if not isinstance(k, int | np.integer) and not jnp.issubdtype(jnp.result_type(k), jnp.integer):
-        raise TypeError(f"k must be an integer, got {k!r}.")
-    if isinstance(k, int | np.integer) and not least <= k <= size:
-        raise ValueError(f"k must be in [{least}, {size}], got {k}.")
+def _is_mask_of(scores: Array, where: Any) -> bool:
+    return trees.is_array(where) and where.dtype == jnp.bool_ and where.shape == scores.shape
 
 
 @partial(jax.jit, static_argnames="dtype")

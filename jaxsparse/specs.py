@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsparse import distributions, trees
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import all_axes, check_axes
+from jaxsparse.checks import check_choice, check_function, check_regexes, check_sparsity
+from jaxsparse.own_masks import OwnMasks, own_masks
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan
+from jaxsparse.plans import LeafPlan, Plan, check_countable
 from jaxsparse.recognition import sparse_leaves
-from jaxsparse.types import Array, AxesSpec, Distribution, Params, Prunable
+from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Masks, Params, Prunable
 
 
 class Spec(NamedTuple):
@@ -28,6 +30,7 @@ class Spec(NamedTuple):
       axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
       min_alive: weights that every sparse leaf keeps at least; None means 1. "unit": one for every
         output unit. "raise": a leaf that would be empty is an error.
+      masks: instead of a sparsity (then None): the masks to start from.
     """
 
     sparsity: Any
@@ -37,21 +40,33 @@ class Spec(NamedTuple):
     pattern: Pattern = unstructured
     axes: AxesSpec = None
     min_alive: int | str | None = None
+    masks: Masks | OwnMasks | None = None
 
     def checked(self) -> "Spec":
         """Raises for whatever can be told to be wrong without parameters."""
-        values = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
-        for value in values:
-            distributions.check_sparsity(value)
-        if self.scope not in ("layer", "global"):
-            raise ValueError(f'scope must be "layer" or "global", got {self.scope!r}.')
+        spec = self
+        if self.masks is None:
+            by_path = isinstance(self.sparsity, Mapping)
+            if by_path:
+                check_regexes("sparsity", self.sparsity)
+            for value in self.sparsity.values() if by_path else [self.sparsity]:
+                check_sparsity(value)
+        else:
+            spec = self._replace(masks=own_masks(self.masks))
+            if self.distribution not in (None, distributions.uniform):
+                raise ValueError(
+                    "distribution: with masks= the masks say how the sparsity is spread; leave it "
+                    "out."
+                )
+        check_choice("scope", self.scope, ("layer", "global"))
+        check_axes(self.axes)
         if not isinstance(self.pattern, Pattern):
             raise TypeError(
                 f"pattern must be unstructured, n_m(n, m), block(r, c), channel or fan_in, got "
                 f"{self.pattern!r}."
             )
-        if self.prunable is not None and not callable(self.prunable):
-            raise TypeError(f"prunable must be a function (path, leaf), got {self.prunable!r}.")
+        if self.prunable is not None:
+            check_function("prunable", self.prunable, "(path, leaf) -> bool")
         least = 1 if self.min_alive is None else self.min_alive
         if isinstance(least, str):
             if least not in ("unit", "raise"):
@@ -75,25 +90,52 @@ class Spec(NamedTuple):
                 'distribution: with scope="global" the scores decide how the sparsity is spread; '
                 "leave it out."
             )
-        return self
+        return spec
 
-    def plan(self, params: Params) -> Plan:
+    def plan(self, params: Params, what: str = "params") -> Plan:
         """The plan for these parameters; only their paths, shapes and types are looked at."""
+        trees.check_tree(params, what)
         found = jax.tree.leaves_with_path(params)
         targets = self._targets(params)
+        sparse = {
+            trees.name(path): leaf
+            for (path, leaf), target in zip(found, targets, strict=True)
+            if target != "dense"
+        }
+        uses = self.pattern.uses_axes or self.min_alive == "unit"
+        axes = all_axes(self.axes, sparse) if uses else dict.fromkeys(sparse)
         plan: Plan = []
         for (path, leaf), target in zip(found, targets, strict=True):
-            plan.append(None if target == "dense" else self._leaf(trees.name(path), leaf, target))
+            name = trees.name(path)
+            plan.append(None if target == "dense" else self._leaf(name, leaf, target, axes[name]))
         sizes = {entry.groups.size for entry in plan if entry}
         if self.scope == "global" and len(sizes) > 1:
             raise ValueError(
                 f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
                 f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
             )
+        if self.scope == "global":
+            check_countable(plan)
         return plan
 
+    def chosen(self, params: Params) -> list[bool]:
+        """One bool per leaf: does it count as prunable?
+
+        Raises:
+          ValueError: none of them does.
+        """
+        if self.masks is not None:
+            return self.masks.chosen(params, self.prunable)
+        return sparse_leaves(params, self.prunable)
+
     def _targets(self, params: Params) -> list[Any]:
-        chosen = sparse_leaves(params, self.prunable)
+        chosen = self.chosen(params)
+        if self.masks is not None:
+            found = zip(jax.tree.leaves_with_path(params), chosen, strict=True)
+            return [
+                self.masks.sparsity(trees.name(path), leaf) if use else "dense"
+                for (path, leaf), use in found
+            ]
         if self.scope == "global":
             return [None if use else "dense" for use in chosen]
         if isinstance(self.sparsity, Mapping):
@@ -115,18 +157,17 @@ class Spec(NamedTuple):
             if not use or (isinstance(value, int | float) and value == 0):
                 targets.append("dense")
                 continue
-            distributions.check_sparsity(value, f"distribution at {trees.name(path)!r}")
+            check_sparsity(value, f"distribution at {trees.name(path)!r}")
             targets.append(value)
         return targets
 
-    def _leaf(self, path: str, leaf: Array, target: float | None) -> LeafPlan:
-        uses = self.pattern.uses_axes
-        axes = leaf_axes(self.axes, path, leaf) if uses else None
+    def _leaf(self, path: str, leaf: Array, target: float | None, named: Axes | None) -> LeafPlan:
+        axes = named if self.pattern.uses_axes else None
         groups = self.pattern.groups(path, leaf.shape, axes)
         wanted, units = 1 if self.min_alive is None else self.min_alive, None
         strict = wanted == "raise"
         if wanted == "unit":
-            units = leaf_axes(self.axes, path, leaf)
+            units = named
             wanted = math.prod(leaf.shape[a] for a in units.outputs + units.stacked)
         wanted = 0 if strict else wanted
         least = min(-(-wanted // max(groups.rows * groups.size, 1)), groups.columns)

@@ -1,50 +1,32 @@
-"""The state that `sparsify` keeps, and how to find, read and replace the masks inside any state."""
+"""How to begin with a sparse state, and to read and replace the masks inside any state."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.inner_state import project
 from jaxsparse.masks import apply, density
+from jaxsparse.recognition import as_float
+from jaxsparse.state_tree import (
+    VALUE,
+    SparseState,
+    find,
+    is_state,
+    masks_by_path,
+    replaced,
+    starting_from,
+)
 from jaxsparse.types import Array, Masks, Params, Prunable
-
-FORMAT = 1
-
-
-class SparseState(NamedTuple):
-    """The state of `sparsify`: arrays only, so it can be sharded, mapped and checkpointed.
-
-    Attributes:
-      version: int32, the format of this state.
-      count: int32, updates done so far.
-      key: raw data of the random key; the draws of an update use `fold_in(key, count)`.
-      masks: booleans in the structure of the parameters; dense leaves are all True.
-      inner_state: the state of the inner optimizer.
-      rule_state: what the rule keeps.
-      pending: bool, a mask update is overdue.
-      postponed: int32, steps at which a mask update had to wait for finite scores.
-      last_update: int32, the count of the last mask update, -1 before the first.
-      churn: float32 in [0, 1], the fraction of living weights that were dead before it.
-    """
-
-    version: Array
-    count: Array
-    key: Array
-    masks: Masks
-    inner_state: Any
-    rule_state: Any
-    pending: Array
-    postponed: Array
-    last_update: Array
-    churn: Array
 
 
 def get_masks(opt_state: Any, params: Params) -> Masks:
     """The masks inside an optimizer state, in the structure of `params`.
 
-    Finds them through `chain`, `partition`, `masked`, `MultiSteps`, `inject_hyperparams` and an
-    `nnx.Optimizer`; leaves that no part of the state knows are dense.
+    Finds them through `chain`, `partition`, `masked`, `MultiSteps`, `inject_hyperparams`, in an
+    `nnx.Optimizer` or an `nnx.State`, and in the plain dict that a checkpoint gives back without a
+    template; leaves that no part of the state knows are dense.
 
     Args:
       opt_state: any state that holds the state of a sparse algorithm, or an object that has one as
@@ -52,7 +34,7 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
       params: the parameters, for their structure and shapes.
 
     Raises:
-      ValueError: there is no sparse state, or it has a leaf that `params` has not.
+      ValueError: there is no sparse state, or it has a mask for a leaf that is not in `params`.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
@@ -61,35 +43,52 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
       >>> int(get_masks(tx.init(params), params)["kernel"].sum())
       8
     """
-    found: dict[str, Array] = {}
-    for state in _find(opt_state):
-        for path, mask in jax.tree.leaves_with_path(state.masks):
-            path = trees.name(path)
-            found[path] = found[path] & mask if path in found else mask
-    names = {trees.name(path) for path, _ in jax.tree.leaves_with_path(params)}
-    stray = next((path for path in found if path not in names), None)
+    found = masks_by_path(_find(opt_state, params))
+    paths = {trees.name(path) for path, _ in jax.tree.leaves_with_path(params)}
+    found = {_known(path, paths): mask for path, mask in found.items()}
+    stray = next((path for path in found if path not in paths), None)
     if stray is not None:
-        raise ValueError(f"the state has a mask for {stray!r}, which `params` has not.")
+        raise ValueError(f"the state has a mask for {stray!r}, but `params` has no such leaf.")
 
     def mask(path: str, leaf: Array) -> Array:
-        return found[path] if path in found else jnp.ones(leaf.shape, bool)
+        if path not in found:
+            return jnp.ones(leaf.shape, bool)
+        if found[path].shape != leaf.shape:
+            raise ValueError(
+                f"the state's mask at {path!r} has shape {found[path].shape}, the parameter "
+                f"{leaf.shape}."
+            )
+        return found[path]
 
     return trees.map_arrays(mask, params)
 
 
-def set_masks(opt_state: Any, masks: Masks) -> Any:
+def _known(path: str, paths: set[str]) -> str:
+    """The path as `params` spells it: restored Flax variables end with `value` on either side."""
+    spelled = (path, path.removesuffix(VALUE), path + VALUE)
+    return next((name for name in spelled if name in paths), path)
+
+
+def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | None = None) -> Any:
     """The same optimizer state with other masks; apply them to the parameters yourself.
 
-    Masks of leaves that the algorithm holds dense must stay all True. The inner state of weights
-    that die is left alone; `jaxsparse.reset` starts it anew.
+    Masks of leaves that the algorithm holds dense must stay all True, and a density goes on
+    counting the leaves that the algorithm was given. With `tx` and `params` weights that come to
+    life here have the inner state that `tx.init(params)` gives them; without, the state that they
+    had. Weights that a later mask update brings to life start with a fresh state in any case, those
+    that died here among them. `jaxsparse.reset` starts the whole state anew.
 
     Args:
-      opt_state: any state that holds the state of a sparse algorithm.
+      opt_state: any state that holds the state of a sparse algorithm, in all forms that `get_masks`
+        knows.
       masks: boolean arrays in the structure of the parameters.
+      tx: the transformation that made `opt_state`.
+      params: the parameters, those of the weights that come to life among them.
 
     Raises:
-      ValueError: no sparse state, or a mask is missing or has another shape.
-      TypeError: a mask is not boolean.
+      ValueError: no sparse state, or a mask is missing or has another shape; `tx` without `params`,
+        or with a state that is not of its making.
+      TypeError: a mask is not boolean, or `tx` is no transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxsparse
@@ -99,27 +98,37 @@ def set_masks(opt_state: Any, masks: Masks) -> Any:
       >>> int(get_masks(state, params)["kernel"].sum())
       4
     """
-    _find(opt_state)
-    given = {trees.name(path): mask for path, mask in jax.tree.leaves_with_path(masks)}
+    _find(opt_state, masks)
+    if (tx is None) != (params is None):
+        raise ValueError("tx and params go together: both make the state of weights that revive.")
 
-    def replaced(path: tuple[Any, ...], old: Any) -> Any:
-        path, new = trees.name(path), given.get(trees.name(path))
-        if not trees.is_array(old):
-            return old
-        if new is None:
-            raise ValueError(f"masks: there is none for {path!r}.")
-        if new.dtype != jnp.bool_:
-            raise TypeError(f"masks at {path!r} must be boolean, got {new.dtype}.")
-        if new.shape != old.shape:
-            raise ValueError(f"masks at {path!r} has shape {new.shape}, the state {old.shape}.")
-        return new
-
-    def state(node: Any) -> Any:
-        if not isinstance(node, SparseState):
+    def state(node: Any, fresh: Any = None) -> Any:
+        if isinstance(node, SparseState):
+            new = node._replace(masks=replaced(node.masks, masks))
+            return new if tx is None else _with_fresh(new, node.masks, fresh)
+        if not is_state(node):
             return node
-        return node._replace(masks=jax.tree.map_with_path(replaced, node.masks))
+        if tx is not None:
+            raise ValueError("opt_state must be what tx.init gives, where tx is given.")
+        return type(node)({**node, "masks": replaced(node["masks"], masks)})
 
-    return jax.tree.map(state, opt_state, is_leaf=_is_state)
+    if tx is None:
+        return jax.tree.map(state, opt_state, is_leaf=is_state)
+    return jax.tree.map(state, opt_state, _fresh(tx, params, masks), is_leaf=is_state)
+
+
+def _fresh(tx: Any, params: Params, masks: Masks) -> Any:
+    """What `tx.init` gives with these masks in place of its own."""
+    _check_transformation(tx, params)
+    with starting_from(masks):
+        return tx.init(params)
+
+
+def _with_fresh(state: SparseState, before: Masks, fresh: SparseState) -> SparseState:
+    """The state, fresh where weights live that did not before."""
+    kept = jax.tree.map(lambda a, b: a | ~b if trees.is_array(a) else a, before, state.masks)
+    like = jax.tree.map(lambda m: as_float(m) if trees.is_array(m) else m, kept)
+    return state._replace(inner_state=project(state.inner_state, fresh.inner_state, like, kept))
 
 
 def init(tx: Any, params: Params) -> tuple[Params, Any]:
@@ -132,6 +141,10 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
     Returns:
       `(params, opt_state)` in buffers of their own, so that both can be donated.
 
+    Raises:
+      TypeError: `tx` is no transformation.
+      ValueError: `tx` holds no sparse algorithm.
+
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
       >>> tx = jaxsparse.rigl(optax.sgd(0.1), sparsity=0.75, key=0, every=100)
@@ -139,7 +152,13 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       >>> int(params["kernel"].sum())
       4
     """
+    _check_transformation(tx, params)
     opt_state = tx.init(params)
+    if not find(opt_state):
+        raise ValueError(
+            "tx holds no sparse algorithm: it is a dense optimizer. Wrap it first, such as "
+            "tx = jaxsparse.rigl(optimizer, sparsity=0.9, key=0)."
+        )
     params = apply(params, get_masks(opt_state, params))
 
     def copy(leaf: Any) -> Any:
@@ -165,46 +184,83 @@ def reset(tx: Any, opt_state: Any, params: Params) -> Any:
       >>> int(reset(tx, state, params).count)
       0
     """
-    return set_masks(tx.init(params), get_masks(opt_state, params))
+    return _fresh(tx, params, get_masks(opt_state, params))
 
 
-def metrics(opt_state: Any, *, prunable: Prunable | None = None) -> dict[str, Array]:
+def metrics(
+    opt_state: Any, *, params: Params | None = None, prunable: Prunable | None = None
+) -> dict[str, Array]:
     """What a log wants to know of the masks, as scalars; works under `jit`.
+
+    Args:
+      opt_state: any state that holds the state of a sparse algorithm.
+      params: the parameters, to look for weights that left zero off the masks.
+      prunable: `(path, leaf) -> bool`: the leaves that count in the density; by default those that
+        the algorithm was given.
 
     Returns:
       `density` (float32, living fraction of the prunable leaves), `churn` (float32, fraction of
       living weights that the last mask update brought to life), `last_update` (int32, its count,
       -1 before the first), `postponed` (int32, steps at which a mask update had to wait for finite
-      scores).
+      scores); and with `params`, `off_mask` (int32, how many weights off the masks are not zero:
+      none, unless something behind the wrapper moved them).
+
+    Raises:
+      ValueError: there is no sparse state, or it does not fit `params`.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
       >>> tx = jaxsparse.rigl(optax.sgd(0.1), sparsity=0.75, key=0, every=100)
-      >>> float(metrics(tx.init({"kernel": jnp.ones((4, 4))}))["density"])
-      0.25
+      >>> params = {"kernel": jnp.ones((4, 4))}
+      >>> found = metrics(tx.init(params), params=params)  # the masks are not applied yet
+      >>> float(found["density"]), int(found["off_mask"])
+      (0.25, 12)
     """
-    states = _find(opt_state)
-    values = [jax.tree.leaves(s._replace(masks=(), inner_state=(), rule_state=())) for s in states]
-    plain = [SparseState(*v[:3], (), (), (), *v[3:]) for v in values]
-    latest = jnp.stack([s.last_update for s in plain])
-    return {
-        "density": density([s.masks for s in states], prunable),
-        "churn": jnp.stack([s.churn for s in plain])[jnp.argmax(latest)],
+    states = _find(opt_state, params)
+
+    def each(name: str) -> list[Array]:
+        # Leaves, because the frameworks wrap the arrays of a state.
+        return [jax.tree.leaves(getattr(state, name))[0] for state in states]
+
+    latest = jnp.stack(each("last_update"))
+    found = {
+        "density": density(states, prunable),
+        "churn": jnp.stack(each("churn"))[jnp.argmax(latest)],
         "last_update": jnp.max(latest),
-        "postponed": sum(s.postponed for s in plain),
+        "postponed": sum(each("postponed")),
     }
+    return found if params is None else found | {"off_mask": _off_mask(states, params)}
 
 
-def _is_state(node: Any) -> bool:
-    return isinstance(node, SparseState)
+def _off_mask(states: list[SparseState], params: Params) -> Array:
+    masks, most = get_masks(states, params), jnp.iinfo(jnp.int32).max
+    total = jnp.int32(0)
+    for leaf, mask in zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True):
+        if trees.is_array(leaf):
+            count = jnp.sum((leaf != jnp.zeros((), leaf.dtype)) & ~mask, dtype=jnp.int32)
+            total += jnp.minimum(count, most - total)
+    return total
 
 
-def _find(opt_state: Any) -> list[SparseState]:
-    held = getattr(opt_state, "opt_state", opt_state)
-    states = [node for node in jax.tree.leaves(held, is_leaf=_is_state) if _is_state(node)]
-    if not states:
+def _check_transformation(tx: Any, params: Any) -> None:
+    if callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None)):
+        return
+    if callable(getattr(params, "init", None)) and callable(getattr(params, "update", None)):
+        raise TypeError("tx and params are swapped: the transformation comes first.")
+    raise TypeError(f"tx must be an Optax transformation, got {type(tx).__name__}.")
+
+
+def _find(opt_state: Any, other: Any = None) -> list[SparseState]:
+    """The sparse states; `other` is what the caller was given beside them."""
+    states = find(opt_state)
+    if states:
+        return states
+    if other is not None and find(other):
         raise ValueError(
-            f"opt_state holds no sparse state (got {type(opt_state).__name__}); it comes from the "
-            "init of an optimizer wrapped by jaxsparse, such as jaxsparse.rigl(...)."
+            "opt_state holds no sparse state, but the next argument does: they are swapped, the "
+            "state comes first."
         )
-    return states
+    raise ValueError(
+        f"opt_state holds no sparse state (got {type(opt_state).__name__}); it comes from the "
+        "init of an optimizer wrapped by jaxsparse, such as jaxsparse.rigl(...)."
+    )

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxsparse import prng, trees
+from jaxsparse import counts, prng, trees
+from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
+from jaxsparse.masks import check_boolean
 from jaxsparse.schedules import never
-from jaxsparse.states import FORMAT, SparseState
+from jaxsparse.state_tree import FORMAT, SparseState, find, starting_masks
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
 
@@ -29,10 +31,11 @@ def sparsify(
 
     One call of `update` does, in this order: (1) `rule.observe` sees the dense gradients; (2) where
     the rule fires, `rule.update` makes new masks (postponed while parameters, gradients or rule
-    state are not all finite); (3) inner state of weights that died goes back to its initial value;
-    (4) the inner optimizer sees the gradients (as `rule.adjust` leaves them) and parameters of
-    living weights; (5) living weights move by its update, weights that came to life start at their
-    first value, dead weights are set to zero.
+    state are not all finite); (3) at a mask update the inner state of weights that were dead before
+    it, or are dead after it, goes back to its initial value; (4) the inner optimizer sees the
+    gradients (as `rule.adjust` leaves them) and parameters of living weights; (5) living weights
+    move by its update, weights that came to life start at their first value, dead weights are set
+    to zero.
 
     With `skip_update` the mask update replaces the weight step of that count, as in RigL: masks
     are scored on the parameters as they are, no weight moves, and the inner state still advances.
@@ -40,7 +43,8 @@ def sparsify(
     pass sees both.
 
     Args:
-      inner: any Optax optimizer; it must not be followed by transformations that move dead weights.
+      inner: any Optax optimizer, `optax.MultiSteps` among them; it must not be followed by
+        transformations that move dead weights.
       rule: the method; see `jaxsparse.Rule`.
       key: an int, a typed key or raw key data; may be traced.
       skip_update: whether a mask update replaces the weight step.
@@ -53,7 +57,8 @@ def sparsify(
       A `GradientTransformationExtraArgs`; `update` needs `params` and forwards extra arguments.
 
     Raises:
-      TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key.
+      TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key; later, a state
+        that is none of this wrapper, or masks that are not boolean.
       ValueError: `regrown_state` is unknown; later, trees that differ from the parameters.
 
     Example:
@@ -65,12 +70,16 @@ def sparsify(
       >>> int((optax.apply_updates(params, updates)["kernel"] == 0).sum())
       2
     """
+    if isinstance(inner, optax.MultiSteps):  # has `init` and `update`, but is no transformation
+        inner = inner.gradient_transformation()
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a jaxsparse.Rule, got {rule!r}.")
-    if regrown_state not in ("reset", "keep", "dense"):
-        raise ValueError(f"regrown_state must be reset, keep or dense, got {regrown_state!r}.")
+    check_choice("regrown_state", regrown_state, ("reset", "keep", "dense"))
+    check_flag("skip_update", skip_update)
+    if first_value is not None:
+        check_function("first_value", first_value, "(key, params) -> tree of values")
     prng.as_key(key)
     inner = optax.with_extra_args_support(inner)
     static = rule.fires is never
@@ -78,6 +87,8 @@ def sparsify(
     def init_fn(params: Params) -> SparseState:
         random = prng.as_key(key)
         masks, rule_state = rule.init(random, params)
+        check_boolean(masks, "the masks of rule.init")
+        masks = starting_masks(masks)
         return SparseState(
             version=jnp.int32(FORMAT),
             count=jnp.int32(0),
@@ -89,6 +100,7 @@ def sparsify(
             postponed=jnp.int32(0),
             last_update=jnp.int32(-1),
             churn=jnp.float32(0),
+            sparse=_prunable_paths(rule, params),
         )
 
     def update_fn(
@@ -98,6 +110,8 @@ def sparsify(
             raise ValueError(
                 "update needs the parameters: call tx.update(grads, opt_state, params)."
             )
+        _check_state(grads, state, params)
+        params = trees.cut(params, state.masks)
         trees.check_same(params, grads, "grads")
         trees.check_same(params, state.masks, "masks")
         sparse, old = _sparse(rule, params), state.masks
@@ -113,10 +127,16 @@ def sparsify(
             """The gradients as the inner optimizer sees them."""
             return adjusted if regrown_state == "dense" else _living(adjusted, masks, sparse)
 
-        def attempt(wanted: Array) -> tuple[Masks, Any, Array, Array]:
+        def reset(inner_state: Any, masks: Masks, when: Array, some: Array) -> tuple[Any, Array]:
+            if regrown_state != "reset":
+                return inner_state, some
+            fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
+            return reset_dead(inner_state, fresh, params, masks, sparse, when, some)
+
+        def attempt() -> tuple[Masks, Any, Array, Array]:
             scored = _living(params, old, sparse)
             if not skip_update:
-                moves, _ = inner.update(seen(old), state.inner_state, scored, **extra)
+                moves, _ = inner.update(seen(old), inner_state, scored, **extra)
                 scored = _living(optax.apply_updates(scored, moves), old, sparse)
             masks, kept = rule.update(random, state.count, old, scored, grads, observed)
             masks = _replace_sparse(sparse, old, masks)
@@ -135,16 +155,16 @@ def sparsify(
             wanted = rule.fires(state.count) | state.pending
             # Under vmap a batched predicate would run both branches at every step.
             some = _any_replicate(wanted)
+            # The state of a dead weight drifts from its initial value as the inner optimizer
+            # decays it, and `set_masks` leaves what it was; the update may bring it to life.
+            inner_state, some = reset(state.inner_state, old, wanted, some)
             masks, rule_state, fired, churn = lax.cond(
                 some,
-                lambda: attempt(wanted),
+                attempt,
                 lambda: (old, observed, jnp.zeros_like(wanted), jnp.float32(0)),
             )
             pending, churn = wanted & ~fired, jnp.where(fired, churn, state.churn)
-            inner_state = state.inner_state
-            if regrown_state == "reset":
-                fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
-                inner_state = reset_dead(inner_state, fresh, params, masks, sparse, fired, some)
+            inner_state, _ = reset(inner_state, masks, fired, some)
 
         updates, inner_state = inner.update(
             seen(masks), inner_state, _living(params, masks, sparse), **extra
@@ -181,6 +201,7 @@ def sparsify(
             postponed=state.postponed + pending.astype(jnp.int32),
             last_update=jnp.where(fired, state.count, state.last_update),
             churn=churn,
+            sparse=state.sparse,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -199,6 +220,26 @@ def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]
 
 def _sparse(rule: Rule, params: Params) -> list[bool]:
     return jax.tree.leaves(rule.sparse(params))
+
+
+def _prunable_paths(rule: Rule, params: Params) -> tuple[str, ...]:
+    chosen = (rule.prunable or rule.sparse)(params)
+    found = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(chosen), strict=True)
+    return tuple(trees.name(path) for (path, _), use in found if use)
+
+
+def _check_state(grads: Any, state: Any, params: Any) -> None:
+    if isinstance(state, SparseState):
+        return
+    if find(grads) or find(params):
+        raise TypeError("the arguments are swapped: call tx.update(grads, opt_state, params).")
+    hint = "to take over a dense run, begin with jaxsparse.take_over(tx, opt_state, params)"
+    if find(state):
+        hint = "restore a checkpoint with a template such as jax.eval_shape(tx.init, params)"
+    raise TypeError(
+        f"opt_state must be what tx.init(params) gives, a SparseState, got {type(state).__name__}; "
+        f"{hint}."
+    )
 
 
 def _living(tree: Any, masks: Masks, sparse: list[bool]) -> Any:
@@ -233,6 +274,7 @@ def _where(flag: Array, new: Any, old: Any) -> Any:
 def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
     leaves, treedef = jax.tree.flatten(old)
     found = trees.check_same(old, new, "the masks of rule.update")
+    check_boolean(new, "the masks of rule.update")
     return treedef.unflatten(
         b if used else a for a, b, used in zip(leaves, found, sparse, strict=True)
     )
@@ -240,6 +282,5 @@ def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
 
 def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:
     before, after = _only(sparse, old), _only(sparse, new)
-    born = sum(jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True))
-    alive = sum(jnp.sum(b, dtype=jnp.int32) for b in after)
-    return jnp.asarray(born, jnp.float32) / jnp.maximum(jnp.asarray(alive, jnp.float32), 1)
+    born = [jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True)]
+    return counts.ratio(born, [jnp.sum(b, dtype=jnp.int32) for b in after])

@@ -69,6 +69,8 @@ class Rule(NamedTuple):
       grows: whether `update` may bring weights to life.
       adjust: `(key, count, masks, params, grads, rule_state) -> grads` as the inner optimizer sees
         them, on living weights; None leaves them alone. For methods that add noise or a penalty.
+      prunable: `(params) -> tree of bool`: the leaves that count in a density, also where one of
+        them is left whole; None means those of `sparse`.
     """
 
     init: Callable[..., Any]
@@ -79,3 +81,4 @@ class Rule(NamedTuple):
     sparse: Callable[[Params], Any]
     grows: bool = True
     adjust: Callable[..., Any] | None = None
+    prunable: Callable[[Params], Any] | None = None

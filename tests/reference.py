@@ -2,12 +2,19 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 
 
+def part(fraction, count):
+    """A fraction of a count, exactly: of a fraction float32 knows seven decimals, so 0.3 is 3/10,
+    whatever float it was in."""
+    return Fraction(f"{float(fraction):.7f}") * count
+
+
 def living(size, sparsity):
-    return math.floor(size * (1 - sparsity) + 0.5)
+    return math.floor(size - part(sparsity, size) + Fraction(1, 2))
 
 
 def ranking(scores, where=None):
@@ -114,7 +121,7 @@ def best_groups(scores, rows, k, where=None):
 def drop_and_grow(mask, drop_scores, grow_scores, fraction):
     """RigL, section 3: drop the worst living weights, grow the best of all others."""
     alive = int(mask.sum())
-    dropped = math.floor(fraction * alive)
+    dropped = math.floor(part(fraction, alive))
     kept = top_k_mask(drop_scores, alive - dropped, mask)
     return kept | top_k_mask(grow_scores, dropped, ~kept)
 

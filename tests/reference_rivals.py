@@ -1,9 +1,11 @@
 """Sparse momentum's rivals, and its other options, in plain NumPy, written from their rules."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
+from tests.reference import part
 from tests.reference_runs import F, SparseMomentum, best, kernels, quotas, tree
 
 
@@ -12,7 +14,7 @@ def by_sign(weights, mask, fraction):
     kept = np.zeros(mask.shape, bool)
     for side in (mask & (weights >= 0), mask & (weights < 0)):
         alive = int(side.sum())
-        kept |= best(np.abs(weights), alive - math.floor(F(fraction) * F(alive)), side)
+        kept |= best(np.abs(weights), alive - math.floor(part(fraction, alive)), side)
     return kept
 
 
@@ -31,9 +33,9 @@ def evolution_by_sign(fraction, drawn):
 class ConstantFanIn:
     """Lasby et al.: RigL in which every output unit that is left has the same number of inputs."""
 
-    def __init__(self, fraction, min_salient):
-        self.fraction, self.share = fraction, min_salient
-        self.log = {"removed": 0, "back": 0, "uneven": 0, "trimmed": 0}
+    def __init__(self, fraction, min_salient, fans, keep=()):
+        self.fraction, self.share, self.fans, self.keep = fraction, min_salient, fans, keep
+        self.log = {"removed": 0, "back": 0, "uneven": 0, "trimmed": 0, "lowered": 0}
 
     def move(self, t, masks, weights, grads):
         return {
@@ -41,29 +43,33 @@ class ConstantFanIn:
                 mask.T,
                 np.abs(weights[layer]["kernel"].T),
                 np.abs(grads[layer]["kernel"].T),
-                F(self.fraction(t)),
+                self.fraction(t),
+                self.share if layer not in self.keep else None,
+                self.fans[layer],
             ).T
             for layer, mask in masks.items()
         }
 
-    def layer(self, mask, size, dense, fraction):
+    def layer(self, mask, size, dense, fraction, share, first_fan):
         """Rows are output units."""
         alive, units = int(mask.sum()), list(range(len(mask)))
-        dropped = math.floor(fraction * F(alive))
-        kept = best(size, alive - dropped, mask)
-        salient = (kept | best(dense, dropped, ~kept)).sum(1)
+        dropped = math.floor(part(fraction, alive))
+        everywhere = np.ones(mask.shape, bool)
+        salient = (best(size, alive - dropped, mask) | best(dense, dropped, everywhere)).sum(1)
         ranked = sorted(units, key=lambda unit: -salient[unit])
         stays = ranked
-        if self.share is not None:
-            fan = alive // int(mask.any(1).sum())
-            least = max(F(self.share) * F(fan), 1)
+        if share is not None:
+            least = max(1, math.floor(part(share, first_fan)))
             needed = math.ceil(alive / mask.shape[1])
-            stays = [u for i, u in enumerate(ranked) if salient[u] >= least or i < needed]
+            if salient[ranked[needed]] < least:
+                least, self.log["lowered"] = salient[ranked[needed]], self.log["lowered"] + 1
+            stays = [u for u in ranked if salient[u] >= least]
             self.log["removed"] += sum(mask[u].any() for u in units if u not in stays)
             self.log["back"] += sum(not mask[u].any() for u in stays)
         kept = best(size, alive - dropped, mask & np.isin(units, stays)[:, None])
         after = np.zeros(mask.shape, bool)
         for i, unit in enumerate(stays):
+            # Published is the floor for every unit; the library conserves the weights of a layer.
             fan = alive // len(stays) + (i < alive % len(stays))
             mine = best(size[unit], fan, kept[unit])
             self.log["trimmed"] += int(kept[unit].sum() - mine.sum())
@@ -149,11 +155,11 @@ class GlobalMomentum(SparseMomentum):
         shares, sizes = self.shares(masks, weights), kernels(np.abs, self.m)
         dropped = []
         for share, mask in zip(shares, masks.values(), strict=True):
-            alive, rate = int(mask.sum()), F(self.rate(t))
-            empty = F(1) - F(alive) / F(mask.size)
-            limited = empty < 0.2 and share > 1 / len(masks)
-            rate = min(empty, rate) if limited else rate
-            dropped.append(min(math.ceil(rate * F(alive)), alive - 1))
+            alive = int(mask.sum())
+            least, empty = part(self.rate(t), alive), 1 - Fraction(alive, mask.size)
+            if empty < Fraction(1, 5) and share > 1 / len(masks):
+                least = min(empty * alive, least)
+            dropped.append(min(math.ceil(least), alive - 1))
         weights = kernels(np.abs, weights)
         if self.drop_by == "global":
             kept = self.everywhere(

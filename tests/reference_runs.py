@@ -5,8 +5,11 @@ and cross-entropy at the end. Kernels are sparse, biases are dense.
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
+
+from tests.reference import part
 
 F = np.float32
 
@@ -137,7 +140,7 @@ def dynamic(fraction, growth_scores):
         scores, after = growth_scores(t, grads), {}
         for layer, mask in masks.items():
             alive = int(mask.sum())
-            dropped = math.floor(F(fraction(t)) * F(alive))
+            dropped = math.floor(part(fraction(t), alive))
             kept = best(np.abs(weights[layer]["kernel"]), alive - dropped, mask)
             after[layer] = kept | best(scores[layer], dropped, ~kept)
         return after
@@ -219,11 +222,11 @@ class SparseMomentum:
     def move(self, t, masks, weights, grads):
         shares, kept, dropped = self.shares(masks, weights), {}, []
         for share, (layer, mask) in zip(shares, masks.items(), strict=True):
-            alive, rate = int(mask.sum()), F(self.rate(t))
-            empty = F(1) - F(alive) / F(mask.size)
-            if empty < 0.2 and share > 1 / len(masks):
-                rate, self.log["limited"] = min(empty, rate), self.log["limited"] + 1
-            dropped.append(min(math.ceil(rate * F(alive)), alive - 1))
+            alive = int(mask.sum())
+            least, empty = part(self.rate(t), alive), 1 - Fraction(alive, mask.size)
+            if empty < Fraction(1, 5) and share > 1 / len(masks):
+                least, self.log["limited"] = min(empty * alive, least), self.log["limited"] + 1
+            dropped.append(min(math.ceil(least), alive - 1))
             kept[layer] = best(np.abs(weights[layer]["kernel"]), alive - dropped[-1], mask)
         room = np.array([(~mask).sum() for mask in kept.values()])
         grown = dropped

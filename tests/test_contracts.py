@@ -44,6 +44,7 @@ ALGORITHMS = {
         drop_fraction=0.5,
         pattern=jaxsparse.fan_in,
         min_salient=0.6,
+        keep_units=(),
     ),
     "sparse_momentum": lambda inner, key: jaxsparse.sparse_momentum(
         inner, 0.7, key=key, every=2, drop_fraction=0.5
@@ -245,7 +246,9 @@ RULES = {
     "sparse_evolution": jaxsparse.sparse_evolution.rule(0.7),
     "rigl": jaxsparse.rigl.rule(0.7),
     "rigl accumulate": jaxsparse.rigl.rule(0.7),
-    "rigl removing units": jaxsparse.rigl.rule(0.7, pattern=jaxsparse.fan_in, min_salient=0.6),
+    "rigl removing units": jaxsparse.rigl.rule(
+        0.7, pattern=jaxsparse.fan_in, min_salient=0.6, keep_units=()
+    ),
     "sparse_momentum": jaxsparse.sparse_momentum.rule(0.7),
     "sparse_momentum by neuron": jaxsparse.sparse_momentum.rule(0.7),
     "sparse_momentum global": jaxsparse.sparse_momentum.rule(0.7),

@@ -25,6 +25,10 @@ def rigl(**options):
     return lambda: jaxsparse.rigl(SGD, **{"sparsity": 0.5, "key": 0} | options)
 
 
+def remove(**options):
+    return rigl(pattern=jaxsparse.fan_in, min_salient=0.3, **options)
+
+
 def evolve(**options):
     return lambda: jaxsparse.sparse_evolution(SGD, **{"sparsity": 0.5, "key": 0} | options)
 
@@ -77,7 +81,7 @@ SPARSITIES = [
     ("90", 90, ValueError, r"in \[0, 1\), got 90"),
     ("text", "0.9", TypeError, r"number in \[0, 1\), got '0.9'"),
     ("True", True, TypeError, r"number in \[0, 1\), got True"),
-    ("None", None, TypeError, "got None"),
+    ("None", None, (TypeError, ValueError), "got (None|neither)"),
     ("numpy 1.0", np.float32(1), ValueError, r"in \[0, 1\), got 1.0"),
     ("by path", {"fc": 1.5}, ValueError, r"in \[0, 1\), got 1.5"),
 ]
@@ -144,6 +148,10 @@ TABLE = [
     ("min_salient 0", rigl(min_salient=0.0), ValueError, r"min_salient.*\(0, 1\].*got 0"),
     ("min_salient 2", rigl(min_salient=2.0), ValueError, r"min_salient.*\[0, 1\].*got 2.0"),
     ("min_salient", rigl(min_salient=0.3), ValueError, "min_salient.*fan_in.*unstructured"),
+    ("keep_units alone", rigl(keep_units="fc"), ValueError, "keep_units needs min_salient.*'fc'"),
+    ("keep_units 3", remove(keep_units=3), TypeError, "keep_units.*path regex.*got 3"),
+    ("keep_units of ints", remove(keep_units=[3]), TypeError, r"keep_units.*got \[3\]"),
+    ("keep_units regex", remove(keep_units="("), ValueError, r"keep_units: '\('.*regular"),
     ("periodic", lambda: jaxsparse.periodic(0), ValueError, "every.*at least 1.*got 0"),
     ("once", lambda: jaxsparse.once(-1), ValueError, "at must.*at least 0.*got -1"),
     ("cubic", lambda: jaxsparse.cubic(0.5, 5, 5), ValueError, "stop.*larger than start = 5, got 5"),
@@ -180,6 +188,13 @@ TABLE = [
         "masks at 'fc/bias'.*bool",
     ),
     # With parameters.
+    (
+        "keep_units: no layer",
+        init(remove(keep_units=["fc", "tail"])),
+        ValueError,
+        "keep_units: 'tail'.*fc/kernel, head/kernel",
+    ),
+    ("keep_units: dense", init(remove(keep_units="bias")), ValueError, "keep_units: 'bias'"),
     (
         "rigl: no leaf",
         init(rigl(), {"bias": jnp.ones(3)}),

@@ -161,7 +161,7 @@ TABLE = [
     # Initialization, scores and rounds.
     ("fan", sparse_init(fan="fanin"), ValueError, "fan must.*fan_in.*got 'fanin'"),
     ("init numbers", sparse_init(distribution="he"), ValueError, "distribution.*normal.*got 'he'"),
-    ("scale", sparse_init(scale=0.0), ValueError, "scale.*positive.*got 0.0"),
+    ("scale", sparse_init(scale=0.0), ValueError, "scale.*above 0.*got 0.0"),
     ("batches", lambda: jaxsparse.snip(lambda p, b: 0.0, PARAMS, []), ValueError, "batches.*none"),
     (
         "rounds",

@@ -81,7 +81,8 @@ def test_prune_keeps_the_best_groups_of_every_row(name, layout):
     scores = random_scores(shape)
     rows = rows_of(name, shape, axes, options)
     kept = reference.living(len(rows[0]), SPARSITY)
-    found = jaxsparse.prune({"w": jnp.asarray(scores)}, SPARSITY, pattern=pattern, axes=axes)
+    given = {"pattern": pattern, "axes": axes, "signed": True}
+    found = jaxsparse.prune({"w": jnp.asarray(scores)}, SPARSITY, **given)
     expected = reference.best_groups(scores, rows, kept)
     assert np.array_equal(found["w"], expected)
     for row in rows:
@@ -99,10 +100,10 @@ def test_within_and_drop_and_grow_move_whole_groups(name):
     masks = jaxsparse.random_masks(0, {"w": jnp.zeros(shape)}, SPARSITY, **given)
     scores = {"w": jnp.asarray(random_scores(shape, 1))}
     kept = reference.living(len(rows[0]), SPARSITY)
-    again = jaxsparse.prune(scores, SPARSITY, within=masks, **given)
+    again = jaxsparse.prune(scores, SPARSITY, within=masks, signed=True, **given)
     assert np.array_equal(again["w"], masks["w"])
     others = jax.tree.map(jnp.logical_not, masks)
-    fresh = jaxsparse.prune(scores, SPARSITY, within=others, **given)
+    fresh = jaxsparse.prune(scores, SPARSITY, within=others, signed=True, **given)
     expected = reference.best_groups(np.asarray(scores["w"]), rows, kept, np.asarray(others["w"]))
     assert np.array_equal(fresh["w"], expected)
     moved = jaxsparse.drop_and_grow(masks, scores, {"w": -scores["w"]}, 0.5, **given)["w"]

@@ -1,5 +1,7 @@
 """Every pattern in every algorithm: it trains and keeps its shape, or the factory says why not."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ ALGORITHMS = {
     ),
     "rigl removing units": (
         jaxsparse.rigl,
-        {"key": 0, "every": 2, "drop_fraction": 0.5, "min_salient": 0.9},
+        {"key": 0, "every": 2, "drop_fraction": 0.5, "min_salient": 0.9, "keep_units": ()},
     ),
     "sparse_momentum": (jaxsparse.sparse_momentum, {"key": 0, "every": 2}),
     "sparse_momentum none": (
@@ -155,3 +157,16 @@ def test_whole_groups_move_between_layers(pattern):
     before, after = ([int(m[name]["kernel"].sum()) for name in "ab"] for m in (first, masks))
     assert before == [64, 96] and sum(after) == 160
     assert after != before
+
+
+def test_removal_warns_where_no_layer_is_named():
+    """A class that loses its inputs is never predicted; only the user knows the last layer."""
+    params = {"fc": {"kernel": jnp.ones((4, 6))}, "head": {"kernel": jnp.ones((6, 4))}}
+    options = {"key": 0, "pattern": jaxsparse.fan_in, "min_salient": 0.3}
+    with pytest.warns(UserWarning, match="every layer, the last one.*keep_units") as caught:
+        jaxsparse.rigl(optax.sgd(0.1), 0.5, **options).init(params)
+    assert [warning.filename for warning in caught] == [__file__]
+    for keep in ("head", ["head"], ()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            jaxsparse.rigl(optax.sgd(0.1), 0.5, keep_units=keep, **options).init(params)

@@ -44,7 +44,7 @@ def assert_masks(masks, expected):
 def test_per_layer(sparsity):
     """Exact counts with at least one weight a layer; the lowest index wins a tie."""
     scores = random_net()
-    masks = jaxsparse.prune(to_jax(scores), sparsity)
+    masks = jaxsparse.prune(to_jax(scores), sparsity, signed=True)
     expected = {
         name: reference.top_k_mask(s, max(reference.living(s.size, sparsity), 1))
         for name, s in kernels(scores).items()
@@ -56,7 +56,7 @@ def test_one_helper_counts_in_python():
     for size in (1, 5, 266_200, 25_502_912, 2**31 - 1):
         for sparsity in (0.0, 0.5, 0.9, 0.95, 0.999):
             found = jaxsparse.living(size, sparsity)
-            assert type(found) is int and found == math.floor(size * (1 - sparsity) + 0.5)
+            assert type(found) is int and found == reference.living(size, sparsity)
     assert jaxsparse.living(3, 0.5) == 2 and jaxsparse.living(4, 0.9) == 0
     traced = jax.jit(lambda s: jaxsparse.living(1000, s))(jnp.float32(0.9))
     assert traced == 100 and traced.dtype == jnp.int32
@@ -74,7 +74,7 @@ def test_per_layer_within_masks():
     scores, (alive, tree) = random_net(1), within(2)
     alive["c"][:] = tree["c"]["kernel"][:] = False
     tree["c"]["kernel"][1, 1] = alive["c"][1, 1] = True
-    masks = jaxsparse.prune(to_jax(scores), 0.7, within=to_jax(tree))
+    masks = jaxsparse.prune(to_jax(scores), 0.7, within=to_jax(tree), signed=True)
     expected = {
         name: reference.top_k_mask(s, reference.living(s.size, 0.7), alive[name])
         for name, s in kernels(scores).items()
@@ -87,10 +87,12 @@ def test_nan_ranks_lowest():
     scores = random_net()
     scores["a"]["kernel"][:] = np.nan
     for name, count in (("a", 0), ("b", 60), ("c", 15)):
-        masks = jaxsparse.prune(to_jax(scores), 1 - 75 / 171, scope="global", min_alive=0)
+        masks = jaxsparse.prune(
+            to_jax(scores), 1 - 75 / 171, scope="global", min_alive=0, signed=True
+        )
         assert int(masks[name]["kernel"].sum()) == count
     scores["a"]["kernel"][3, 4] = -np.inf
-    assert jaxsparse.prune(to_jax(scores), 0.99)["a"]["kernel"][3, 4]
+    assert jaxsparse.prune(to_jax(scores), 0.99, signed=True)["a"]["kernel"][3, 4]
 
 
 @pytest.mark.parametrize("min_alive", [0, 1, 4])
@@ -116,6 +118,7 @@ def test_globally(min_alive, limited):
         scope="global",
         min_alive=min_alive,
         within=to_jax(tree) if limited else None,
+        signed=True,
     )
     assert_masks(masks, expected)
     assert sum(int(m.sum()) for m in kernels(masks).values()) == total
@@ -140,7 +143,7 @@ def test_globally_in_channels():
 
 def test_traced_scores_and_sparsity():
     scores = to_jax(random_net())
-    eager = jaxsparse.prune(scores, 0.7)
+    eager = jaxsparse.prune(scores, 0.7, signed=True)
     jitted = jax.jit(jaxsparse.prune)(scores, 0.7)
     assert jax.tree.all(jax.tree.map(np.array_equal, eager, jitted))
 
@@ -174,13 +177,13 @@ def test_iterative_pruning(scope):
         ]
         density = (1 - sparsity) ** (r / rounds)
         if scope == "layer":
-            counts = [max(math.floor(density * s.size + 0.5), 1) for s in scores]
+            counts = [max(reference.living(s.size, 1 - density), 1) for s in scores]
             chosen = [
                 reference.top_k_mask(s, k, alive[n])
                 for n, s, k in zip(names, scores, counts, strict=True)
             ]
         else:
-            total = math.floor(density * sum(s.size for s in scores) + 0.5)
+            total = reference.living(sum(s.size for s in scores), 1 - density)
             safe = [
                 reference.top_k_mask(s, 1, alive[n]) for n, s in zip(names, scores, strict=True)
             ]

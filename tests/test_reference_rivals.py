@@ -53,8 +53,17 @@ def test_set_by_sign(problem):
     assert changes(run) == UPDATES
 
 
-@pytest.mark.parametrize("min_salient", [None, 0.6])
-def test_rigl_with_constant_fan_in(problem, min_salient):
+@pytest.mark.parametrize(
+    ("min_salient", "keep_units", "keep"),
+    [
+        (None, None, ()),
+        (0.6, (), ()),
+        (0.9, "fc3", ("fc3",)),
+        (1.0, ["fc1", "3/k"], ("fc1", "fc3")),
+    ],
+    ids=["none", "all", "one layer stays", "two layers stay"],
+)
+def test_rigl_with_constant_fan_in(problem, min_salient, keep_units, keep):
     """SRigL, with and without the removal of output units."""
     net, batches = problem
     tx = jaxsparse.rigl(
@@ -63,18 +72,19 @@ def test_rigl_with_constant_fan_in(problem, min_salient):
         key=KEY,
         pattern=jaxsparse.fan_in,
         min_salient=min_salient,
+        keep_units=keep_units,
         drop_fraction=0.3,
         **WHEN,
     )
     run = library_run(tx, *problem)
-    masks = {}
+    masks, fans = {}, {}
     for layer, scores in drawn(net).items():
-        fan = math.floor(len(scores) * (1 - SPARSITY[layer]) + 0.5)
+        fans[layer] = fan = math.floor(len(scores) * (1 - SPARSITY[layer]) + 0.5)
         columns = [reference.best(s, fan, np.ones(len(s), bool)) for s in scores.T]
         masks[layer] = np.stack(columns, 1)
 
-    def truth(fraction, share=min_salient):
-        rule = rivals.ConstantFanIn(lambda t: fraction, share)
+    def truth(fraction, share=min_salient, keep=keep):
+        rule = rivals.ConstantFanIn(lambda t: fraction, share, fans, keep)
         optimizer = reference.Momentum(0.1)
         return rule, list(reference.train(net, masks, optimizer, batches, fires, rule.move, True))
 
@@ -82,9 +92,75 @@ def test_rigl_with_constant_fan_in(problem, min_salient):
     assert difference(run, expected) is None
     assert changes(run) == UPDATES
     if min_salient is not None:
-        assert min(rule.log.values()) > 0, rule.log  # every way of the rule was taken
         assert "masks" in difference(run, truth(0.3, 0.5)[1])
+        for layer in keep:
+            assert all(m[layer]["kernel"].any(0).all() for _, m in run)
+    if keep_units == ():
+        ways = ("removed", "back", "uneven", "trimmed")
+        assert all(rule.log[way] > 0 for way in ways), rule.log  # each was taken
     assert "masks" in difference(run, truth(0.25)[1])
+
+
+def test_removal_of_units_settles():
+    """The threshold comes from the first fan-in; by the present one, six dense units are left."""
+    net = {"fc": {"kernel": jax.random.normal(jax.random.key(1), (64, 64)) / 8}}
+    tx = jaxsparse.rigl(
+        optax.sgd(0.1, 0.9),
+        0.9,
+        key=0,
+        every=2,
+        pattern=jaxsparse.fan_in,
+        min_salient=0.95,
+        keep_units=(),
+    )
+    params, state = jaxsparse.init(tx, net)
+    fans = {"fc": int(state.masks["fc"]["kernel"].sum(0)[0])}
+    rule = rivals.ConstantFanIn(lambda t: 0.3, 0.95, fans)
+
+    @jax.jit
+    def step(params, state, key):
+        grads = jax.tree.map(lambda w: w + jax.random.normal(key, w.shape), params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, grads
+
+    units = []
+    for t in range(40):
+        before = jax.tree.map(np.asarray, (params, state.masks))
+        params, state, grads = step(params, state, jax.random.key(100 + t))
+        mask = np.asarray(state.masks["fc"]["kernel"])
+        if t > 0 and t % 2 == 0:
+            masks = {"fc": before[1]["fc"]["kernel"]}
+            expected = rule.move(t, masks, before[0], jax.tree.map(np.asarray, grads))
+            np.testing.assert_array_equal(mask, expected["fc"], err_msg=str(t))
+        units.append(int(mask.any(0).sum()))
+    assert min(units) > 32 and max(units[20:]) - min(units[20:]) <= 4, units
+    assert rule.log["lowered"] == 0
+
+
+def test_removal_leaves_one_unit_more_than_the_weights_fill():
+    """Where only a few units have salient weights the threshold falls, so no others die out."""
+    kernel = np.full((8, 10), 0.1, np.float32)
+    kernel[:, :3] = np.linspace(1, 2, 24).reshape(8, 3)  # their weights are salient both ways
+    tx = jaxsparse.rigl(
+        optax.sgd(0.1),
+        0.5,
+        key=0,
+        every=1,
+        pattern=jaxsparse.fan_in,
+        min_salient=1.0,
+        keep_units=(),
+        drop_fraction=0.9,
+    )
+    params, state = jaxsparse.init(tx, {"fc": {"kernel": kernel}})
+    grads, mask = {"fc": {"kernel": kernel}}, np.asarray(state.masks["fc"]["kernel"])
+    _, state = tx.update(params, state, params)
+    rule = rivals.ConstantFanIn(lambda t: 0.9, 1.0, {"fc": 4})
+    masks = {"fc": np.asarray(state.masks["fc"]["kernel"])}
+    expected = rule.move(1, masks, jax.tree.map(np.asarray, params), grads)
+    _, state = tx.update(grads, state, params)
+    np.testing.assert_array_equal(state.masks["fc"]["kernel"], expected["fc"])
+    assert rule.log["lowered"] == 1 and mask.sum() == expected["fc"].sum() == 40
+    assert expected["fc"].any(0).sum() >= 6
 
 
 @pytest.mark.parametrize("sparsity", [SPARSITY, NEARLY_FULL], ids=["sparse", "nearly full"])

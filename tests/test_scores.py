@@ -115,7 +115,7 @@ def test_pruning_at_initialization_keeps_the_best_scores(name, scope):
     """One-shot masks of several batches, by layer and across layers, against a stable sort."""
     params, data = net(), batches(3)
     scores = getattr(jaxsparse, name)(loss, params, data)
-    masks = jaxsparse.prune(scores, 0.5, scope=scope)
+    masks = jaxsparse.prune(scores, 0.5, scope=scope, signed=True)
     kernels = [np.asarray(scores[layer]["kernel"]) for layer in ("fc1", "fc2")]
     if scope == "global":
         expected = reference.global_top_k_masks(kernels, 9)

@@ -5,11 +5,11 @@ import hashlib
 import os
 import pathlib
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 
 import numpy as np
+
+from experiments.common import files
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,9 +41,8 @@ def cached(label: str, identity: str, make: Callable[[], Arrays]) -> Arrays:
         return make()
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = where / f"{label.replace('/', '-')}-{digest}.npz"
-    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+    with contextlib.suppress(*files.UNREADABLE):
+        return files.load_arrays(path)
     arrays = make()
     with contextlib.suppress(OSError):
         _write(path, arrays)

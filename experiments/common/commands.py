@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rich.console import Console
-
 from experiments.common import cli, execution, runs, studies
 from experiments.common.cli import option
-from experiments.common.data import DataNotFound
+from experiments.common.console import Console
+from experiments.common.faults import in_one_line
+
+NOTHING_YET = 3
+"""Exit code of a study that was stopped in time, before the first of its cells was done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,7 @@ class StudyOptions:
         None, "use only the first so many examples, for a try of a large net (default: all)"
     )
     minutes: float = option(
-        float("inf"), "begin no further cell after that many minutes", identity=False
+        float("inf"), "stop after that many minutes, and keep a checkpoint", identity=False
     )
     data_dir: str | None = option(
         None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
@@ -41,6 +43,7 @@ class Study(NamedTuple):
       name: of its folder below runs/.
       identity: what makes two studies the same study, as JSON values.
       cells: the names of all cells.
+      kept: what the files of the folder hold of a cell, as for `studies.finished`.
       what: the work, in a few words.
       begin: loads the data; `(folder) -> (description of the data, groups left to train)`.
       report: `(folder, cells, description, command) -> tables as Markdown`; writes them, the
@@ -50,6 +53,7 @@ class Study(NamedTuple):
     name: str
     identity: dict[str, Any]
     cells: list[str]
+    kept: Callable[[str], studies.Kept]
     what: str
     begin: Callable[[Path], tuple[str, list[studies.Group]]]
     report: Callable[[Path, Sequence[str], str, str], str]
@@ -71,9 +75,9 @@ def run(
     """
     options = cli.parse(kind, prog, args)
     execution.use_every_core()
-    console = Console()
+    console = Console(markup=False)
     groups: list[studies.Group] = []
-    try:
+    with in_one_line(ValueError, TypeError):
         if options.replicates < 1:
             raise ValueError(f"--replicates must be at least 1, got {options.replicates}.")
         if options.examples is not None and options.examples < 10:
@@ -81,29 +85,24 @@ def run(
         study = prepare(options)
         path = Path(options.out or f"runs/{study.name}")
         folder = runs.find_run(path, study.identity, resume=True)
-        finished = studies.finished(path)
+        finished = studies.finished(path, study.kept)
         left = sum(name not in finished for name in study.cells)
-        drawn = runs.read_json(path / "summary.json")
+        drawn = folder.summary({"dataset_description": str})
         if left or drawn is None:
             description, groups = study.begin(path)
         else:
             description = drawn["dataset_description"]
-    except (ValueError, TypeError, DataNotFound) as error:
-        cli.stop(str(error))
-    except runs.FolderError as error:
-        cli.stop(str(error), code=1)
-    folder.begin()
     command = f"{prog}{cli.options(options)}"
     report = functools.partial(study.report, path, study.cells, description, command)
     what = f"{left} of {len(study.cells)} cells, {options.replicates} replicates each, {study.what}"
-    try:
+    with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
         studies.run(groups, path, console, what=what, minutes=options.minutes, report=report)
-    except KeyboardInterrupt:
-        cli.stop("stopped; the same command goes on from here", code=130)
-    if not studies.finished(path):
-        cli.stop("no cell is finished yet; the same command goes on from here", code=1)
-    console.print(report(), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Tables and pictures on one page: {path}/report.html")
+        if not studies.finished(path):
+            cli.stop(
+                "no cell is finished yet; the same command goes on from here", code=NOTHING_YET
+            )
+        console.print(report(), highlight=False, soft_wrap=True)
+        console.print(f"Tables and pictures on one page: {path}/report.html")
 
 
 def identity(options: StudyOptions, settings: Any, **more: Any) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import dataclasses
 
 import numpy as np
 
-from experiments.common import cache, tfds_reader, tfds_source
+from experiments.common import cache, packed, tfds_reader, tfds_source
 from experiments.common.batches import augment, batch_indices, normalize
+from experiments.common.faults import DamagedData, DataNotFound
 from experiments.common.streaming import stream
-from experiments.common.tfds_source import DataNotFound
 
 __all__ = [
+    "DamagedData",
     "DataNotFound",
     "Dataset",
     "as_floats",
@@ -77,7 +78,8 @@ def load(name: str, data_dir: str | None = None, download: bool = False) -> Data
       name: "digits" (needs no files), "mnist", "cifar10" (the original), "cifar10_jpeg75",
           "tiny_shakespeare" (characters), or any image classification set of tensorflow-datasets,
           with "/configuration" and ":version" where wanted.
-      data_dir: folder of the data sets; default `TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
+      data_dir: folder of the data sets; default `TFDS_DATA_DIR`, then `~/tensorflow_datasets`. A
+          file `NAME.npz` in it, from `packed.write`, needs no tensorflow-datasets.
       download: let tensorflow-datasets fetch a set that is missing.
 
     Raises:
@@ -86,6 +88,10 @@ def load(name: str, data_dir: str | None = None, download: bool = False) -> Data
     """
     if name == "digits":
         return _digits()
+    file = packed.find(name, data_dir)
+    if file is not None:
+        arrays = cache.cached(name, packed.identity(file), lambda: packed.read(file))
+        return _images(name, name, arrays)
     prepared = tfds_source.locate(name, data_dir, download)
     if prepared.name == "tiny_shakespeare":
         return _characters(name, prepared)
@@ -94,14 +100,7 @@ def load(name: str, data_dir: str | None = None, download: bool = False) -> Data
         prepared.identity,
         lambda: tfds_reader.read_images(prepared),
     )
-    description = DESCRIPTIONS.get(prepared.name, str(arrays["description"]))
-    train, test = (arrays["train_inputs"], arrays["train_labels"]), None
-    if "test_inputs" in arrays:
-        test = arrays["test_inputs"], arrays["test_labels"]
-    else:
-        description += " (no test split: every fifth training image of each class is the test)"
-        train, test = _hold_out(*train)
-    return Dataset(name, description, *train, *test, int(arrays["num_classes"]))
+    return _images(name, prepared.name, arrays)
 
 
 def split_validation(dataset: Dataset, count: int, seed: int) -> Dataset:
@@ -210,6 +209,24 @@ def _digits() -> Dataset:
     return Dataset("digits", description, *train, *test, 10)
 
 
+def _images(name: str, known: str, arrays: cache.Arrays) -> Dataset:
+    description = str(arrays["description"])
+    if known in DESCRIPTIONS:
+        description = DESCRIPTIONS[known] + packed.difference(description)
+    train, test = (arrays["train_inputs"], arrays["train_labels"]), None
+    if "test_inputs" in arrays:
+        test = arrays["test_inputs"], arrays["test_labels"]
+    else:
+        description += " (no test split: every fifth training image of each class is the test)"
+        train, test = _hold_out(*train)
+        if not len(test[1]):
+            raise ValueError(
+                f"data set {name!r} has no test split, and no class of its training images has the "
+                "five that one can be held out of"
+            )
+    return Dataset(name, description, *train, *test, int(arrays["num_classes"]))
+
+
 def _hold_out(inputs: np.ndarray, labels: np.ndarray, nth: int = 5) -> tuple:
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -219,6 +236,19 @@ def _hold_out(inputs: np.ndarray, labels: np.ndarray, nth: int = 5) -> tuple:
 
 def _characters(name: str, prepared: tfds_source.Prepared) -> Dataset:
     texts = tfds_reader.read_texts(prepared)
+    for split in ("train", "validation", "test"):
+        text = texts.get(split, "")
+        if len(text) <= CONTEXT:
+            raise ValueError(
+                f"the split {split!r} of {name!r} in {prepared.folder} has {len(text)} characters; "
+                f"it must have more than {CONTEXT}"
+            )
+        unknown = sorted(set(text) - set(texts["train"]))
+        if unknown:
+            raise ValueError(
+                f"the split {split!r} of {name!r} in {prepared.folder} has the character "
+                f"{unknown[0]!r}, which the training text has not"
+            )
     vocabulary = "".join(sorted(set(texts["train"])))
     code = {character: token for token, character in enumerate(vocabulary)}
 

@@ -3,9 +3,7 @@
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+from experiments.common.console import Bar, Console
 from experiments.common.reports import duration
 
 QUIET_SECONDS = 30  # a log file has no bar, and must not look dead
@@ -28,14 +26,7 @@ class Display:
     def __init__(self, console: Console, what: str, total: int, done: int = 0):
         self._console, self._what, self._total = console, what, total
         self._said, self._running = time.perf_counter(), False
-        self._bar = Progress(
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            console=console,
-        )
-        self._task = self._bar.add_task("", total=total, completed=done)
+        self._bar = Bar(console, total, done)
 
     def __enter__(self) -> "Display":
         self._console.print(f"{self._what}: compiling ...")
@@ -50,6 +41,10 @@ class Display:
         if self._running:
             self._bar.stop()
 
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._console.print(line, soft_wrap=True)
+
     def estimate(self, seconds: float) -> None:
         """Says how long the work will take, and starts the bar; only the first call counts."""
         if not self._running:
@@ -59,7 +54,7 @@ class Display:
 
     def update(self, done: int, metrics: str) -> None:
         """Shows how much is done and how well it goes."""
-        self._bar.update(self._task, completed=done, description=metrics)
+        self._bar.update(done, metrics)
         now = time.perf_counter()
         if not self._console.is_terminal and metrics and now - self._said > QUIET_SECONDS:
             self._console.print(f"{100 * done / self._total:.0f}%: {metrics}")

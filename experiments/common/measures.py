@@ -9,9 +9,22 @@ import numpy as np
 
 import jaxsparse
 from experiments.common.jobs import Job, weight_name
-from experiments.common.reports import statistics
+from experiments.common.reports import STATISTICS, statistics
 from experiments.common.training import Metrics, TrainState
 from jaxsparse import analysis
+
+_METHOD = {"algorithm": str, "test_accuracy": STATISTICS} | dict.fromkeys(
+    ("sparsity", "weights", "alive", "flops", "training_flops", "bytes_stored", "bytes_training"),
+    float,
+)
+SUMMARY = _METHOD | {
+    "dataset": str,
+    "dataset_description": str,
+    "model": str,
+    "seconds": float,
+    "dense": (_METHOD,),
+}
+"""What `summarize` returns, as `files.check` takes it."""
 
 
 def masks_by_name(job: Job, method: str, state: TrainState) -> dict[str, jax.Array]:
@@ -31,19 +44,24 @@ def masks_by_name(job: Job, method: str, state: TrainState) -> dict[str, jax.Arr
 
 
 def observer(job: Job, method: str) -> Callable[[TrainState], Metrics]:
-    """A function that measures a state: `density`, `churn`, `layer_density`, by replicate."""
+    """A function that measures a state: `density`, `churn`, `off_mask` (weights off the masks that
+    are not zero, of which there must be none) and `layer_density`, by replicate."""
 
     @jax.jit
     def observe(state: TrainState) -> Metrics:
         masks = masks_by_name(job, method, state)
         alive = {name: mask.sum(range(1, mask.ndim)) for name, mask in masks.items()}
         total = sum(alive.values())
-        churn = jnp.zeros(total.shape)
+        found = {"churn": jnp.zeros(total.shape), "off_mask": jnp.zeros(total.shape, jnp.int32)}
         if method != "dense":
-            churn = jax.vmap(jaxsparse.metrics)(state.opt_state)["churn"]
+            metrics = jax.vmap(
+                lambda opt_state, params: jaxsparse.metrics(opt_state, params=params)
+            )
+            measured = metrics(state.opt_state, state.params)
+            found = {name: measured[name] for name in found}
         return {
             "density": total / sum(mask[0].size for mask in masks.values()),
-            "churn": churn,
+            **found,
             "layer_density": {name: alive[name] / mask[0].size for name, mask in masks.items()},
         }
 

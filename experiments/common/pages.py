@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common import reports, runs
+from experiments.common import files, reports
 
 Table = tuple[list[str], list[list[str]]]
 """A header, and rows of as many cells."""
@@ -56,20 +56,21 @@ def write(
     for name, table in tables.items():
         text += [f"## {name}", reports.markdown(*table)]
     text = "\n\n".join(text) + "\n"
-    (path / "table.md").write_text(text)
     body = [f"<h1>{html.escape(title)}</h1>"]
     body += [f"<p>{html.escape(fact)}</p>" for fact in facts]
     body += [_table(name, table) for name, table in tables.items()]
     body += [_picture(path / file, name) for file, name in pictures.items()]
-    settings = runs.read_json(path / "config.json") or {}
+    settings = files.read_json(path / "config.json") or {}
     rows = [[name, str(value)] for name, value in settings.items()]
     body.append(_table("Settings", (["setting", "value"], rows)))
-    (path / "report.html").write_text(
+    files.write_text(
+        path / "report.html",
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
         + "\n".join(body)
-        + "</body></html>\n"
+        + "</body></html>\n",
     )
+    files.write_text(path / "table.md", text)
     return text
 
 
@@ -77,6 +78,7 @@ def _picture(file: Path, title: str) -> str:
     if not file.exists():
         return ""
     data = base64.b64encode(file.read_bytes()).decode()
+    title = html.escape(title)
     return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">'
 
 

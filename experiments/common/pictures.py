@@ -13,7 +13,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator  # noqa: E402
+
+from experiments.common import files  # noqa: E402
 
 # Okabe and Ito's colours, told apart by all eyes; line styles and markers say it once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
@@ -220,6 +223,21 @@ def note_above(axes: Axes, title: str, note: str) -> None:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Writes the file and lets go of the figure."""
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    """Writes the file, every text as it was given, and lets go of the figure."""
+    for text in figure.findobj(Text):
+        if text.get_wrap():  # to find its lines, matplotlib looks for formulas all the same
+            text.set_text(text.get_text().replace("$", r"\$"))
+        else:
+            text.set_parse_math(False)  # a name such as "a$b" is no formula
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        for formatter, ticks in (
+            (axis.get_major_formatter(), axis.get_major_ticks()),
+            (axis.get_minor_formatter(), axis.get_minor_ticks()),
+        ):
+            for tick in ticks if isinstance(formatter, LogFormatter) else ():
+                tick.label1.set_parse_math(True)  # a power of ten is one
+    try:
+        with files.replacing(file) as opened:
+            figure.savefig(opened, dpi=150, format="png")
+    finally:
+        plt.close(figure)

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from experiments.common.console import Console, print_table
 
 Statistics = dict[str, float]
+STATISTICS = dict.fromkeys(("mean", "std", "standard_error", "min", "max"), float) | {"n": int}
+"""What `statistics` returns, as `files.check` takes it."""
 
 
 def statistics(values: Sequence[float]) -> Statistics:
@@ -130,19 +131,17 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """The table of a finished run: the dense twin and the sparse network side by side."""
     methods = [summary] if summary["dense"] is None else [summary["dense"], summary]
     n = summary["test_accuracy"]["n"]
-    table = Table(title=f"{summary['model']} on {summary['dataset']}", title_justify="left")
-    table.add_column("")
-    for method in methods:
-        table.add_column(_name(method), justify="right")
+    header, rows = ["", *(_name(method) for method in methods)], []
     for key in ("test_accuracy", "validation_accuracy"):
         if key in summary:
             label = key.replace("_", " ")
-            table.add_row(label, *(percent(method[key]) for method in methods))
+            rows.append([label, *(percent(method[key]) for method in methods)])
     for label, key, show in _ROWS:
         first, *others = (method[key] for method in methods)
         shares = (f"{show(value)} ({100 * value / first:.3g}%)" for value in others)
-        table.add_row(label, show(first), *shares)
-    console.print(table)
+        rows.append([label, show(first), *shares])
+    title = f"{summary['model']} on {summary['dataset']}"
+    print_table(console, title, header, rows, markdown(header, rows))
     console.print(
         f"Mean{' ± standard error' if n > 1 else ''} of {n} replicate{'s' * (n > 1)}; "
         f"{duration(summary['seconds'])} in all. Data: {summary['dataset_description']}. FLOPs "

@@ -1,14 +1,15 @@
 """Runs a job into its folder: methods side by side, logged, checkpointed, shown and reported."""
 
+import functools
 import math
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from experiments.common import jobs, measures, pictures, training
+from experiments.common.console import Console
 from experiments.common.display import Display
 from experiments.common.runs import RunFolder
 
@@ -18,7 +19,7 @@ def execute(job: jobs.Job, folder: RunFolder, console: Console) -> dict[str, Any
 
     Args:
       job: what `jobs.build` returned.
-      folder: the folder of this run, begun.
+      folder: the folder of this run, entered.
       console: where progress is shown.
 
     Returns:
@@ -30,7 +31,6 @@ def execute(job: jobs.Job, folder: RunFolder, console: Console) -> dict[str, Any
     _draw(job, folder.path, lines, states)
     summary = measures.summarize(job, states, lines, before + time.perf_counter() - begun)
     folder.finish(summary)
-    folder.close()
     return summary
 
 
@@ -59,7 +59,8 @@ def _train(
     # The last states, and the seconds of earlier starts.
     keys = jobs.keys(job.config)
     restored = folder.restore(
-        {name: jax.eval_shape(trainer.init, keys) for name, trainer in job.trainers.items()}
+        {name: jax.eval_shape(trainer.init, keys) for name, trainer in job.trainers.items()},
+        functools.partial(console.print, soft_wrap=True),
     )
     steps, before = dict.fromkeys(job.trainers, 0), 0.0
     if restored is not None:
@@ -75,6 +76,8 @@ def _train(
     with Display(console, what, total, sum(steps.values())) as display:
         if restored is None:
             states = {name: trainer.init(keys) for name, trainer in job.trainers.items()}
+            # From now on a folder with metrics and without checkpoints is one that was damaged.
+            folder.save(0, states, {"steps": steps, "seconds": before})
         else:
             states = restored.state
         chunks = {

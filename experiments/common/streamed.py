@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import data, tfds_reader, tfds_source, training
+from experiments.common import data, records, tfds_reader, tfds_source, training
 from experiments.common.streaming import Batch, stream
 
 PIXELS = (
@@ -96,6 +96,7 @@ def load(
     for part, (split, first, last) in held.items():
         inputs, labels = _hold(name, f"{split}[{first}:{last}]", last - first, image_size, data_dir)
         arrays |= {f"{part}_inputs": inputs, f"{part}_labels": labels}
+    records.check_classes(splits[test], arrays["test_labels"])
     description = (
         f"{name}, images of {image_size}x{image_size}x3, tested on the split {test!r}"
         f"{'' if examples is None else f'; the first {examples:,} examples of each split'}"

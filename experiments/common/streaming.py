@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import tfds_reader, tfds_source
+from experiments.common import records, tfds_reader, tfds_source
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -53,7 +53,7 @@ def stream(
 
     Returns:
       An iterator over (images, labels): uint8 `(batch, image_size, image_size, 3)` and int32
-      `(batch,)`.
+      `(batch,)`. It raises `DamagedData` where it comes to a record that cannot be used.
 
     Raises:
       tfds_source.DataNotFound: the data set is not there.
@@ -71,7 +71,9 @@ def stream(
     prepared = tfds_source.locate(name, data_dir)
     info = tfds_reader.open_split(prepared, split).dataset_info
     image, label = tfds_reader.image_features(info)
+    classes = info.features[label].num_classes
     source = tfds_reader.open_split(prepared, split, raw=(image,))
+    records.check_counts(source)
     if augment and batch_size > len(source):
         raise ValueError(
             f"batch_size is {batch_size}; {split!r} of {name} has {len(source)} images"
@@ -79,15 +81,19 @@ def stream(
 
     def decode(example: dict[str, Any], epoch: int, index: int) -> np.ndarray:
         generator = np.random.default_rng((seed, epoch, index)) if augment else None
-        return crop(example[image], image_size, generator)
+        try:
+            return crop(example[image], image_size, generator)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise records.unreadable(source, index, error) from error
 
     def batches() -> Iterator[Batch]:
         pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())
         waiting: collections.deque = collections.deque()
         try:
             for epoch, indices in _order(len(source), batch_size, seed, augment, start):
-                examples = source.__getitems__(indices)
+                examples = records.fetch(source, indices)
                 labels = np.array([example[label] for example in examples], np.int32)
+                records.check_labels(source, indices, labels, classes)
                 images = [
                     pool.submit(decode, example, epoch, index)
                     for example, index in zip(examples, indices, strict=True)

@@ -1,5 +1,6 @@
 """Prepared data sets of tensorflow-datasets as NumPy arrays, read without TensorFlow."""
 
+import io
 import json
 import math
 import os
@@ -8,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.tfds_source import DataNotFound, Prepared, first_line, quiet_tfds
+from experiments.common import records
+from experiments.common.faults import DamagedData, DataNotFound, first_line
+from experiments.common.tfds_source import Prepared, quiet_tfds
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of pixels that a data set in memory may have
 RECORDS_AT_ONCE = 2000
@@ -24,8 +27,10 @@ def open_split(prepared: Prepared, split: str | None, raw: Sequence[str] = ()) -
 
     Raises:
       DataNotFound: the files are not array_record files, or cannot be read.
+      DamagedData: the description of the data set is damaged, or the split is empty.
       ValueError: there is no such split.
     """
+    _check_description(prepared, split)
     with quiet_tfds() as tfds:
         try:
             return tfds.data_source(
@@ -80,7 +85,8 @@ def read_images(prepared: Prepared) -> dict[str, np.ndarray]:
       are missing.
 
     Raises:
-      ValueError: the data set is not of images with classes, or not for memory.
+      ValueError: the data set is not of images with classes, or not for memory; `DamagedData`
+        where a record is not what the description says.
     """
     splits = open_split(prepared, None)
     if "train" not in splits:
@@ -107,25 +113,77 @@ def read_images(prepared: Prepared) -> dict[str, np.ndarray]:
         "description": np.array(_one_line(prepared.name, info.description)),
     }
     for use, split in wanted.items():
-        inputs = np.empty((len(splits[split]), *shape), np.uint8)
+        source = open_split(prepared, split, raw=(image,))
+        inputs = np.empty((len(source), *shape), np.uint8)
         labels = np.empty(len(inputs), np.int32)
         with quiet_tfds():
+            records.check_counts(source)
             for first in range(0, len(inputs), RECORDS_AT_ONCE):
                 rows = range(first, min(first + RECORDS_AT_ONCE, len(inputs)))
-                for row, example in zip(rows, splits[split].__getitems__(rows), strict=True):
-                    inputs[row], labels[row] = example[image], example[label]
-        if (labels < 0).any():
-            raise ValueError(f"split {split!r} of {prepared.name!r} has images without a class")
+                for row, example in zip(rows, records.fetch(source, rows), strict=True):
+                    inputs[row] = _pixels(source, row, info.features[image], example[image])
+                    labels[row] = example[label]
+        records.check_labels(source, range(len(labels)), labels, int(arrays["num_classes"]))
+        records.check_classes(source, labels)
         arrays |= {f"{use}_inputs": inputs, f"{use}_labels": labels}
     return arrays
 
 
+def _pixels(source: Any, row: int, feature: Any, encoded: bytes) -> np.ndarray:
+    # The file itself is asked: what it has otherwise, decoders convert without a word.
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(encoded)) as opened:
+            shape = opened.height, opened.width, len(opened.getbands())
+        if shape == feature.shape:
+            return feature.decode_example_np(encoded)
+    except Exception as error:
+        raise records.unreadable(source, row, error) from error
+    raise DamagedData(
+        f"{records.place(source, row)} is an image of shape {shape}; the data set says "
+        f"{feature.shape}"
+    )
+
+
 def read_texts(prepared: Prepared) -> dict[str, str]:
-    """The whole text of every split of a text data set."""
-    return {
-        split: "".join(example["text"].decode() for example in examples)
-        for split, examples in open_split(prepared, None).items()
-    }
+    """The whole text of every split of a text data set.
+
+    Raises:
+      DamagedData: a record cannot be read.
+    """
+    texts = {}
+    for split, source in open_split(prepared, None).items():
+        records.check_counts(source)
+        texts[split] = ""
+        for row in range(len(source)):
+            [example] = records.fetch(source, [row])
+            try:
+                texts[split] += example["text"].decode()
+            except (KeyError, UnicodeDecodeError) as error:
+                raise records.unreadable(source, row, error) from error
+    return texts
+
+
+def _check_description(prepared: Prepared, split: str | None) -> None:
+    # tfds has other words, and many of them, for files that it cannot understand.
+    found: dict[str, Any] = {}
+    for file in (prepared.folder / "features.json", prepared.info_file):
+        try:
+            found = json.loads(file.read_bytes()) if file.exists() else {"": None}
+        except (OSError, ValueError) as error:
+            raise DamagedData(
+                f"{file} is damaged ({first_line(error)}); prepare the data set again"
+            ) from error
+        if not (isinstance(found, dict) and found):
+            raise DamagedData(f"{file} is no description; prepare the data set again")
+    for one in found.get("splits", ()):
+        asked = split is None or split.split("[")[0] == one["name"]
+        if asked and not sum(map(int, one.get("shardLengths", ()))):
+            raise DamagedData(
+                f"the split {one['name']!r} of data set {prepared.name!r} is empty, says "
+                f"{prepared.info_file}; it must have records"
+            )
 
 
 def _one_line(name: str, description: str) -> str:

@@ -1,21 +1,20 @@
 """Where the prepared data sets of tensorflow-datasets lie, and how a missing one is fetched."""
 
 import contextlib
-import logging
+import http.client
 import os
 import pathlib
 import re
 import threading
-import urllib.error
+import time
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from experiments.common.faults import DataNotFound, first_line, quiet
+
 NETWORK_SECONDS = 8.0
-
-
-class DataNotFound(Exception):
-    """A data set is not on this machine; the message is one line and says what to set."""
 
 
 class Prepared(NamedTuple):
@@ -32,8 +31,12 @@ class Prepared(NamedTuple):
     data_dir: pathlib.Path
 
     @property
+    def folder(self) -> pathlib.Path:
+        return self.data_dir / self.name / self.version
+
+    @property
     def info_file(self) -> pathlib.Path:
-        return self.data_dir / self.name / self.version / "dataset_info.json"
+        return self.folder / "dataset_info.json"
 
     @property
     def identity(self) -> str:
@@ -60,27 +63,27 @@ def locate(name: str, data_dir: str | None = None, download: bool = False) -> Pr
             f"name is {name!r}; expected 'name', 'name/configuration' or either with ':version', "
             "for example 'mnist:3.0.1'"
         )
-    folder = pathlib.Path(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    ).expanduser()
-    prepared = _newest(folder, *match.groups())
+    here = folder(data_dir)
+    prepared = _newest(here, *match.groups())
     if prepared is None and download:
-        _fetch(name, folder)
-        prepared = _newest(folder, *match.groups())
+        _fetch(name, here)
+        prepared = _newest(here, *match.groups())
     if prepared is None:
-        raise DataNotFound(_advice(name, folder, bool(data_dir)))
+        raise DataNotFound(_advice(name, here, bool(data_dir)))
     return prepared
+
+
+def folder(data_dir: str | None = None) -> pathlib.Path:
+    """The folder of the data sets: `data_dir`, `TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(chosen).expanduser()
 
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[Any]:
     """The module `tensorflow_datasets`, imported late and without its chatter."""
-    chatter = [logging.getLogger("absl"), logging.getLogger("urllib3")]
-    levels = [logger.level for logger in chatter]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        for logger in chatter:
-            logger.setLevel(logging.CRITICAL)
+    with quiet("absl", "urllib3"):
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
@@ -89,15 +92,6 @@ def quiet_tfds() -> Iterator[Any]:
                 "project's extra 'experiments'"
             ) from error
         yield tfds
-    finally:
-        for logger, level in zip(chatter, levels, strict=True):
-            logger.setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, with its kind."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _newest(folder: pathlib.Path, name: str, version: str | None) -> Prepared | None:
@@ -130,14 +124,15 @@ def _fetch(name: str, folder: pathlib.Path) -> None:
             builder = tfds.builder(
                 name, data_dir=os.fspath(folder), try_gcs=False, file_format="array_record"
             )
-            addresses = list(builder.url_infos)
+            addresses = list(builder.url_infos or ())
         except Exception as error:
             raise DataNotFound(
                 f"data set {name!r} cannot be fetched: {first_line(error)}"
             ) from error
-        if addresses and not _reachable(addresses[0]):
+        silent = _silent(addresses)
+        if silent:
             raise DataNotFound(
-                f"data set {name!r} is not in {folder} and {addresses[0]} does not answer; set "
+                f"data set {name!r} is not in {folder} and {silent} does not give it out; set "
                 "TFDS_DATA_DIR to a folder that holds the data set, or connect to the network"
             )
         try:
@@ -149,22 +144,26 @@ def _fetch(name: str, folder: pathlib.Path) -> None:
             ) from error
 
 
-def _reachable(address: str) -> bool:
-    """Whether a server answers at all, within seconds: tfds itself would retry for minutes."""
-    answered = threading.Event()
+def _silent(addresses: Sequence[str]) -> str | None:
+    """The first address whose host gives out nothing within seconds; tfds would retry for minutes.
 
-    def ask() -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        try:
+    One address of every host is asked.
+    """
+    hosts = {urllib.parse.urlsplit(address).netloc: address for address in reversed(addresses)}
+    answered: set[str] = set()
+
+    def ask(address: str) -> None:
+        # A proxy without a network answers as well, but with an error.
+        request = urllib.request.Request(address, headers={"Range": "bytes=0-0"})
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             with urllib.request.urlopen(request, timeout=NETWORK_SECONDS):
-                answered.set()
-        except urllib.error.HTTPError:
-            answered.set()
-        except (OSError, ValueError):
-            pass
+                answered.add(address)
 
-    # Name resolution has no timeout of its own, so the question runs in a thread left behind.
-    asker = threading.Thread(target=ask, daemon=True)
-    asker.start()
-    asker.join(NETWORK_SECONDS)
-    return answered.is_set()
+    # Name resolution has no timeout of its own, so the questions run in threads left behind.
+    askers = [threading.Thread(target=ask, args=(a,), daemon=True) for a in hosts.values()]
+    for asker in askers:
+        asker.start()
+    deadline = time.monotonic() + NETWORK_SECONDS
+    for asker in askers:
+        asker.join(max(0.0, deadline - time.monotonic()))
+    return next((address for address in hosts.values() if address not in answered), None)

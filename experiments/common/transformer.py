@@ -1,4 +1,4 @@
-"""A small transformer over characters."""
+"""A decoder-only transformer, small by default, for characters."""
 
 import jax
 import jax.numpy as jnp
@@ -6,30 +6,27 @@ from flax import nnx
 
 Array = jax.Array
 
-LAYERS = 4
-WIDTH = 128
-HEADS = 4
-
 
 class Block(nnx.Module):
     """Attention and a perceptron of four times the width, each behind its own normalization."""
 
-    def __init__(self, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs):
         def linear(features_in: int, features_out: int) -> nnx.Linear:
             return nnx.Linear(features_in, features_out, kernel_init=kernel_init, rngs=rngs)
 
-        self.attention_norm = nnx.LayerNorm(WIDTH, rngs=rngs)
-        self.query = linear(WIDTH, WIDTH)
-        self.key = linear(WIDTH, WIDTH)
-        self.value = linear(WIDTH, WIDTH)
-        self.out = linear(WIDTH, WIDTH)
-        self.perceptron_norm = nnx.LayerNorm(WIDTH, rngs=rngs)
-        self.up = linear(WIDTH, 4 * WIDTH)
-        self.down = linear(4 * WIDTH, WIDTH)
+        self.heads = heads
+        self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
+        self.query = linear(width, width)
+        self.key = linear(width, width)
+        self.value = linear(width, width)
+        self.out = linear(width, width)
+        self.perceptron_norm = nnx.LayerNorm(width, rngs=rngs)
+        self.up = linear(width, 4 * width)
+        self.down = linear(4 * width, width)
 
     def __call__(self, stream: Array) -> Array:
         def heads(features: Array) -> Array:
-            return features.reshape(*features.shape[:-1], HEADS, WIDTH // HEADS)
+            return features.reshape(*features.shape[:-1], self.heads, -1)
 
         normed = self.attention_norm(stream)
         attended = jax.nn.dot_product_attention(
@@ -43,26 +40,36 @@ class Block(nnx.Module):
 
 
 class CharacterTransformer(nnx.Module):
-    """Causal, 4 layers of width 128 with 4 heads, normalization first, learned positions.
+    """Causal, normalization first, learned positions.
 
     All kernels have two axes, so that every pattern and distribution applies to them.
     """
 
     def __init__(
-        self, context: int, vocabulary: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs
+        self,
+        context: int,
+        vocabulary: int,
+        *,
+        layers: int = 4,
+        width: int = 128,
+        heads: int = 4,
+        kernel_init: nnx.Initializer,
+        rngs: nnx.Rngs,
     ):
-        self.tokens = nnx.Embed(vocabulary, WIDTH, rngs=rngs)
-        self.positions = nnx.Embed(context, WIDTH, rngs=rngs)
-        for index in range(LAYERS):
-            setattr(self, f"block{index + 1}", Block(kernel_init=kernel_init, rngs=rngs))
-        self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
-        self.head = nnx.Linear(WIDTH, vocabulary, kernel_init=kernel_init, rngs=rngs)
+        common = {"kernel_init": kernel_init, "rngs": rngs}
+        self.tokens = nnx.Embed(vocabulary, width, rngs=rngs)
+        self.positions = nnx.Embed(context, width, rngs=rngs)
+        self.layers = layers
+        for index in range(layers):
+            setattr(self, f"block{index + 1}", Block(width, heads, **common))
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.head = nnx.Linear(width, vocabulary, **common)
 
     def __call__(
         self, tokens: Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Array:
         """Logits of the next character, `(batch, length, vocabulary)`, length up to the context."""
         stream = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[-1]))
-        for index in range(LAYERS):
+        for index in range(self.layers):
             stream = getattr(self, f"block{index + 1}")(stream)
         return self.head(self.norm(stream))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import trees
+from jaxsparse.checks import check_options
 from jaxsparse.plans import Plan, select_by_layer
 from jaxsparse.schedules import as_schedule, cosine
 from jaxsparse.scores import random_scores
@@ -20,7 +21,7 @@ Algorithm = Callable[..., optax.GradientTransformationExtraArgs]
 
 
 def algorithm(
-    *, skip_update: bool = False, scopes: bool = False, random: bool = True
+    *, skip_update: bool = False, scopes: bool = False, random: bool = True, masks: bool = True
 ) -> Callable[[Callable[..., Rule]], Algorithm]:
     """Makes `name(inner, sparsity, *, key, ...)` of a function `(spec, *, ...) -> Rule`.
 
@@ -30,19 +31,26 @@ def algorithm(
       skip_update: the method's default for `sparsify`.
       scopes: whether it takes `scope="global"`.
       random: whether it draws random numbers, and so needs a key.
+      masks: whether it can start from `masks=` instead of a sparsity.
     """
 
     def decorate(make: Callable[..., Rule]) -> Algorithm:
         wrapping = _keywords(sparsify, {"skip_update", "regrown_state", "first_value"})
         wrapping["skip_update"] = wrapping["skip_update"].replace(default=skip_update)
-        left_out = {"sparsity"} if scopes else {"sparsity", "scope"}
+        left_out = {"sparsity", *([] if scopes else ["scope"]), *([] if masks else ["masks"])}
         shared = {k: v for k, v in _keywords(Spec).items() if k not in left_out}
 
-        def rule(sparsity: Any, **options: Any) -> Rule:
+        def rule(sparsity: Any = None, **options: Any) -> Rule:
+            check_options(f"{make.__name__}.rule", options, {*shared, *own})
             target = {name: options.pop(name) for name in shared if name in options}
+            if masks:
+                check_start(make.__name__, sparsity, target.get("masks"))
             return make(Spec(sparsity, **target).checked(), **options)
 
-        def factory(inner: optax.GradientTransformation, sparsity: Any, **options: Any) -> Any:
+        def factory(
+            inner: optax.GradientTransformation, sparsity: Any = None, **options: Any
+        ) -> Any:
+            check_options(make.__name__, options, set(signature.parameters) - {"inner"})
             bound = signature.bind(inner, sparsity, **options)
             key = bound.kwargs.get("key", 0)
             how = {"skip_update": skip_update}
@@ -51,15 +59,19 @@ def algorithm(
             return sparsify(inner, rule(sparsity, **options), key=key, **how)
 
         empty = inspect.Parameter.empty
-        own = [p for name, p in inspect.signature(make).parameters.items() if name != "spec"]
+        own = dict(list(inspect.signature(make).parameters.items())[1:])
         signature = inspect.Signature(
             [
                 inspect.Parameter("inner", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-                inspect.Parameter("sparsity", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+                inspect.Parameter(
+                    "sparsity",
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=None if masks else empty,
+                ),
                 inspect.Parameter(
                     "key", inspect.Parameter.KEYWORD_ONLY, default=empty if random else 0
                 ),
-                *own,
+                *own.values(),
                 *shared.values(),
                 *wrapping.values(),
             ]
@@ -83,6 +95,18 @@ def _keywords(function: Callable[..., Any], names: set[str] | None = None) -> di
     }
 
 
+def check_start(name: str, sparsity: Any, masks: Any) -> None:
+    """Raises unless a method is told either how sparse it is or which masks it starts from."""
+    if any(trees.is_array(leaf) and leaf.shape for leaf in jax.tree.leaves(sparsity)):
+        raise TypeError(
+            f"sparsity of {name} must be a number or {{path regex: number}}, got a tree of arrays; "
+            "if these are masks, pass masks=."
+        )
+    if (sparsity is None) == (masks is None):
+        got = "neither" if masks is None else "both"
+        raise ValueError(f"{name} needs either sparsity= or masks=, one of the two; got {got}.")
+
+
 def dynamic_rule(
     spec: Spec,
     fires: Schedule,
@@ -92,7 +116,8 @@ def dynamic_rule(
     observe: Callable[..., Any] | None = None,
     conserves: str = "layer",
 ) -> Rule:
-    """A rule that starts from random masks with the counts of `spec` and conserves them.
+    """A rule that starts from random masks with the counts of `spec`, or from the masks of `spec`,
+    and conserves their counts.
 
     Args:
       spec: the shared keywords.
@@ -105,6 +130,8 @@ def dynamic_rule(
 
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
         plan = spec.plan(params)
+        if spec.masks is not None:
+            return spec.masks.given(params, plan), state(plan, params)
         kept = [entry and entry.kept(entry.sparsity) for entry in plan]
         masks = select_by_layer(plan, random_scores(key, params), kept, [None] * len(plan))
         return masks, state(plan, params)
@@ -114,29 +141,45 @@ def dynamic_rule(
             return rule_state
         return observe(spec.plan(params), rule_state, grads, count)
 
+    def move(
+        key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
+    ) -> tuple[Masks, Any]:
+        plan = spec.plan(params)
+        if not any(plan):
+            return masks, rule_state  # with a sparsity of 0 there is nothing to move
+        return update(plan, key, count, masks, params, grads, rule_state)
+
     def alive(params: Params, count: int) -> Any:
         leaves, treedef = jax.tree.flatten(params)
-        counts = [
-            entry.alive(entry.sparsity) if entry else jnp.size(leaf)
-            for entry, leaf in zip(spec.plan(params), leaves, strict=True)
-        ]
+        if spec.masks is None:
+            counts = [
+                entry.alive(entry.sparsity) if entry else jnp.size(leaf)
+                for entry, leaf in zip(spec.plan(params), leaves, strict=True)
+            ]
+        else:
+            named = jax.tree.leaves_with_path(params)
+            counts = [spec.masks.count(trees.name(path), leaf) for path, leaf in named]
         return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
 
     return Rule(
         init=init,
         observe=look,
-        update=lambda key, count, masks, params, grads, rule_state: update(
-            spec.plan(params), key, count, masks, params, grads, rule_state
-        ),
+        update=move,
         fires=fires,
         alive=alive,
         sparse=lambda params: sparse_tree(spec.plan(params), params),
+        prunable=lambda params: prunable_tree(spec, params),
     )
 
 
 def sparse_tree(plan: Plan, params: Params) -> Any:
     """The bools of `Rule.sparse`."""
     return jax.tree.structure(params).unflatten(entry is not None for entry in plan)
+
+
+def prunable_tree(spec: Spec, params: Params) -> Any:
+    """The bools of `Rule.prunable`."""
+    return jax.tree.structure(params).unflatten(spec.chosen(params))
 
 
 def zeros(plan: Plan, params: Params) -> Params:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxsparse import prng, trees
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.checks import check_choice, check_number
 from jaxsparse.patterns import unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.regrowth import dropped_last, grow, refill_counts
@@ -42,6 +43,8 @@ def deep_rewiring(
     Args:
       inner: any Optax optimizer.
       sparsity: the fraction of zeros in [0, 1), or `{path regex: sparsity}`.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       l1: coefficient of the penalty, at least 0.
       noise: standard deviation of the noise on the gradient, at least 0, or a schedule of the
@@ -82,12 +85,10 @@ def deep_rewiring(
     """
     if spec.pattern is not unstructured:
         raise ValueError("pattern must be unstructured: signs belong to single weights.")
-    if isinstance(l1, int | float) and not l1 >= 0:
-        raise ValueError(f"l1 must be at least 0, got {l1}.")
-    if isinstance(noise, int | float) and not noise >= 0:
-        raise ValueError(f"noise must be at least 0, got {noise}.")
-    if sign not in ("fixed", "free"):
-        raise ValueError(f'sign must be "fixed" or "free", got {sign!r}.')
+    check_number("l1", l1)
+    if not callable(noise):
+        check_number("noise", noise)
+    check_choice("sign", sign, ("fixed", "free"))
     deviation = noise if callable(noise) else lambda count: jnp.asarray(noise, jnp.float32)
 
     def adjust(

@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsparse import counts
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.checks import check_fraction, check_number
 from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import (
     check_movable,
@@ -18,7 +20,7 @@ from jaxsparse.regrowth import (
     lost,
     shared_counts,
 )
-from jaxsparse.schedules import check_fraction, periodic
+from jaxsparse.schedules import periodic
 from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule
@@ -47,6 +49,8 @@ def dynamic_reparameterization(
       inner: any Optax optimizer.
       sparsity: the fraction of zeros at the start, in [0, 1), or `{path regex: sparsity}`; the
         total number of living weights stays as it is, exactly.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`.
@@ -82,8 +86,7 @@ def dynamic_reparameterization(
       >>> int(params["kernel"].sum())
       10
     """
-    if isinstance(threshold, int | float) and not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}.")
+    check_number("threshold", threshold, above=True)
     check_fraction("target", target)
     if isinstance(target, int | float) and target == 0:
         raise ValueError("target must be in (0, 1], got 0: no weight would ever move.")
@@ -92,16 +95,17 @@ def dynamic_reparameterization(
         plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, kept: Any
     ) -> tuple[Masks, Any]:
         check_movable(plan)
+        total = lambda groups: counts.as_float(counts.add_up(groups))  # noqa: E731
         limit, size = kept["threshold"], magnitude(params)
         alive = drop(plan, masks, size, _below(plan, masks, size, limit))
-        wanted = jnp.asarray(target, jnp.float32) * living(plan, masks).astype(jnp.float32)
-        moved = lost(plan, masks, alive).astype(jnp.float32)
+        wanted = jnp.asarray(target, jnp.float32) * total(living(plan, masks))
+        moved = total(lost(plan, masks, alive))
         factor = jnp.where(moved < (1 - TOLERANCE) * wanted, 2.0, 1.0)
         factor = jnp.where(moved > (1 + TOLERANCE) * wanted, 0.5, factor).astype(jnp.float32)
         drawn = dropped_last(plan, random_scores(key, params), masks, alive)
         free = free_places(plan, masks).astype(jnp.float32)
-        counts = shared_counts(plan, masks, alive, count_shares(plan, alive), free)
-        return grow(plan, alive, drawn, counts), {"threshold": limit * factor}
+        grown = shared_counts(plan, masks, alive, count_shares(plan, alive), free)
+        return grow(plan, alive, drawn, grown), {"threshold": limit * factor}
 
     return dynamic_rule(
         spec,

@@ -4,18 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxsparse import trees
-from jaxsparse.algorithms._base import dynamic_rule
+from jaxsparse.algorithms._base import check_start, dynamic_rule
+from jaxsparse.checks import check_options
 from jaxsparse.distributions import uniform
-from jaxsparse.masks import full_mask
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.schedules import never
 from jaxsparse.specs import Spec
 from jaxsparse.transform import sparsify
-from jaxsparse.types import AxesSpec, Distribution, Key, Masks, Params, Prunable, Rule
+from jaxsparse.types import AxesSpec, Distribution, Key, Masks, Prunable, Rule
 
 
 def fixed(
@@ -36,7 +35,8 @@ def fixed(
       inner: any Optax optimizer.
       sparsity: the fraction of zeros in [0, 1), or `{path regex: sparsity}`; needs `key`.
       masks: instead of `sparsity`: boolean arrays in the structure of the parameters, such as a
-        lottery ticket or the outcome of `jaxsparse.prune`.
+        lottery ticket or the outcome of `jaxsparse.prune`. Without `prunable`, the leaves that
+        have dead weights are those that count in a density.
       key: an int, a typed key or raw key data, for the random masks.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
 
@@ -51,7 +51,7 @@ def fixed(
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
       >>> params = {"kernel": jnp.ones((4, 4))}
-      >>> masks = jaxsparse.prune(jaxsparse.magnitude(params), 0.75)
+      >>> masks = jaxsparse.prune_by_magnitude(params, 0.75)
       >>> params, opt_state = jaxsparse.init(fixed(optax.adam(1e-3), masks=masks), params)
       >>> int(params["kernel"].sum())
       4
@@ -69,29 +69,15 @@ def fixed(
 
 def fixed_rule(sparsity: Any = None, *, masks: Masks | None = None, **target: Any) -> Rule:
     """The rule of `fixed`, also as `fixed.rule`; arguments as there."""
-    if (sparsity is None) == (masks is None):
-        raise ValueError("fixed needs either sparsity= (with key=) or masks=, one of the two.")
+    check_options("fixed.rule", target, Spec._fields)
+    check_start("fixed", sparsity, masks)
+    spec = Spec(sparsity, masks=masks, **target).checked()
+    rule = dynamic_rule(spec, never, lambda plan, key, count, masks, *_: (masks, ()))
     if masks is None:
-        spec = Spec(sparsity, **target).checked()
-        return dynamic_rule(spec, never, lambda plan, key, count, masks, *_: (masks, ()))
-    for path, mask in jax.tree.leaves_with_path(masks):
-        if trees.is_array(mask) and mask.dtype != jnp.bool_:
-            raise TypeError(f"masks at {trees.name(path)!r} must be boolean, got {mask.dtype}.")
-
-    def given(params: Params) -> Masks:
-        """The masks in the structure of `params`; a leaf without a mask is dense."""
-        leaves = trees.check_same(params, masks, "masks")
-        found, treedef = jax.tree.flatten(params)
-        pairs = zip(found, leaves, strict=True)
-        return treedef.unflatten(full_mask(leaf) if m is None else m for leaf, m in pairs)
-
-    # Every floating leaf counts as sparse: another ticket may be set later, without a new trace.
-    return Rule(
-        init=lambda key, params: (given(params) if jax.tree.leaves(params) else params, ()),
-        observe=lambda rule_state, *_: rule_state,
-        update=lambda key, count, masks, *_: (masks, ()),
-        fires=never,
-        alive=lambda params, count: jax.tree.map(jnp.sum, given(params)),
+        return rule
+    # Every floating leaf may be sparse: another ticket may be set later, without a new trace.
+    return rule._replace(
+        init=lambda key, params: (spec.masks.given(params), ()),
         sparse=lambda params: jax.tree.map(trees.is_float, params),
         grows=False,
     )

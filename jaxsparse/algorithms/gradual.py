@@ -4,18 +4,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxsparse.algorithms._base import algorithm, sparse_tree
+from jaxsparse.algorithms._base import algorithm, prunable_tree, sparse_tree
+from jaxsparse.checks import check_count
 from jaxsparse.distributions import living
 from jaxsparse.masks import full_masks
 from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
-from jaxsparse.schedules import check_count, cubic, periodic
+from jaxsparse.schedules import cubic, periodic
 from jaxsparse.scores import magnitude
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule
 
 
-@algorithm(scopes=True, random=False)
+@algorithm(scopes=True, random=False, masks=False)
 def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
     """Prunes by magnitude while training: `s(t) = s * (1 - (1 - (t - start) / (stop - start))^3)`.
 
@@ -36,7 +38,8 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
       A `GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: a value out of range, or a pattern (N:M) that knows no sparsity in between.
+      ValueError: a value out of range, or a pattern (N:M) that knows no sparsity in between; later,
+        scope "global" over more than 2^31 - 1 weights.
       TypeError: a value of the wrong kind.
 
     References:
@@ -75,12 +78,19 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
 
     def counts(plan: Plan, progress: float) -> list[int | None] | int:
         """Groups that live when the ramp is at `progress`, per row of each leaf or in total."""
+
+        def at(final: float | Array) -> Array:
+            """Multiplied in float32, so that a traced sparsity gives the same counts."""
+            traced = isinstance(final, jax.core.Tracer)
+            return (final.astype(jnp.float32) if traced else np.float32(final)) * ramped
+
+        ramped = np.float32(progress)
         if scope == "global":
             size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-            total = living(size, spec.sparsity * progress)
+            total = living(size, at(spec.sparsity))
             check_total(plan, total)
             return total
-        return [p and p.kept(p.sparsity * progress) for p in plan]
+        return [p and p.kept(at(p.sparsity)) for p in plan]
 
     def table(plan: Plan) -> Any:
         """The counts at every moment, as exact integers."""
@@ -121,4 +131,5 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
         alive=alive,
         sparse=lambda params: sparse_tree(spec.plan(params), params),
         grows=False,
+        prunable=lambda params: prunable_tree(spec, params),
     )

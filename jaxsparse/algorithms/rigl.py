@@ -1,18 +1,23 @@
 """RigL: drop by magnitude, grow by dense gradient; SRigL, with a constant fan-in."""
 
+import re
+import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxsparse import counts
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
+from jaxsparse.checks import check_fraction, check_regex
 from jaxsparse.patterns import fan_in
 from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.regrowth import drop, drop_counts, grow, in_one_row, refill_counts
-from jaxsparse.schedules import check_fraction, periodic
+from jaxsparse.schedules import periodic
 from jaxsparse.scores import gradient, magnitude
-from jaxsparse.selection import top_k_mask
+from jaxsparse.selection import kth_largest, top_k_mask
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
 
@@ -27,6 +32,7 @@ def rigl(
     drop_fraction: float | Schedule | None = None,
     accumulate: int | None = None,
     min_salient: float | None = None,
+    keep_units: str | Sequence[str] | None = None,
 ) -> Rule:
     """Drops the smallest weights of every layer and grows where the dense gradient is largest.
 
@@ -35,13 +41,18 @@ def rigl(
     those that are not alive after the drop; grown weights start at zero.
 
     With `pattern=jaxsparse.fan_in` every output unit grows what it misses: that is SRigL. With
-    `min_salient` it removes units as well. The weights that RigL would keep and grow are salient; a
-    unit with fewer of them than `min_salient` times the fan-in loses all its weights, before any
-    other weight is dropped, and the units that are left share the layer's weights.
+    `min_salient` it removes units as well. Salient are the weights that the drop keeps, and as many
+    as it drops of the largest `|gradient|` in the whole layer, living or dead. A unit with fewer
+    salient weights than `max(1, floor(min_salient * k))`, where k is the fan-in that the layer
+    started with, loses all its weights, before any other weight is dropped, and the units that are
+    left share the layer's weights. If the weights fill m units, at least m + 1 stay: the threshold
+    falls to the (m + 1)-th largest number of salient weights where that is lower.
 
     Args:
       inner: any Optax optimizer.
       sparsity: the fraction of zeros in [0, 1), or `{path regex: sparsity}`.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`, and without `stop` updates go on for ever.
@@ -49,8 +60,12 @@ def rigl(
         `stop` by a cosine.
       accumulate: grow by the gradients averaged over that many steps up to the update, in
         [1, every]; None means 1.
-      min_salient: SRigL's gamma, in (0, 1], with the pattern `fan_in`; 0.3 is published for
-        convolutional networks. None removes no unit.
+      min_salient: SRigL's gamma, in (0, 1], with the pattern `fan_in`; published are 0.3 for
+        convolutional networks and 0.95 for transformers. None removes no unit.
+      keep_units: a path regex, or several: layers whose units are never removed, such as "head".
+        Name the last layer, because a class whose unit goes is never predicted again; published
+        are also attention and all linear layers of a ResNet. () removes units of every layer; None
+        does so with a warning.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       skip_update, regrown_state: as for `jaxsparse.sparsify`.
 
@@ -71,9 +86,10 @@ def rigl(
       again at once keep their value and state. The first layer is not left dense. SRigL rounds the
       fan-in of the units that are left down and loses weights; here a layer keeps all of them: if
       a weights do not divide by n units, the `a mod n` with the most salient weights have a fan-in
-      of `floor(a / n) + 1` and the others one less. As many units stay as the weights need to fit.
-      A removed unit comes back once the gradients make enough of its weights salient; its bias and
-      the weights that read it are left alone.
+      of `floor(a / n) + 1` and the others one less. A unit with more kept weights than its fan-in
+      loses the smallest; SRigL's code does not say which. A removed unit comes back once the
+      gradients make enough of its weights salient, as in that code; its bias and the weights that
+      read it are left alone.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
@@ -101,6 +117,7 @@ def rigl(
                 f"min_salient needs pattern=fan_in, of which units can be removed; it is "
                 f"{spec.pattern.name}."
             )
+    kept_layers = _regexes(keep_units, min_salient)
     first = every if start is None else start
 
     def observe(plan: Plan, total: Any, grads: Params, count: Array) -> Any:
@@ -125,23 +142,74 @@ def rigl(
         size, dense = magnitude(params), gradient(grads if window == 1 else total)
         dropped = drop_counts(plan, masks, fraction(count))
         if min_salient is not None:
-            rest = jax.tree.leaves(size), jax.tree.leaves(dense), dropped
-            share = jnp.asarray(min_salient, jnp.float32)
-            moved = partial(_with_removal, share)
+            moved = partial(_with_removal, counts.share(min_salient))
+            rest = (
+                jax.tree.leaves(size),
+                jax.tree.leaves(dense),
+                dropped,
+                _staying(plan, kept_layers),
+            )
             return map_plan(plan, moved, lambda mask: mask, masks, *rest), total
         kept = drop(plan, masks, size, dropped)
         return grow(plan, kept, dense, refill_counts(plan, masks, kept)), total
 
-    if window == 1:
-        return dynamic_rule(spec, fires, update)
-    return dynamic_rule(spec, fires, update, state=zeros, observe=observe)
+    def state(plan: Plan, params: Params) -> Any:
+        _staying(plan, kept_layers)  # a regex without a layer is told before the first step
+        return () if window == 1 else zeros(plan, params)
+
+    return dynamic_rule(spec, fires, update, state=state, observe=None if window == 1 else observe)
+
+
+def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) -> tuple[str, ...]:
+    """The regexes of the layers whose units stay."""
+    if min_salient is None:
+        if keep_units is not None:
+            raise ValueError(
+                f"keep_units needs min_salient, without which no unit goes, got {keep_units!r}."
+            )
+        return ()
+    if keep_units is None:
+        warnings.warn(
+            "min_salient may remove units of every layer, the last one included, where a class "
+            'would lose its inputs. Name the layers whose units stay, such as keep_units="head", '
+            "or say keep_units=().",
+            stacklevel=5,
+        )
+        return ()
+    regexes = (keep_units,) if isinstance(keep_units, str) else keep_units
+    if not isinstance(regexes, Sequence) or not all(isinstance(r, str) for r in regexes):
+        raise TypeError(f"keep_units must be a path regex or a sequence of them, got {regexes!r}.")
+    for regex in regexes:
+        check_regex("keep_units", regex)
+    return tuple(regexes)
+
+
+def _staying(plan: Plan, regexes: tuple[str, ...]) -> list[bool]:
+    """Whether each leaf of the plan keeps all its units."""
+    paths = [entry.path for entry in plan if entry]
+    for regex in regexes:
+        if plan and not any(re.search(regex, path) for path in paths):
+            raise ValueError(
+                f"keep_units: {regex!r} is found in no sparse leaf; these are {', '.join(paths)}."
+            )
+    return [bool(entry) and any(re.search(r, entry.path) for r in regexes) for entry in plan]
 
 
 def _with_removal(
-    share: Array, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
+    share: counts.Share,
+    entry: LeafPlan,
+    mask: Array,
+    size: Array,
+    dense: Array,
+    dropped: Array,
+    stays: bool,
 ) -> Array:
-    """One layer's mask after an update that may remove output units."""
-    fans, alive = _unit_sizes(share, entry, mask, size, dense, dropped)
+    """One layer's mask after an update that may remove output units, unless all of them stay."""
+    alive = entry.count(mask)
+    if stays:
+        fans = entry.count(mask, by_rows=True)
+    else:
+        fans = _unit_sizes(share, entry, mask, size, dense, dropped)
     everywhere = jnp.broadcast_to((fans > 0)[..., None], (*fans.shape, entry.groups.columns))
     left = mask & entry.pattern.spread(everywhere, entry.shape, entry.axes)
     kept = in_one_row(entry).select(size, alive - dropped, left)
@@ -150,17 +218,21 @@ def _with_removal(
 
 
 def _unit_sizes(
-    share: Array, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
-) -> tuple[Array, Array]:
-    """How many weights every output unit is to have, zero where it goes; and their sum."""
-    alive, fans = entry.count(mask), entry.count(mask, by_rows=True)
+    share: counts.Share, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
+) -> Array:
+    """How many weights every output unit is to have; zero where it goes."""
+    alive = entry.count(mask)
     kept = in_one_row(entry).select(size, alive - dropped, mask)
-    salient = kept | in_one_row(entry).select(dense, dropped, ~kept)
+    salient = kept | in_one_row(entry).select(dense, dropped)
     salient = entry.count(salient, by_rows=True).astype(jnp.float32)
-    fan = alive // jnp.maximum(jnp.sum(fans > 0, dtype=jnp.int32), 1)
     needed = -(-alive // entry.groups.columns)  # units that all the weights fit into
-    stays = salient >= share * fan.astype(jnp.float32)
-    stays = (stays & (salient > 0)) | top_k_mask(salient, needed)
-    count = jnp.maximum(jnp.sum(stays, dtype=jnp.int32), 1)
+    least = _threshold(share, entry.kept(entry.sparsity))
+    stays = salient >= jnp.minimum(least, kth_largest(salient, needed + 1))
+    count = jnp.sum(stays, dtype=jnp.int32)
     longer = top_k_mask(salient, alive % count, where=stays)
-    return jnp.where(stays, alive // count + longer.astype(jnp.int32), 0), alive
+    return jnp.where(stays, alive // count + longer.astype(jnp.int32), 0)
+
+
+def _threshold(share: counts.Share, fan: int | Array) -> Array:
+    """Salient weights that an output unit must have, by the fan-in before any removal."""
+    return jnp.maximum(jnp.asarray(counts.floor(fan, share)).astype(jnp.float32), 1)

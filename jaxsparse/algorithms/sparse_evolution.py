@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.checks import check_choice
 from jaxsparse.patterns import unstructured
 from jaxsparse.plans import Plan
 from jaxsparse.regrowth import drop, drop_counts, drop_signs, grow, refill_counts
@@ -30,6 +31,8 @@ def sparse_evolution(
     Args:
       inner: any Optax optimizer.
       sparsity: the fraction of zeros in [0, 1), or `{path regex: sparsity}`.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`.
@@ -65,8 +68,7 @@ def sparse_evolution(
       10
     """
     fraction = as_schedule(drop_fraction)
-    if drop_by not in ("magnitude", "sign"):
-        raise ValueError(f"drop_by must be one of magnitude, sign, got {drop_by!r}.")
+    check_choice("drop_by", drop_by, ("magnitude", "sign"))
     if drop_by == "sign" and spec.pattern is not unstructured:
         raise ValueError('drop_by="sign" needs the unstructured pattern.')
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import all_axes
+from jaxsparse.checks import check_choice, check_decay
 from jaxsparse.patterns import fan_in, unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan
 from jaxsparse.redistribution import redistribute
@@ -24,7 +25,7 @@ from jaxsparse.regrowth import (
     refill_counts,
     shared_counts,
 )
-from jaxsparse.schedules import check_fraction, periodic
+from jaxsparse.schedules import periodic
 from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.specs import Spec
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
@@ -61,6 +62,8 @@ def sparse_momentum(
       inner: any Optax optimizer, also one without momentum.
       sparsity: the fraction of zeros at the start, in [0, 1), or `{path regex: sparsity}`; the
         total number of living weights stays as it is, exactly.
+      masks: instead of `sparsity`: the masks to start from, boolean arrays in the structure of the
+        parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`. The paper updates once an epoch.
@@ -85,7 +88,8 @@ def sparse_momentum(
       parameters start sparse.
 
     Raises:
-      ValueError: a value out of range, or a pattern with rows together with redistribution.
+      ValueError: a value out of range, or a pattern with rows together with redistribution; later,
+        "global" over more than 2^31 - 1 weights.
       TypeError: a value of the wrong kind.
 
     References:
@@ -108,18 +112,15 @@ def sparse_momentum(
       10
     """
     fires, rate = periodic(every, start, stop), annealed(drop_fraction, 0.2, stop, 0.005)
-    for argument, decay in (("momentum", momentum), ("second_moment", second_moment)):
-        if decay is not None:
-            check_fraction(argument, decay)
-            if isinstance(decay, int | float) and decay >= 1:
-                raise ValueError(f"{argument} must be in [0, 1), got {decay}.")
+    check_decay("momentum", momentum)
+    if second_moment is not None:
+        check_decay("second_moment", second_moment)
     for argument, value, known in (
         ("drop_by", drop_by, _DROPS),
         ("growth", growth, _GROWTHS),
         ("redistribution", redistribution, _REDISTRIBUTIONS),
     ):
-        if value not in known:
-            raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}.")
+        check_choice(argument, value, known)
     if spec.pattern.by_rows and redistribution != "none":
         raise ValueError(
             f"pattern {spec.pattern.name} fixes the count of every row, so weights cannot move "
@@ -189,10 +190,7 @@ def sparse_momentum(
             return grow(plan, alive, random_scores(key, params), grown), kept
         if growth == "momentum":
             return grow(plan, alive, size, grown), kept
-        rows = [
-            entry and _by_neuron(entry, spec, leaf)
-            for entry, leaf in zip(plan, jax.tree.leaves(params), strict=True)
-        ]
+        rows = _by_neuron(plan, spec, params)
         quotas = [
             entry and _neuron_quotas(entry, mask, m, total)
             for entry, mask, m, total in zip(
@@ -206,11 +204,17 @@ def sparse_momentum(
     return dynamic_rule(spec, fires, update, state=start, observe=observe, conserves=conserves)
 
 
-def _by_neuron(entry: LeafPlan, spec: Spec, leaf: Array) -> LeafPlan:
-    """The same leaf with its output units as rows."""
-    axes = leaf_axes(spec.axes, entry.path, leaf)
-    groups = fan_in.groups(entry.path, entry.shape, axes)
-    return entry._replace(pattern=fan_in, axes=axes, groups=groups)
+def _by_neuron(plan: Plan, spec: Spec, params: Params) -> Plan:
+    """The same plan with the output units of every leaf as its rows."""
+    pairs = list(zip(plan, jax.tree.leaves(params), strict=True))
+    axes = all_axes(spec.axes, {entry.path: leaf for entry, leaf in pairs if entry})
+
+    def rows(entry: LeafPlan) -> LeafPlan:
+        named = axes[entry.path]
+        groups = fan_in.groups(entry.path, entry.shape, named)
+        return entry._replace(pattern=fan_in, axes=named, groups=groups)
+
+    return [entry and rows(entry) for entry in plan]
 
 
 def _neuron_quotas(entry: LeafPlan, mask: Array, size: Array, total: Array) -> Array:

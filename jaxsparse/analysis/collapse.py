@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import all_axes
+from jaxsparse.masks import check_masks
 from jaxsparse.recognition import as_float, sparse_leaves
 from jaxsparse.types import Array, AxesSpec, Masks, Prunable
 
@@ -44,6 +45,7 @@ def empty_units(
 
     Raises:
       ValueError: the filter matches nothing, or the axes of a leaf are ambiguous.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,14 +53,13 @@ def empty_units(
       >>> int(found["kernel"].no_input), found["kernel"].outputs, int(found["kernel"].no_output)
       (1, 3, 0)
     """
+    check_masks(masks)
     shapes = jax.tree.map(lambda m: as_float(m) if trees.is_array(m) else m, masks)
     chosen = sparse_leaves(shapes, prunable)
-    found = {}
-    for (path, mask), use in zip(jax.tree.leaves_with_path(masks), chosen, strict=True):
-        if use:
-            name = trees.name(path)
-            found[name] = _count(mask, *leaf_axes(axes, name, mask))
-    return found
+    pairs = zip(jax.tree.leaves_with_path(masks), chosen, strict=True)
+    layers = {trees.name(path): mask for (path, mask), use in pairs if use}
+    named = all_axes(axes, layers)
+    return {path: _count(mask, *named[path]) for path, mask in layers.items()}
 
 
 def _count(

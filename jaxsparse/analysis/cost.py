@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.analysis._products import Products
+from jaxsparse.checks import check_choice, check_count, check_function, check_number, check_size
+from jaxsparse.masks import check_masks
 from jaxsparse.types import Masks, Params
 
 _SPARSE = ("fixed", "sparse_evolution", "dynamic_reparameterization", "deep_rewiring")
@@ -73,6 +75,7 @@ def flops(
 
     Raises:
       ValueError: `batch_size` is below 1, or `masks` do not fit `params`.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -86,8 +89,9 @@ def flops(
     References:
       Evci et al., Rigging the Lottery, 2020, appendix H.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}.")
+    check_function("fn", fn, "(params, *args)")
+    trees.check_tree(params)
+    check_size("batch_size", batch_size)
     leaves, treedef = jax.tree.flatten((params, args))
     places = [i for i, leaf in enumerate(leaves) if trees.is_array(leaf)]
 
@@ -169,15 +173,17 @@ def training_flops(
     References:
       Evci et al., Rigging the Lottery, 2020, appendix H.
     """
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}.")
+    check_number("dense", dense)
+    check_number("sparse", sparse)
+    check_choice("method", method, _METHODS)
     if method == "dense":
         return 3 * dense
     if method == "sparse_momentum":
         return 2 * sparse + dense
     if method == "rigl":
-        if every is None or every < 1:
-            raise ValueError(f"every must be at least 1 for method='rigl', got {every!r}.")
+        if every is None:
+            raise ValueError("every must be at least 1 for method='rigl', got None.")
+        check_count("every", every, least=1)
         return (3 * sparse * every + 2 * sparse + dense) / (every + 1)
     if method == "gradual":
         if sparsities is None or not len(sparsities):
@@ -220,6 +226,7 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
 
     Raises:
       ValueError: `masks` do not fit `params`.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -227,6 +234,7 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
       >>> memory({"w": weights}, {"w": mask})
       Memory(weights=400, masks=100, packed_masks=20, living_weights=80, optimizer=0)
     """
+    trees.check_tree(params)
     weights, bits, packed, living = 0, 0, 0, 0
     for leaf, mask, alive in _living(params, masks):
         if not trees.is_array(leaf):
@@ -245,7 +253,10 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
 def _living(params: Params, masks: Masks) -> list[tuple[Any, Any, int]]:
     """`(leaf, mask or None, living weights)` of every leaf; a leaf without a mask lives whole."""
     leaves = jax.tree.leaves(params)
-    found = [None] * len(leaves) if masks is None else trees.check_same(params, masks, "masks")
+    found: list[Any] = [None] * len(leaves)
+    if masks is not None:
+        check_masks(masks)
+        found = trees.check_same(params, masks, "masks")
     found = [mask if trees.is_array(mask) else None for mask in found]
     return [
         (leaf, mask, getattr(leaf, "size", 0) if mask is None else int(np.count_nonzero(mask)))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import prng, trees
+from jaxsparse.checks import check_array, check_batches, check_function, check_size
 from jaxsparse.masks import apply
 from jaxsparse.types import Array, Key, Masks, Params
 
@@ -51,10 +52,11 @@ def interpolation(
       >>> interpolation(loss, start, end, jnp.array([0.0, 0.5, 1.0])).tolist()
       [0.0, 1.0, 0.0]
     """
-    alphas = jnp.arange(-4.0, 25.0) / 20 if alphas is None else jnp.asarray(alphas)
+    check_function("function", function, "(params) -> arrays")
+    alphas = jnp.arange(-4.0, 25.0) / 20 if alphas is None else check_array("alphas", alphas)
     if alphas.ndim != 1 or alphas.size == 0:
         raise ValueError(f"alphas must be a vector, got shape {alphas.shape}.")
-    trees.check_same(start, end, "end")
+    trees.check_same(start, end, "end", first="start")
     if masks is not None:
         start, end = apply(start, masks), apply(end, masks)
 
@@ -101,8 +103,7 @@ def instability(
       >>> float(instability(loss, start, end, points=3))
       1.0
     """
-    if points < 3:
-        raise ValueError(f"points must be at least 3, got {points}.")
+    check_size("points", points, 3)
     values = interpolation(function, start, end, jnp.linspace(0.0, 1.0, points))
     return jnp.max(values) - (values[0] + values[-1]) / 2
 
@@ -121,7 +122,7 @@ def barrier(losses: Array) -> Array:
       >>> float(barrier(jnp.array([1.0, 5.0, 2.0])))
       3.0
     """
-    losses = jnp.asarray(losses)
+    losses = check_array("losses", losses)
     if losses.ndim != 1 or losses.size < 2:
         raise ValueError(f"losses must be a vector of two or more, got shape {losses.shape}.")
     return jnp.max(losses) - jnp.maximum(losses[0], losses[-1])
@@ -202,7 +203,11 @@ def train_bezier(
       >>> bool(loss(curve.at(0.5), 0) < 0.2 < loss({"w": jnp.zeros(2)}, 0))
       True
     """
-    trees.check_same(start, end, "end")
+    check_function("loss", loss, "(params, batch) -> scalar")
+    check_batches(batches)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an Optax gradient transformation, got {optimizer!r}.")
+    trees.check_same(start, end, "end", first="start")
     half = interpolation(lambda p: p, start, end, jnp.array([0.5]))
     control = jax.tree.map(lambda leaf: leaf[0] if trees.is_array(leaf) else leaf, half)
 

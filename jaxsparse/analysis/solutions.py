@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
+from jaxsparse.checks import check_array, check_size
 from jaxsparse.types import Array, Params
 
 
@@ -26,11 +27,13 @@ def distances(solutions: list[Params]) -> Array:
       >>> distances([{"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([3.0, 4.0])}]).tolist()
       [[0.0, 5.0], [5.0, 0.0]]
     """
+    if not isinstance(solutions, list | tuple):
+        raise TypeError(f"solutions must be a list of trees, got {solutions!r}.")
     if not solutions:
         raise ValueError("solutions must hold at least one tree, got none.")
     flat = []
     for tree in solutions:
-        leaves = trees.check_same(solutions[0], tree, "solutions")
+        leaves = trees.check_same(solutions[0], tree, "solutions", first="solutions")
         parts = [leaf.reshape(-1).astype(jnp.float32) for leaf in leaves if trees.is_float(leaf)]
         flat.append(jnp.concatenate(parts))
     points = jnp.stack(flat)
@@ -62,10 +65,12 @@ def multidimensional_scaling(distances: Array, dimensions: int = 2) -> Array:
       >>> sorted(round(float(x), 3) for x in points[:, 0])
       [-1.0, 1.0]
     """
-    k = len(distances)
+    distances = check_array("distances", distances)
+    check_size("dimensions", dimensions)
+    k = len(distances) if distances.ndim else 0
     if distances.shape != (k, k):
         raise ValueError(f"distances must be square, got shape {distances.shape}.")
-    if not 1 <= dimensions <= k:
+    if dimensions > k:
         raise ValueError(f"dimensions must be in [1, {k}], got {dimensions}.")
     centre = jnp.eye(k) - 1 / k
     values, vectors = jnp.linalg.eigh(-0.5 * centre @ distances**2 @ centre)
@@ -111,9 +116,13 @@ def agreement(logits: Array, labels: Array) -> Agreement:
       >>> float(found.disagreement), found.accuracies.tolist(), float(found.ensemble)
       (0.5, [1.0, 0.5], 0.5)
     """
+    logits, labels = check_array("logits", logits), check_array("labels", labels, jnp.integer)
+    if labels.ndim != 1:
+        raise ValueError(f"labels must be (examples,), got {labels.shape}.")
     if logits.ndim != 3 or len(logits) < 2 or logits.shape[1] != len(labels):
         raise ValueError(
-            f"logits must be (k, {len(labels)}, classes) with k at least 2, got {logits.shape}."
+            f"logits must be (k, {len(labels)}, classes) with k at least 2, for labels of shape "
+            f"{labels.shape}; got {logits.shape}."
         )
     k, classes = len(logits), logits.argmax(-1)
     differ = jax.vmap(lambda one: disagreement(logits, one))(logits)
@@ -145,6 +154,7 @@ def disagreement(logits: Array, reference: Array) -> Array:
       ... )
       0.5
     """
+    logits, reference = _fitting(logits, reference)
     return jnp.mean((logits.argmax(-1) != reference.argmax(-1)).astype(jnp.float32), -1)
 
 
@@ -164,5 +174,18 @@ def divergence(logits: Array, reference: Array) -> Array:
       >>> found.tolist()
       [0.0, 0.0]
     """
+    logits, reference = _fitting(logits, reference)
     p, q = (jax.nn.log_softmax(one.astype(jnp.float32)) for one in (logits, reference))
     return jnp.mean(jnp.sum(jnp.exp(p) * (p - q), -1), -1)
+
+
+def _fitting(logits: Array, reference: Array) -> tuple[Array, Array]:
+    logits, reference = check_array("logits", logits), check_array("reference", reference)
+    if reference.ndim != 2:
+        raise ValueError(f"reference must be (examples, classes), got shape {reference.shape}.")
+    if logits.shape[-2:] != reference.shape:
+        raise ValueError(
+            f"logits must be (..., {reference.shape[0]}, {reference.shape[1]}), as the reference "
+            f"is, got {logits.shape}."
+        )
+    return logits, reference

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 
 from jaxsparse import trees
-from jaxsparse.axes import leaf_axes
-from jaxsparse.types import Array, AxesSpec, Masks
+from jaxsparse.axes import all_axes
+from jaxsparse.checks import check_number
+from jaxsparse.masks import check_masks
+from jaxsparse.types import Array, Axes, AxesSpec, Masks
 
 
 class LayerShares(NamedTuple):
@@ -71,6 +73,7 @@ def estimated_speedup(
     Raises:
       ValueError: a path without a mask, a cost that is not above 0, inputs of a layer that is not
         in `dense` or with another number of channels, or axes that are ambiguous.
+      TypeError: masks that are not boolean.
 
     References:
       Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019), section 5, and its code.
@@ -89,7 +92,13 @@ def estimated_speedup(
       >>> round(found.weights, 2), found.channels
       (4.27, 3.2)
     """
+    check_masks(masks)
     inputs = {} if inputs is None else inputs
+    for argument, given in (("dense", dense), ("inputs", inputs)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{argument} must be a mapping by path, got {given!r}.")
+    if not dense:
+        raise ValueError("dense must hold the cost of at least one layer, got none.")
     known = {
         trees.name(path): mask
         for path, mask in jax.tree.leaves_with_path(masks)
@@ -98,13 +107,15 @@ def estimated_speedup(
     for path in inputs:
         if path not in dense:
             raise ValueError(f"inputs: {path!r} is not in dense, which has {', '.join(dense)}.")
-    layers = {}
     for path, cost in dense.items():
         if path not in known:
             raise ValueError(f"dense: {path!r} has no mask; masks has {', '.join(known)}.")
-        if not (math.isfinite(cost) and cost > 0):
-            raise ValueError(f"dense: the cost of {path!r} must be above 0, got {cost}.")
-        layers[path] = _shares(path, np.asarray(known[path]), inputs.get(path), axes)
+        check_number(f"dense: the cost of {path!r}", cost, above=True)
+    named = all_axes(axes, {path: known[path] for path in dense})
+    layers = {
+        path: _shares(path, np.asarray(known[path]), inputs.get(path), named[path])
+        for path in dense
+    }
     return SpeedupEstimate(
         _ratio(dense, {path: share.weights for path, share in layers.items()}),
         _ratio(dense, {path: share.channels for path, share in layers.items()}),
@@ -112,8 +123,7 @@ def estimated_speedup(
     )
 
 
-def _shares(path: str, mask: np.ndarray, x: Any, axes: AxesSpec) -> LayerShares:
-    named = leaf_axes(axes, path, mask)
+def _shares(path: str, mask: np.ndarray, x: Any, named: Axes) -> LayerShares:
     others = tuple(a for a in range(mask.ndim) if a not in named.inputs + named.stacked)
     weights, read = mask.mean(), mask.any(others).mean()
     if x is None:

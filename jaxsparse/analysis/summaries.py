@@ -4,62 +4,73 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.recognition import why_dense
+from jaxsparse.masks import check_masks, prunable_masks
+from jaxsparse.recognition import why
+from jaxsparse.state_tree import find
+from jaxsparse.states import get_masks
 from jaxsparse.types import Masks, Params, Prunable
 
 
 def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -> str:
-    """A table with one line per leaf: shape, living weights, sparsity, bytes, why it is dense.
+    """A table with one line per leaf: shape, living weights, sparsity, bytes, why it is sparse.
 
     Bytes are those of the dense array as it is stored; a mask adds one byte per weight. The last
-    lines count all leaves, and the prunable ones alone, whose sparsity is the one asked for.
+    lines count all leaves, and the prunable ones alone, whose sparsity is the one asked for. The
+    last column says why a leaf is dense, or why it may be sparse.
 
     Args:
       params: the parameters (or their shapes).
-      masks: boolean arrays in the structure of `params`.
-      prunable: the filter that the algorithm was given, if any.
+      masks: boolean arrays in the structure of `params`, or an optimizer state that holds them.
+      prunable: the filter that the algorithm was given, if any; a state knows it by itself.
 
     Returns:
       Text, ready for `print`.
 
     Raises:
       ValueError: the trees differ.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse
       >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
-      >>> print(summary(params, jaxsparse.prune(params, 0.75)))
-      leaf      shape   alive     size  sparsity   bytes  dense because
-      bias      4           4        4    0.0000      16  named bias
-      kernel    4x4         4       16    0.7500      64
+      >>> print(summary(params, jaxsparse.prune_by_magnitude(params, 0.75)))
+      leaf      shape   alive     size  sparsity   bytes  why
+      bias      4           4        4    0.0000      16  dense: named bias
+      kernel    4x4         4       16    0.7500      64  sparse: 2 axes longer than 1
       all                   8       20    0.6000      80
       prunable              4       16    0.7500      64
     """
     rows, totals = [], {"all": [0, 0, 0], "prunable": [0, 0, 0]}
+    counted = None
+    if find(masks):
+        counted = prunable_masks(masks, prunable)
+        masks = get_masks(masks, params)
     leaves = trees.check_same(params, masks, "masks")
+    check_masks(masks)
     for (path, leaf), mask in zip(jax.tree.leaves_with_path(params), leaves, strict=True):
         if not trees.is_array(leaf):
             continue
         name, size = trees.name(path), leaf.size
         alive = size if mask is None else int(jnp.sum(mask))
         stored = size * leaf.dtype.itemsize
-        reason = why_dense(name, leaf)
-        if prunable is not None:
-            reason = None if prunable(name, leaf) else "not prunable"
-        for total in ("all", "prunable")[: 1 if reason else 2]:
+        sparse, reason = why(name, leaf, prunable)
+        if counted is not None and sparse != (name in counted):
+            sparse, reason = not sparse, "prunable" if not sparse else "not prunable"
+        for total in ("all", "prunable")[: 1 + sparse]:
             totals[total] = [
                 a + b for a, b in zip(totals[total], (alive, size, stored), strict=True)
             ]
-        if reason is None and alive == size:
-            reason = "nothing pruned"
+        reason = f"{'sparse' if sparse else 'dense'}: {reason}"
+        if sparse and alive == size:
+            reason += ", nothing pruned"
         shape = "x".join(map(str, leaf.shape)) or "scalar"
-        rows.append((name, shape, alive, size, stored, reason or ""))
+        rows.append((name, shape, alive, size, stored, reason))
     rows += [(name, "", *counts, "") for name, counts in totals.items()]
     return _table(rows)
 
 
 def _table(rows: list[tuple[str, str, int, int, int, str]]) -> str:
-    cells = [("leaf", "shape", "alive", "size", "sparsity", "bytes", "dense because")]
+    cells = [("leaf", "shape", "alive", "size", "sparsity", "bytes", "why")]
     for name, shape, alive, size, stored, reason in rows:
         zero = 1 - alive / size if size else 0.0
         cells.append((name, shape, f"{alive:,}", f"{size:,}", f"{zero:.4f}", f"{stored:,}", reason))

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 
 from jaxsparse import distributions, trees
+from jaxsparse.checks import check_options, check_size
 from jaxsparse.distributions import living
+from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, select_by_layer, select_globally
 from jaxsparse.recognition import sparse_leaves
@@ -62,7 +64,7 @@ def ladder(
       {'fc/kernel': 80, 'head/kernel': 36}
       {'fc/kernel': 64, 'head/kernel': 32}
     """
-    _check_rounds(rounds)
+    check_size("rounds", rounds)
     plan = _plan(params, scope, prunable, pattern, axes, min_alive)
     if pattern.fixed is not None and rounds > 1:
         raise ValueError(
@@ -114,6 +116,7 @@ def prune_to(
 
     Raises:
       ValueError: trees that differ, or a pattern that does not fit.
+      TypeError: `within` is not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -121,14 +124,18 @@ def prune_to(
       >>> prune_to(scores, {"kernel": 2})["kernel"].tolist()
       [[False, True], [True, False]]
     """
+    trees.check_tree(scores, "scores")
     plan = _plan(scores, scope, prunable, pattern, axes, min_alive)
     eligible: list[Any] = [None] * len(plan)
     if within is not None:
         eligible = trees.check_same(scores, within, "within")
+        check_masks(within, "within")
     if scope == "global":
         weights = next(entry.groups.size for entry in plan if entry)
         return select_globally(plan, scores, alive // weights, eligible)
-    counts = trees.check_same(scores, alive, "alive", shapes=False)
+    counts = trees.check_same(scores, alive, "alive", shapes=False, first="scores")
+    if any(getattr(count, "shape", ()) for count in counts):
+        raise TypeError("alive must hold a count for every leaf, as ladder gives them, not arrays.")
     kept = [
         entry and count // (entry.groups.rows * entry.groups.size)
         for entry, count in zip(plan, counts, strict=True)
@@ -155,6 +162,7 @@ def densities(
       >>> densities({"kernel": jnp.ones((10, 10))}, 3)
       [1.0, 0.8, 0.64, 0.51]
     """
+    check_options("densities", target, ("scope", "prunable", "pattern", "axes", "min_alive"))
     counts = ladder(params, rounds, rates, **target)
     if target.get("scope", "layer") == "layer":
         chosen = sparse_leaves(params, target.get("prunable"))
@@ -209,10 +217,3 @@ def _checked_rate(rate: Any) -> float:
             f"rates must be in (0, 1), the fraction that a round removes, got {rate!r}."
         )
     return float(rate)
-
-
-def _check_rounds(rounds: Any) -> None:
-    if isinstance(rounds, bool) or not isinstance(rounds, int):
-        raise TypeError(f"rounds must be an int, got {rounds!r}.")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}.")

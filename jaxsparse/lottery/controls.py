@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import prng, trees
+from jaxsparse.checks import check_choice, check_number
 from jaxsparse.lottery._ladder import prune_to
-from jaxsparse.recognition import as_float, default_prunable, sparse_leaves
+from jaxsparse.masks import check_masks
+from jaxsparse.recognition import as_float, filter_of, sparse_leaves
 from jaxsparse.scores import random_scores
 from jaxsparse.types import Array, Key, Masks, Params, Prunable
 
@@ -35,6 +37,7 @@ def shuffle_masks(
 
     Raises:
       ValueError: another scope.
+      TypeError: masks that are not boolean.
 
     References:
       Frankle & Carbin (2018), figure 1: random sparse networks.
@@ -46,8 +49,8 @@ def shuffle_masks(
       >>> int(shuffled.sum()), bool((shuffled == masks["kernel"]).all())
       (10, False)
     """
-    if scope not in ("layer", "global"):
-        raise ValueError(f'scope must be "layer" or "global", got {scope!r}.')
+    check_choice("scope", scope, ("layer", "global"))
+    check_masks(masks)
     key = prng.as_key(key)
     if scope == "global":
         like = jax.tree.map(lambda m: m.astype(jnp.float32) if trees.is_array(m) else m, masks)
@@ -75,11 +78,15 @@ def invert_masks(masks: Masks, *, prunable: Prunable | None = None) -> Masks:
       masks: of a ticket.
       prunable: `(path, leaf) -> bool`; the other leaves stay as they are.
 
+    Raises:
+      TypeError: masks that are not boolean.
+
     Example:
       >>> import jax.numpy as jnp
       >>> invert_masks({"kernel": jnp.eye(2, dtype=bool)})["kernel"].tolist()
       [[False, True], [True, False]]
     """
+    check_masks(masks)
     return _where_prunable(lambda _, mask: ~mask, masks, prunable)
 
 
@@ -109,8 +116,7 @@ def add_noise(
       >>> bool((add_noise(0, params, 0.0)["kernel"] == params["kernel"]).all())
       True
     """
-    if isinstance(sigma, int | float) and not sigma >= 0:
-        raise ValueError(f"sigma must be at least 0, got {sigma}.")
+    check_number("sigma", sigma)
     key = prng.as_key(key)
 
     def noisy(path: str, leaf: Array) -> Array:
@@ -165,7 +171,7 @@ def _where_prunable(
     function: Callable[..., Any], tree: Any, prunable: Prunable | None, *rest: Any
 ) -> Any:
     # The filter knows floating leaves only, so it is asked about masks as if they were floats.
-    prunable = prunable or default_prunable
+    prunable = filter_of(prunable)
 
     def leaf(path: str, value: Array, *others: Any) -> Array:
         use = prunable(path, as_float(value))

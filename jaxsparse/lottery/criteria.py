@@ -13,7 +13,7 @@ References:
 import jax.numpy as jnp
 
 from jaxsparse.scores import magnitude, random_scores
-from jaxsparse.trees import is_float, map_arrays
+from jaxsparse.trees import check_tree, is_float, map_arrays
 from jaxsparse.types import Array, Key, Params, Scores
 
 
@@ -25,6 +25,7 @@ def final_magnitude(key: Key, initial: Params, trained: Params) -> Scores:
       >>> final_magnitude(0, None, {"w": jnp.array([-2.0, 1.0])})["w"].tolist()
       [2.0, 1.0]
     """
+    check_tree(trained, "trained")
     return magnitude(trained)
 
 
@@ -36,6 +37,7 @@ def least_magnitude(key: Key, initial: Params, trained: Params) -> Scores:
       >>> least_magnitude(0, None, {"w": jnp.array([-2.0, 1.0])})["w"].tolist()
       [-2.0, -1.0]
     """
+    check_tree(trained, "trained")
     return map_arrays(lambda _, s: -s if is_float(s) else s, magnitude(trained))
 
 
@@ -47,6 +49,7 @@ def initial_magnitude(key: Key, initial: Params, trained: Params) -> Scores:
       >>> initial_magnitude(0, {"w": jnp.array([-2.0, 1.0])}, None)["w"].tolist()
       [2.0, 1.0]
     """
+    check_tree(initial, "initial")
     return magnitude(initial)
 
 
@@ -63,7 +66,7 @@ def magnitude_increase(key: Key, initial: Params, trained: Params) -> Scores:
     def increase(_: str, new: Array, old: Array) -> Array:
         return jnp.abs(new) - jnp.abs(old) if is_float(new) else new
 
-    return map_arrays(increase, trained, initial, what="initial")
+    return map_arrays(increase, trained, initial, what="initial", first="trained")
 
 
 def movement(key: Key, initial: Params, trained: Params) -> Scores:
@@ -79,7 +82,7 @@ def movement(key: Key, initial: Params, trained: Params) -> Scores:
     def moved(_: str, new: Array, old: Array) -> Array:
         return jnp.abs(new - old) if is_float(new) else new
 
-    return map_arrays(moved, trained, initial, what="initial")
+    return map_arrays(moved, trained, initial, what="initial", first="trained")
 
 
 def chance(key: Key, initial: Params, trained: Params) -> Scores:
@@ -90,4 +93,5 @@ def chance(key: Key, initial: Params, trained: Params) -> Scores:
       >>> chance(0, None, {"w": jnp.ones((2, 3))})["w"].shape
       (2, 3)
     """
+    check_tree(trained, "trained")
     return random_scores(key, trained)

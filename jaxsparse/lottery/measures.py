@@ -9,9 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import trees
-from jaxsparse.masks import apply
-from jaxsparse.recognition import as_float, default_prunable
+from jaxsparse import counts, trees
+from jaxsparse.checks import check_array, check_count
+from jaxsparse.masks import apply, check_masks
+from jaxsparse.recognition import as_float, filter_of
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 
@@ -37,9 +38,8 @@ def early_stop(losses: Array, every: int) -> Array:
       >>> int(early_stop(jnp.array([0.9, 0.3, 0.2, 0.4]), every=100))
       300
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}.")
-    losses = jnp.asarray(losses)
+    check_count("every", every, least=1)
+    losses = check_array("losses", losses)
     if losses.ndim == 0 or losses.shape[-1] == 0:
         raise ValueError(f"losses must be (..., points) with at least one, got {losses.shape}.")
     best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses), axis=-1)
@@ -56,19 +56,22 @@ def layer_densities(masks: Masks, *, prunable: Prunable | None = None) -> dict[s
     Returns:
       float32 scalars in [0, 1].
 
+    Raises:
+      TypeError: masks that are not boolean.
+
     Example:
       >>> import jax.numpy as jnp
       >>> masks = {"kernel": jnp.eye(4, dtype=bool), "bias": jnp.ones(4, bool)}
       >>> {name: float(density) for name, density in layer_densities(masks).items()}
       {'kernel': 0.25}
     """
-    prunable = prunable or default_prunable
+    check_masks(masks)
+    prunable = filter_of(prunable)
     found = {}
     for path, mask in jax.tree.leaves_with_path(masks):
         name = trees.name(path)
         if trees.is_array(mask) and prunable(name, as_float(mask)):
-            alive = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
-            found[name] = alive / jnp.float32(mask.size)
+            found[name] = counts.ratio(jnp.sum(mask, dtype=jnp.int32), mask.size)
     return found
 
 

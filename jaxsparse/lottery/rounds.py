@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxsparse import prng
+from jaxsparse import prng, trees
+from jaxsparse.checks import check_function
 from jaxsparse.lottery._ladder import densities, ladder, prune_to
 from jaxsparse.masks import apply, full_masks
 from jaxsparse.patterns import Pattern, unstructured
@@ -102,6 +103,9 @@ def find_tickets(
         "axes": axes,
         "min_alive": min_alive,
     }
+    check_function("train", train, "(key, params, masks) -> result")
+    if criterion is not None:
+        check_function("criterion", criterion, "(key, initial, trained) -> scores")
     _check_rewind(rewind, steps)
     counts = ladder(params, rounds, rates, **target)
     shares = densities(params, rounds, rates, **target)
@@ -137,14 +141,15 @@ def trained(result: Any, params: Params) -> Params:
     Raises:
       TypeError: they are not there.
     """
+    trees.check_tree(params)
     structure = jax.tree.structure(params)
     if jax.tree.structure(result) == structure:
         return result
     if isinstance(result, tuple) and result and jax.tree.structure(result[0]) == structure:
         return result[0]
     raise TypeError(
-        "train must return the trained parameters, or a tuple whose first field they are, in the "
-        f"structure of the parameters it was given; got {type(result).__name__}."
+        "result: train must return the trained parameters, or a tuple whose first field they are, "
+        f"in the structure of the params that it was given; got {type(result).__name__}."
     )
 
 

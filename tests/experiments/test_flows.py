@@ -193,6 +193,52 @@ def test_masks_after_an_update_have_the_counts_of_those_before(made):
         assert any(bool((a != b).any()) for a, b in pairs)
 
 
+def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
+    finished, tmp_path, monkeypatch, call
+):
+    monkeypatch.setattr(studies, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(studies, "CHUNK_SECONDS", 0.0)
+    make, calls, last = lab.build, [], 4
+
+    def dying(*args):
+        made = make(*args)
+
+        def trainer(algorithm, size):
+            one = made.trainer(algorithm, size)
+
+            def advance(state, start, stop):
+                calls.append((algorithm, start))
+                if [name for name, _ in calls].count("prune") == last:
+                    raise KeyboardInterrupt
+                return one.advance(state, start, stop)
+
+            return one._replace(advance=advance)
+
+        return made._replace(trainer=trainer)
+
+    monkeypatch.setattr(lab, "build", dying)
+    args = ["--scale", "0.05", "--replicates", "2", "--methods", "dense,prune", "--analyses", ""]
+    args += ["--out", str(tmp_path)]
+    code, _, err = call(gradient_flow.main, *args)
+    assert code == 130 and "goes on from here" in err
+    assert set(studies.finished(tmp_path)) == {"dense"} and (tmp_path / "unfinished").exists()
+    begun, calls[:], last = calls[-1], [], 0
+    assert begun[1] > 0
+    code, _, _ = call(gradient_flow.main, *args)
+    assert code == 0 and calls[0] == begun
+    numbers = [studies.finished(folder) for folder in (tmp_path, finished)]
+    for name in ("dense", "prune"):
+        one, other = ({**found[name], "seconds": 0} for found in numbers)
+        assert one == other
+    for file in ("curves.npz", "solutions.npz"):
+        one, other = (studies.read_arrays(folder / file) for folder in (tmp_path, finished))
+        mine = {name for name in other if name.startswith(("dense/", "prune/"))}
+        assert set(one) == mine
+        for name in mine:
+            np.testing.assert_array_equal(one[name], other[name])
+    assert not (tmp_path / "unfinished").exists()
+
+
 def test_a_finished_study_is_drawn_anew_without_training(finished, monkeypatch, call):
     def never(*_):
         raise AssertionError("trained again")

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.common import data, streaming
+from experiments.common import data, made_up, streaming
 
 
 def test_evaluation_is_one_pass_in_order(imagenet):
@@ -118,6 +118,15 @@ def test_grey_and_narrow_images_become_square_and_coloured(records, shape):
         image = streaming.crop(encoded, 24, generator)
         assert image.shape == (24, 24, 3)
         np.testing.assert_allclose(image.astype(int), 77, atol=2)
+
+
+def test_the_made_up_images_of_the_command(tmp_path):
+    made_up.main(str(tmp_path))
+    source = data.stream("imagenet2012", "train", 500, image_size=8, data_dir=str(tmp_path))
+    (images, labels), (_, more) = source
+    np.testing.assert_array_equal(np.concatenate([labels, more]), np.arange(1000) % 10)
+    means = [images[labels == label].mean() for label in range(10)]
+    np.testing.assert_allclose(means, 10 + 25 * np.arange(10), atol=10)
 
 
 def test_errors_come_at_the_call(imagenet, tmp_path, records):

@@ -1,13 +1,16 @@
 """How a group of runs is cut into calls, on a trainer that only counts and a clock of its own."""
 
 import math
+import pathlib
 import types
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import pytest
-from rich.console import Console
 
+from experiments import compare, gradient_flow, lottery_ticket, sparse_momentum
 from experiments.common import studies
+from experiments.common.console import Console
 
 
 class Nothing(NamedTuple):
@@ -61,3 +64,55 @@ def test_calls_are_short_and_end_at_measurements(seconds, every, iterations, tmp
         late = [last for first, last in calls if first >= every]
         assert all(last % every == 0 or last == iterations for last in late)
     assert len(calls) <= 8 + iterations * seconds / 2
+
+
+class Counted(NamedTuple):
+    """Has one array, the number of steps that it has seen."""
+
+    steps: jnp.ndarray
+    tracked: Nothing = Nothing()
+
+
+def test_a_study_stops_in_time_in_the_middle_of_a_group_and_goes_on_there(tmp_path, monkeypatch):
+    now, calls = 0.0, []
+
+    def advance(state, first, last):
+        nonlocal now
+        now += 6.0 * (last - first)
+        calls.append((first, last))
+        return state._replace(steps=state.steps + (last - first))
+
+    def group(name):
+        trainer = types.SimpleNamespace(advance=advance)
+        begin = lambda: (trainer, Counted(jnp.zeros(1, jnp.int32)))  # noqa: E731
+        finish = lambda state, seconds: {name: int(state.steps[0])}  # noqa: E731
+        return studies.Group(name, begin, finish, 30, 1)
+
+    monkeypatch.setattr(studies, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    shared = {"what": "calls", "minutes": 1.0, "report": lambda: None}
+    found, ends = [], []
+    while len(found) < 2:
+        left = [group(name) for name in ("first", "second") if name not in found]
+        began = now
+        studies.run(left, tmp_path, Console(quiet=True), **shared)
+        assert now - began <= 60.0 + 6.0
+        found = list(studies.finished(tmp_path))
+        ends.append(now)
+    assert studies.finished(tmp_path) == {"first": 30, "second": 30}
+    assert now == 2 * 30 * 6.0, "no step was made twice"
+    assert len(ends) >= 6
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_the_published_results_are_whole():
+    """Their commands can draw them anew, but for those whose masks were too large to be kept."""
+    root = pathlib.Path(__file__).parents[2] / "docs" / "results"
+    assert compare.read_results(root / "mnist")
+    kinds = {"lottery_ticket": lottery_ticket, "rivals": sparse_momentum}
+    for name, kind in (kinds | {"gradient_flow": gradient_flow}).items():
+        found = [f for f in sorted((root / name).rglob("results.json")) if "steps" not in f.parts]
+        assert found
+        for file in found:
+            tuning = {"study": "tuning"} if "tuning" in file.parts else {}
+            kept = kind.prepare(kind.Options(**tuning)).kept
+            assert studies.finished(file.parent, kept)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments import compare, train
-from experiments.common import cli, runs
+from experiments.common import cli, files, runs
 from experiments.common.config import Config, default_folder, resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -109,6 +109,7 @@ def test_a_run_leaves_its_files_and_numbers(finished):
         lines[0]
     )
     assert {"density", "churn", "layer_density"} <= set(lines[0])
+    assert [line["off_mask"] for line in lines] == [0] * len(lines)
     summary = json.loads((finished / "summary.json").read_text())
     last = [
         line["test_accuracy"] for line in lines if line["method"] == "rigl" and line["epoch"] == 2
@@ -215,21 +216,18 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_numbers(tmp_path
 
 def test_a_checkpoint_comes_back_whole_and_drops_later_lines(tmp_path):
     state = {"weights": (jnp.arange(3.0), jnp.ones((0, 4))), "flag": jnp.array(True), "none": None}
-    folder = runs.find_run(tmp_path / "run", {"a": 1}, resume=False)
-    folder.begin()
-    assert folder.restore(state) is None
-    folder.append([{"step": 1}])
-    folder.save(1, state, {"steps": 1})
-    folder.append([{"step": 2}])
-    folder.close()
-    again = runs.find_run(tmp_path / "run", {"a": 1}, resume=True)
-    restored = again.restore(state)
-    assert restored.progress["steps"] == 1
-    assert again.metrics() == [{"step": 1}]
+    with runs.find_run(tmp_path / "run", {"a": 1}, resume=False) as folder:
+        assert folder.restore(state, pytest.fail) is None
+        folder.append([{"step": 1}])
+        folder.save(1, state, {"steps": 1})
+        folder.append([{"step": 2}])
+    with runs.find_run(tmp_path / "run", {"a": 1}, resume=True) as again:
+        restored = again.restore(state, pytest.fail)
+        assert restored.progress["steps"] == 1
+        assert again.metrics() == [{"step": 1}]
     np.testing.assert_array_equal(restored.state["weights"][0], state["weights"][0])
     assert restored.state["weights"][1].shape == (0, 4)
     assert restored.state["flag"].dtype == bool
-    again.close()
 
 
 def test_a_study_reports_after_every_cell_and_goes_on(call, tmp_path):
@@ -247,7 +245,7 @@ def test_a_study_reports_after_every_cell_and_goes_on(call, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results) == ["dense", "fixed-0.5"]
     del results["fixed-0.5"]
-    runs.write_json(tmp_path / "results.json", results)
+    files.write_json(tmp_path / "results.json", results)
     code, out, _ = call(compare.main, *args, "--minutes", "-1")
     assert code == 0 and "PARTIAL" in out
     assert "PARTIAL: 1 of 2 cells" in (tmp_path / "table.md").read_text()

@@ -118,7 +118,7 @@ def test_bad_input():
     params, masks = ticket(0, 0.5)
     with pytest.raises(ValueError, match="sigma must be at least 0, got -1"):
         lottery.add_noise(0, params, -1)
-    with pytest.raises(ValueError, match='scope must be "layer" or "global"'):
+    with pytest.raises(ValueError, match="scope must be one of layer, global"):
         lottery.shuffle_masks(0, masks, scope="all")
     with pytest.raises(ValueError, match="magnitudes must have the structure"):
         lottery.keep_signs(params, {"fc/kernel": 1})

@@ -132,6 +132,7 @@ def _scored_masks(lab: Lab, name: str) -> Any:
                 settings.sparsity,
                 scope=scope or "layer",
                 prunable=methods.prunable(settings.dense),
+                signed=True,
             )
 
         return jax.lax.map(one, origin)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import pages, runs, studies
+from experiments.common import files, pages, studies
 from experiments.common.flows import pictures
 from experiments.common.flows.claims import claims
 from experiments.common.flows.settings import METHODS
@@ -32,8 +32,8 @@ TRAINED = {
 
 def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
     """Writes the whole report; see `commands.Study`."""
-    config, results = runs.read_json(path / "config.json"), studies.finished(path)
-    runs.write_json(path / "summary.json", _summary(wanted, results, description))
+    config, results = files.read_json(path / "config.json"), studies.finished(path)
+    files.write_json(path / "summary.json", _summary(wanted, results, description))
     runs_of = pages.spread(config, wanted, results)
     note = f"{runs_of}: mean and standard error"
     _draw(path, config, results, f"{runs_of}: mean, and from lowest to highest")

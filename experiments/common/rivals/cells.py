@@ -19,7 +19,7 @@ from experiments.common import data, evaluation, networks, sources, studies, tra
 from experiments.common.execution import execution
 from experiments.common.methods import prunable
 from experiments.common.rivals import variants
-from experiments.common.rivals.settings import Settings, method, starts_sparse
+from experiments.common.rivals.settings import METHODS, Settings, method, starts_sparse
 from experiments.common.tracking import track
 
 Array = jax.Array
@@ -123,6 +123,20 @@ def initial_bias(key: Array, kernel: Array) -> Array:
 
 def _residual(model: str) -> bool:
     return model.startswith(("wrn", "resnet"))
+
+
+def kept(tests: bool, name: str) -> studies.Kept:
+    """What the folder of a study holds of a cell; `KeyError` for what is no name of one.
+
+    Args:
+      tests: whether the test accuracy is measured.
+      name: of the cell.
+    """
+    if name.split("+")[0].split("-")[0] not in METHODS:
+        raise KeyError(name)
+    numbers = {"method": str, "sparsity": float, "seconds": float, "validation_accuracy": [float]}
+    numbers |= {"test_accuracy": [float]} if tests else {}
+    return studies.Kept(numbers, {"curves.npz": f"{name}/"})
 
 
 def groups(lab: Lab, wanted: Sequence[Cell], path: Path, tests: bool = True) -> list[studies.Group]:

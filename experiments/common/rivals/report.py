@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common import pages, runs, studies
+from experiments.common import files, pages, studies
 from experiments.common.pages import Table
 from experiments.common.reports import Statistics, percent, statistics
 from experiments.common.rivals import pictures, sides
@@ -19,13 +19,13 @@ Results = Mapping[str, Mapping[str, Any]]
 
 def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
     """Writes the whole report; see `commands.Study`."""
-    config, results = runs.read_json(path / "config.json"), studies.finished(path)
+    config, results = files.read_json(path / "config.json"), studies.finished(path)
     missing = sum(name not in results for name in wanted)
     study = config["study"]
     measure = "validation accuracy" if study == "tuning" else "test accuracy"
     key = measure.replace(" ", "_")
     found = _by_method(results, key)
-    runs.write_json(
+    files.write_json(
         path / "summary.json",
         {
             "dataset_description": description,

@@ -23,6 +23,10 @@ from jaxsparse import lottery
 
 Array = jax.Array
 CONTROLS = ("one_shot", "reinit", "random")
+MEASURES = (
+    *("early_stop_iteration", "early_stop_validation_loss", "early_stop_accuracy"),
+    *("final_accuracy", "final_train_accuracy"),
+)
 
 
 class Cell(NamedTuple):

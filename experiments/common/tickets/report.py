@@ -10,16 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import pages, reports, runs, studies
+from experiments.common import files, pages, reports, studies
 from experiments.common.pages import Table
 from experiments.common.reports import statistics
 from experiments.common.tickets import pictures
+from experiments.common.tickets.cells import MEASURES
 from experiments.common.tickets.claims import Results, claims, share_of
 
-MEASURES = (
-    *("early_stop_iteration", "early_stop_validation_loss", "early_stop_accuracy"),
-    *("final_accuracy", "final_train_accuracy"),
-)
 PICTURES = {
     "training.png": "Accuracy while training",
     "early_stop.png": "Early-stop iteration and accuracy against weights remaining",
@@ -30,10 +27,10 @@ PICTURES = {
 
 def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
     """Writes the whole report; see `commands.Study`."""
-    config, results = runs.read_json(path / "config.json"), studies.finished(path)
+    config, results = files.read_json(path / "config.json"), studies.finished(path)
     missing = sum(name not in results for name in wanted)
     note = f"{pages.spread(config, wanted, results)}: mean, and from worst to best"
-    runs.write_json(path / "summary.json", summarize(results, missing, description))
+    files.write_json(path / "summary.json", summarize(results, missing, description))
     _draw(path, config, results, note)
     facts = [
         f"{note[0].upper()}{note[1:]}. ± is one standard error.",
@@ -117,14 +114,11 @@ def _is_the_papers(config: Mapping[str, Any]) -> bool:
 
 def _places(path: Path, results: Results) -> Table:
     # Density of every layer, and the overlap of the tickets of two replicates, by the masks alone.
-    with np.load(path / "masks.npz") as stored:
-        kernels = {
-            name.removeprefix("ticket/").removesuffix("/value").removesuffix("/kernel"): stored[
-                name
-            ]
-            for name in stored.files
-            if name.startswith("ticket/") and stored[name].ndim > 2
-        }
+    kernels = {
+        name.removeprefix("ticket/").removesuffix("/value").removesuffix("/kernel"): leaf
+        for name, leaf in studies.read_arrays(path / "masks.npz").items()
+        if name.startswith("ticket/") and leaf.ndim > 2
+    }
     kernels = {name: leaf for name, leaf in kernels.items() if leaf.min() < leaf.max()}
     header = ["weights remaining", *kernels, "overlap of two replicates", "by chance"]
     rows = []
@@ -155,15 +149,15 @@ def _overlaps(masks: list[np.ndarray]) -> tuple[list[float], list[float]]:
 
 def _followed(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     # Test accuracies, or where the levels that keep them were not trained those on validation data.
-    with np.load(path / "curves.npz") as stored:
-        for kind in ("test", "validation"):
-            curves = {
-                name.split("/")[0]: stored[name]
-                for name in stored.files
-                if name.endswith(f"/{kind}_accuracy") and not np.isnan(stored[name]).all()
-            }
-            if len(curves) > 1:
-                break
+    stored = studies.read_arrays(path / "curves.npz")
+    for kind in ("test", "validation"):
+        curves = {
+            name.split("/")[0]: values
+            for name, values in stored.items()
+            if name.endswith(f"/{kind}_accuracy") and not np.isnan(values).all()
+        }
+        if len(curves) > 1:
+            break
     return f"{kind} accuracy", curves
 
 

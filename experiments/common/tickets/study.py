@@ -46,6 +46,16 @@ def schedule(wanted: Sequence[Cell], done: Iterable[str]) -> list[list[Cell]]:
     return calls
 
 
+def kept(name: str) -> studies.Kept:
+    """What the folder of a study holds of a cell; `KeyError` for what is no name of one."""
+    kind, _, level = name.rpartition("-")
+    if kind not in ("ticket", *cells.CONTROLS) or not level.isdecimal():
+        raise KeyError(name)
+    numbers = dict.fromkeys(cells.MEASURES, [float]) | {"weights_remaining": float}
+    numbers |= {"kind": str, "level": int, "seconds": float}
+    return studies.Kept(numbers, {"curves.npz": f"{name}/", "masks.npz": "ticket/"})
+
+
 def groups(lab: Lab, calls: Sequence[Sequence[Cell]], path: Path) -> list[studies.Group]:
     """The calls of a schedule as groups of a study in a folder."""
     return [

@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse import trees
+from jaxsparse.checks import check_batches, check_function
 from jaxsparse.masks import apply
 from jaxsparse.types import Array, Masks, Params
 
@@ -77,6 +78,7 @@ def hessian_product(
 
     Raises:
       ValueError: trees that differ, or no living weight.
+      TypeError: masks that are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -98,6 +100,8 @@ def product_of(
     loss: Loss, params: Params, batches: Any, masks: Masks | None
 ) -> tuple[Callable[..., Array], tuple[Any, ...], int]:
     """`(v, *given) -> H v`, what is given, and the number of living weights."""
+    check_function("loss", loss, "(params, batch) -> scalar")
+    check_batches(batches)
     start = params if masks is None else apply(params, masks)
     leaves = jax.tree.leaves(start)
     given, whole = trees.floats(start)

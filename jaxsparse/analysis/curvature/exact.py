@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.analysis.curvature._base import Loss, Spectrum, product_of
+from jaxsparse.checks import check_size
 from jaxsparse.types import Array, Masks, Params
 
 MEMORY = 2**32  # bytes that an exact Hessian may take unless the caller says otherwise
@@ -45,6 +46,8 @@ def exact_hessian(
       >>> exact_hessian(loss, {"w": jnp.ones(3)}, jnp.array([[2.0, 3.0, 4.0]]), masks).tolist()
       [[2.0, 0.0], [0.0, 4.0]]
     """
+    check_size("rows", rows)
+    check_size("memory", memory)
     along, given, n = product_of(loss, params, batches, masks)
     if 4 * n**2 > memory:
         raise ValueError(
@@ -52,8 +55,6 @@ def exact_hessian(
             f"memory = {memory / 2**30:.1f} GiB; use spectrum, whose Lanczos method needs only "
             "products with it."
         )
-    if rows < 1:
-        raise ValueError(f"rows must be at least 1, got {rows}.")
     block = jax.jit(jax.vmap(along, in_axes=(0, *[None] * len(given))))
     found = np.empty((n, n), np.float32)
     for start in range(0, n, rows):

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import prng
+from jaxsparse import prng, trees
 from jaxsparse.analysis.curvature._base import Loss, Spectrum, hessian_product
-from jaxsparse.masks import apply
+from jaxsparse.checks import check_function, check_options, check_size
+from jaxsparse.masks import apply, check_masks
 from jaxsparse.types import Array, Key, Masks, Params
 
 
@@ -37,7 +38,10 @@ def lanczos(product: Callable[[Array], Array], n: int, steps: int, key: Key) -> 
       >>> [round(float(value), 3) for value in values]
       [1.0, 2.0, 5.0]
     """
-    if not 1 <= steps <= n:
+    check_function("product", product, "v -> A v")
+    check_size("n", n)
+    check_size("steps", steps)
+    if steps > n:
         raise ValueError(f"steps must be in [1, {n}], the living weights, got {steps}.")
     vector = jax.random.normal(prng.as_key(key), (n,), jnp.float32)
     basis, scale = jnp.zeros((steps, n), jnp.float32), jnp.float32(1e-30)
@@ -102,8 +106,7 @@ def spectrum(
       [-1.0, 5.0]
     """
     for name, value in (("steps", steps), ("draws", draws)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_size(name, value)
     product, n = hessian_product(loss, params, batches, masks)
     found = []
     for draw in range(draws):
@@ -142,6 +145,10 @@ def spectrum_across_update(
       >>> [found.extremes[0].round(3).item() for found in spectrum_across_update(*args, key=0)]
       [2.0, -1.0]
     """
+    check_options("spectrum_across_update", options, ("steps", "draws", "key"))
+    for what, masks in (("before", before), ("after", after)):
+        check_masks(masks, what)
+        trees.check_same(params, masks, what)
     start = apply(params, before)
     moved = apply(start, after)
     return (

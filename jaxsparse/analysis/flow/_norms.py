@@ -57,6 +57,7 @@ def gradient_flow(grads: Params, masks: Masks | None = None) -> Flow:
       >>> float(found.norm), float(found.squared_norm)
       (5.0, 25.0)
     """
+    trees.check_tree(grads, "grads")
     if masks is not None:
         grads = apply(grads, masks)
     squares = {}
@@ -82,7 +83,7 @@ def first_order_change(grads: Params, updates: Params) -> Array:
       >>> float(first_order_change({"w": jnp.array([2.0, 1.0])}, {"w": jnp.array([-0.1, 0.0])}))
       -0.20000000298023224
     """
-    others = trees.check_same(grads, updates, "updates")
+    others = trees.check_same(grads, updates, "updates", first="grads")
     total = jnp.float32(0)
     for g, u in zip(jax.tree.leaves(grads), others, strict=True):
         if trees.is_float(g):

@@ -5,12 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse import prng
+from jaxsparse.checks import check_choice, check_function, check_options, check_sparsity
 from jaxsparse.initialization import sparse_init
 from jaxsparse.masks import apply
 from jaxsparse.pruning import random_masks
 from jaxsparse.types import Array, Key, Params
+
+_OPTIONS = ("distribution", "prunable", "pattern", "axes", "min_alive")
 
 
 def signal_propagation(
@@ -56,8 +60,13 @@ def signal_propagation(
       >>> bool(dense[1] < 0.5 * dense[0]), bool(abs(sparse[1] / sparse[0] - 1) < 0.2)
       (True, True)
     """
-    if init not in ("sparse", "layer", "dense"):
-        raise ValueError(f"init must be one of sparse, layer, dense, got {init!r}.")
+    check_function("forward", forward, "(params) -> outputs")
+    check_choice("init", init, ("sparse", "layer", "dense"))
+    check_options("signal_propagation", options, _OPTIONS)
+    if not isinstance(sparsities, Sequence | jax.Array | np.ndarray) or not len(sparsities):
+        raise TypeError(f"sparsities must be several numbers in [0, 1), got {sparsities!r}.")
+    for sparsity in sparsities:
+        check_sparsity(sparsity, "sparsities")
     key = prng.as_key(key)
     shared = {name: options[name] for name in ("prunable", "axes") if name in options}
     found = []

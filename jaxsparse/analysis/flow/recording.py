@@ -9,8 +9,10 @@ import optax
 
 from jaxsparse import trees
 from jaxsparse.analysis.flow._norms import Flow, effective_flow, first_order_change, gradient_flow
-from jaxsparse.masks import apply
-from jaxsparse.states import SparseState, get_masks
+from jaxsparse.checks import check_function
+from jaxsparse.masks import apply, check_masks
+from jaxsparse.state_tree import find
+from jaxsparse.states import get_masks
 from jaxsparse.types import Array, Masks, Params
 
 
@@ -43,6 +45,10 @@ def flow_across_update(
         floats, whole = trees.floats(params)
         return whole(jax.grad(lambda floats: loss(whole(floats)))(floats))
 
+    check_function("loss", loss, "(params) -> scalar")
+    for what, masks in (("before", before), ("after", after)):
+        check_masks(masks, what)
+        trees.check_same(params, masks, what)
     start = apply(params, before)
     moved = apply(start, after)
     return gradient_flow(grad(start), before).norm, gradient_flow(grad(moved), after).norm
@@ -91,12 +97,12 @@ def record_flow(
       >>> round(float(state.flow.squared_norm), 3), round(float(state.change), 3)
       (18.0, -1.8)
     """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
     inner = optax.with_extra_args_support(inner)
 
     def measured(grads: Params, state: Any) -> tuple[Flow, Array]:
-        is_state = lambda node: isinstance(node, SparseState)  # noqa: E731
-        sparse = any(map(is_state, jax.tree.leaves(state, is_leaf=is_state)))
-        masks = get_masks(state, grads) if sparse else jax.tree.map(lambda _: None, grads)
+        masks = get_masks(state, grads) if find(state) else jax.tree.map(lambda _: None, grads)
         return gradient_flow(grads, masks), effective_flow(grads, masks)
 
     def init(params: Params) -> RecordedFlow:

@@ -1,0 +1,173 @@
+"""What is in the queue, the most valuable first."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from benchmarks import step
+from benchmarks.accelerator import measures
+from benchmarks.accelerator.measures import Transformer
+from benchmarks.accelerator.queue import Job, measurement, study
+from experiments import gradient_flow, lottery_ticket, sparse_momentum
+
+DATASET = "cifar10_jpeg75"
+STEPS, TRAINING = "Selection, mask updates, optimizer steps", "Whole training steps"
+METHODS_ON_CIFAR = "Sparse training on CIFAR-10"
+TICKETS, FLOW = "Lottery tickets", "Gradient flow"
+OTHER_SEEDS = "Sparse training on CIFAR-10, other seeds"
+METHODS = ("fixed", "sparse_evolution", "rigl", "sparse_momentum", "gradual")
+
+
+class Sizes(NamedTuple):
+    """How large everything is.
+
+    Attributes:
+      selection: scores to select from.
+      shapes: of the leaves whose optimizer steps are timed.
+      rounds: of the selections, in turns.
+      turns: of calls that are timed.
+      times: optimizer steps in a call.
+      images: preset of the study of methods whose training steps are timed.
+      transformer: whose training steps are timed.
+      algorithms: whose optimizer steps are timed.
+      trained: methods whose whole training steps are timed, beside dense training.
+      types: in which the transformer computes.
+    """
+
+    selection: Sequence[int]
+    shapes: Sequence[tuple[int, ...]]
+    rounds: int
+    turns: int
+    times: int
+    images: str
+    transformer: Transformer
+    algorithms: Sequence[str]
+    trained: Sequence[str]
+    types: Sequence[str]
+
+
+FULL = Sizes(
+    selection=(100_000, 1_000_000, 10_000_000, 25_000_000),
+    shapes=step.SHAPES["resnet50"],
+    rounds=21,
+    turns=21,
+    times=20,
+    images="resnet_50",
+    transformer=Transformer(12, 768, 12, vocabulary=8192, context=1024, batch=8),
+    algorithms=[name for name in step.NAMES if name not in ("dense", "fixed", step.OBVIOUS)],
+    trained=("fixed", "rigl"),
+    types=("float32", "bfloat16"),
+)
+"""The transformer has 98 million parameters."""
+TINY = Sizes(
+    selection=(10_000,),
+    shapes=[(3, 3, 4, 8), (32, 16)],
+    rounds=1,
+    turns=1,
+    times=2,
+    images="digits",
+    transformer=Transformer(1, 16, 2, vocabulary=11, context=8, batch=2),
+    algorithms=["deep_rewiring"],
+    trained=("rigl",),
+    types=("bfloat16",),
+)
+
+
+def queue(data_dir: str | None = None) -> list[Job]:
+    """The jobs at full size. Seconds are reckoned for one H100 until a cell has been measured."""
+    where = [] if data_dir is None else ["--data-dir", data_dir]
+    cifar = ["--dataset", DATASET, *where]
+    found = [*_timed(FULL, 60.0, 150.0)]
+    found += [*_methods(0, cifar, METHODS_ON_CIFAR)]
+    for preset, seconds in (("conv_2", 30), ("conv_4", 50), ("conv_6", 75), ("resnet_18", 270)):
+        args = ["--preset", preset, "--replicates", "3", *cifar]
+        found.append(study(f"tickets-{preset}", TICKETS, seconds, lottery_ticket, preset, args))
+    for preset in ("vgg_16_thin", "vgg_16_thin_plain"):
+        args = ["--preset", preset, "--replicates", "3", *cifar]
+        found.append(study(f"flow-{preset}", FLOW, 60, gradient_flow, preset, args))
+    for seed in (1, 2):
+        found += _methods(seed, cifar, OTHER_SEEDS)
+    return found
+
+
+def tiny() -> list[Job]:
+    """The same on the digits inside scikit-learn, in seconds."""
+    short = partial(study, seconds=1.0, least=0.0)
+    methods = ["--steps", "5", "--replicates", "1", "--methods"]
+    tickets = ["--scale", "0.02", "--rounds", "1", "--controls", "", "--replicates", "1"]
+    flow = ["--scale", "0.04", "--replicates", "2", "--methods", "dense", "--analyses", ""]
+    return [
+        *_timed(TINY, 1.0, 1.0, "tiny-"),
+        *(
+            short(
+                f"digits-0-{name}",
+                METHODS_ON_CIFAR,
+                module=sparse_momentum,
+                folder="digits-0",
+                args=args,
+            )
+            for name, args in (
+                ("dense", [*methods, "dense"]),
+                ("rigl-0.1", [*methods, "rigl", "--densities", "0.1"]),
+            )
+        ),
+        short("tickets", TICKETS, module=lottery_ticket, folder="tickets", args=tickets),
+        short("flow", FLOW, module=gradient_flow, folder="flow", args=flow),
+    ]
+
+
+def _timed(sizes: Sizes, short: float, long: float, prefix: str = "") -> list[Job]:
+    momentum, adam = step.OPTIMIZERS["momentum"], step.OPTIMIZERS["adam"]
+    decoder = sizes.transformer
+    decoder_shapes = measures.shapes_of(decoder)
+
+    def steps(
+        inner: object, shapes: Sequence[tuple[int, ...]], *names: str
+    ) -> Callable[[], measures.Rows]:
+        return partial(
+            measures.optimizer_steps, inner, list(shapes), names, sizes.turns, sizes.times
+        )
+
+    found = [
+        ("selection", STEPS, short, partial(measures.selecting, sizes.selection, sizes.rounds)),
+        ("pruning", STEPS, short, partial(measures.pruning, sizes.shapes, sizes.rounds)),
+        ("steps-sorting", STEPS, short, steps(momentum, sizes.shapes, "fixed", step.OBVIOUS)),
+        *(
+            (f"steps-{name}", STEPS, short, steps(momentum, sizes.shapes, name))
+            for name in sizes.algorithms
+        ),
+        ("steps-adam", STEPS, long, steps(adam, sizes.shapes, *sizes.trained)),
+        (
+            "training-images",
+            TRAINING,
+            2 * long,
+            partial(measures.image_steps, sizes.images, sizes.trained, sizes.turns),
+        ),
+        *(
+            (
+                f"training-transformer-{dtype}",
+                TRAINING,
+                long,
+                partial(measures.transformer_steps, decoder, dtype, sizes.trained, sizes.turns),
+            )
+            for dtype in sizes.types
+        ),
+        ("steps-transformer", TRAINING, short, steps(adam, decoder_shapes, *sizes.trained)),
+    ]
+    return [measurement(prefix + name, *rest) for name, *rest in found]
+
+
+def _methods(seed: int, cifar: Sequence[str], stage: str) -> list[Job]:
+    """One job for each method, network and density: a whole run of one replicate."""
+    found = []
+    for preset, seconds in (("wrn_28_2", 540), ("vgg_16_d", 360)):
+        cells = [("dense", ["dense"])]
+        for density in ("0.05", "0.1"):
+            cells += [(f"{m}-{density}", [m, "--densities", density]) for m in METHODS]
+        for name, methods in cells:
+            args = ["--preset", preset, "--replicates", "1", "--seed", str(seed), *cifar]
+            args += ["--methods", *methods]
+            folder = f"{preset}-{seed}"
+            job = study(f"{folder}-{name}", stage, seconds, sparse_momentum, folder, args)
+            found.append(job)
+    return found

@@ -1,0 +1,194 @@
+"""Jobs one after the other, as far as the time goes; what is done is not done again.
+
+A job is one measurement, which has to fit into the time that is left, or a study, which stops in
+time with a checkpoint. `NAME.json` says what was measured, on what, when and how; what a study
+trained lies in its folder, as everywhere.
+"""
+
+import datetime
+import gc
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.common import cli, commands, files, studies
+from experiments.common.reports import duration
+
+RESERVE = 30.0
+"""Seconds that a study is given to write a checkpoint and its report."""
+COMPILING = 60.0
+"""Seconds that a study takes before its first step; it is not begun with less than twice that."""
+
+
+class Job(NamedTuple):
+    """One line of the queue.
+
+    Attributes:
+      name: of its result.
+      stage: what it belongs to.
+      progress: `(folder of the results) -> (pieces that are done, pieces in all)`.
+      left: `(folder) -> seconds that the rest will take`: reckoned before, measured later.
+      least: seconds without which it is not begun.
+      run: `(folder, seconds, about) -> None`; writes its result, with what it was measured on.
+    """
+
+    name: str
+    stage: str
+    progress: Callable[[Path], tuple[int, int]]
+    left: Callable[[Path], float]
+    least: float
+    run: Callable[[Path, float, dict[str, Any]], None]
+
+
+def measurement(
+    name: str, stage: str, seconds: float, measure: Callable[[], list[dict[str, Any]]]
+) -> Job:
+    """A job that measures once, and takes about so many seconds."""
+
+    def progress(out: Path) -> tuple[int, int]:
+        return int((out / f"{name}.json").exists()), 1
+
+    def run(out: Path, time_left: float, about: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        rows = measure()
+        spent = round(time.perf_counter() - began, 1)
+        files.write_json(out / f"{name}.json", about | {"seconds": spent, "rows": rows})
+
+    return Job(name, stage, progress, lambda out: seconds * (1 - progress(out)[0]), seconds, run)
+
+
+def study(
+    name: str,
+    stage: str,
+    seconds: float,
+    module: ModuleType,
+    folder: str,
+    args: Sequence[str],
+    least: float = 2 * COMPILING,
+) -> Job:
+    """A study, or some cells of one, that goes on where it was stopped.
+
+    Args:
+      name: of the job.
+      stage: what it belongs to.
+      seconds: that a cell takes, as reckoned.
+      module: one of `experiments` with `Options`, `prepare` and `main`.
+      folder: of the study.
+      args: its options.
+      least: seconds without which it is not begun.
+    """
+    options = cli.parse(module.Options, module.PROG, args)
+    cells = module.prepare(options).cells
+
+    def done(out: Path) -> list[str]:
+        finished = studies.finished(out / folder)
+        return [cell for cell in cells if cell in finished]
+
+    def left(out: Path) -> float:
+        found = studies.finished(out / folder)
+        # Those of a cell that was stopped are only the seconds since.
+        known = [cell["seconds"] for cell in found.values() if "seconds" in cell]
+        each = max(known, default=seconds)
+        missing = len(cells) - len(done(out))
+        return missing * each + COMPILING * (missing > 0)
+
+    def run(out: Path, time_left: float, about: dict[str, Any]) -> None:
+        before, began, file = done(out), time.perf_counter(), out / f"{name}.json"
+        stored = files.read_json(file) or {
+            "study": folder,
+            "command": f"{module.PROG}{cli.options(options)}",
+            "calls": [],
+        }
+
+        def record() -> None:
+            spent = round(time.perf_counter() - began, 1)
+            cells = [cell for cell in done(out) if cell not in before]
+            call = about | {"seconds": spent, "cells": cells}
+            files.write_json(file, stored | {"calls": [*stored["calls"], call]})
+
+        record()  # the cells of a call that is killed still have a device and a date
+        minutes = max(0.0, time_left - RESERVE) / 60
+        try:
+            module.main([*args, "--minutes", str(minutes), "--out", str(out / folder)])
+        except SystemExit as end:
+            if end.code != commands.NOTHING_YET:
+                raise
+        finally:
+            record()
+
+    return Job(name, stage, lambda out: (len(done(out)), len(cells)), left, least, run)
+
+
+def work(
+    jobs: Sequence[Job], out: Path, minutes: float, command: str, report: Callable[[], Any]
+) -> list[str]:
+    """Does what is left, in order, as long as the time lasts.
+
+    Args:
+      jobs: the queue.
+      out: the folder of the results.
+      minutes: no job is begun whose estimate does not fit into them.
+      command: that stands beside the results.
+      report: called after every job.
+
+    Returns:
+      The names of the jobs that failed; those after them were done all the same.
+    """
+    deadline, failed = time.perf_counter() + 60 * minutes, []
+    out.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        done, pieces = job.progress(out)
+        time_left = deadline - time.perf_counter()
+        if done == pieces or time_left < job.least:
+            continue
+        print(f"{job.name}: about {duration(job.left(out))}", flush=True)
+        try:
+            job.run(out, time_left, surroundings(command))
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and error.code == 130:
+                raise
+            if not isinstance(error, SystemExit):  # which has said why
+                traceback.print_exc()
+            failed.append(job.name)
+        report()
+        jax.clear_caches()
+        gc.collect()
+    return failed
+
+
+def surroundings(command: str) -> dict[str, Any]:
+    """On what, when and how something is measured."""
+    device = jax.devices()[0]
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "device": device.device_kind,
+        "backend": jax.default_backend(),
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "date": now.isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def listing(jobs: Sequence[Job], out: Path) -> str:
+    """What is done and what is left, as text."""
+    width = max(len(job.name) for job in jobs)
+    lines, stage, total = [], None, 0.0
+    for job in jobs:
+        if job.stage != stage:
+            stage = job.stage
+            lines.append(f"{stage}:")
+        done, pieces = job.progress(out)
+        left = job.left(out)
+        total += left
+        text = "done" if done == pieces else f"about {duration(left)} left"
+        count = f"{done} of {pieces}" if pieces > 1 else ""
+        lines.append(f"  {job.name:{width}}  {count:>9}  {text}".rstrip())
+    rest = f"About {duration(total)} in all are left." if total else "All is done."
+    return "\n".join([*lines, rest])

@@ -1,0 +1,62 @@
+"""What goes wrong outside the program: errors of one line, and the one place that prints them."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from experiments.common import cli
+
+
+class FolderError(Exception):
+    """A folder or a file of a run cannot be used; the message is one line for the user."""
+
+
+class DataNotFound(Exception):
+    """A data set is not on this machine; the message is one line and says what to set."""
+
+
+class DamagedData(ValueError):
+    """The files of a data set do not hold what they should; the message names file and record."""
+
+
+@contextlib.contextmanager
+def in_one_line(*wrong: type[Exception], interrupted: str = "stopped") -> Iterator[None]:
+    """Ends the program with one line on stderr, instead of a traceback, for what is no bug.
+
+    Args:
+      *wrong: errors that say here that a value of the command line cannot be used; exit code 2, and
+        so for data sets. Without them a data set that cannot be read is exit code 1, like every
+        fault of a folder, a file or a disk.
+      interrupted: what is said when the user stops the program; exit code 130.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        cli.stop(interrupted, code=130)
+    except FolderError as error:
+        cli.stop(str(error), code=1)
+    except (DataNotFound, DamagedData, *wrong) as error:
+        cli.stop(str(error), code=cli.WRONG_VALUE if wrong else 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        cli.stop(f"{where}{error.strerror or first_line(error)}.", code=1)
+
+
+@contextlib.contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Loggers without their chatter; what they would say is raised as well."""
+    chatter = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in chatter]
+    try:
+        for logger in chatter:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(chatter, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, with its kind."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,166 @@
+"""What a sparse state is, and how it is found in any tree: by its fields, not by its type alone."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxsparse import trees
+from jaxsparse.types import Array, Masks
+
+FORMAT = 1
+
+
+class SparseState(NamedTuple):
+    """The state of `sparsify`: arrays only, so it can be sharded, mapped and checkpointed.
+
+    Attributes:
+      version: int32, the format of this state.
+      count: int32, updates done so far.
+      key: raw data of the random key; the draws of an update use `fold_in(key, count)`.
+      masks: booleans in the structure of the parameters; dense leaves are all True.
+      inner_state: the state of the inner optimizer.
+      rule_state: what the rule keeps.
+      pending: bool, a mask update is overdue.
+      postponed: int32, steps at which a mask update had to wait for finite scores.
+      last_update: int32, the count of the last mask update, -1 before the first.
+      churn: float32 in [0, 1], the fraction of living weights that were dead before it.
+      sparse: the paths of the prunable leaves, those that count in a density. No array but part of
+        the tree's structure, as the keys of a dict are; None where it is not known.
+    """
+
+    version: Array
+    count: Array
+    key: Array
+    masks: Masks
+    inner_state: Any
+    rule_state: Any
+    pending: Array
+    postponed: Array
+    last_update: Array
+    churn: Array
+    sparse: tuple[str, ...] | None = None
+
+
+_STARTING: ContextVar[Masks | None] = ContextVar("starting masks", default=None)
+
+
+@contextmanager
+def starting_from(masks: Masks) -> Iterator[None]:
+    """In this context the `init` of a sparse algorithm takes these masks in place of its own.
+
+    It is called by whatever stands around the algorithm, through which masks could not be passed.
+    """
+    token = _STARTING.set(masks)
+    try:
+        yield
+    finally:
+        _STARTING.reset(token)
+
+
+def starting_masks(drawn: Masks) -> Masks:
+    """The masks of the context at the paths of those that were drawn; without one, these."""
+    masks = _STARTING.get()
+    return drawn if masks is None else replaced(drawn, masks)
+
+
+def replaced(old: Masks, masks: Masks) -> Masks:
+    """Other masks in the structure of the old ones, matched by their paths.
+
+    Raises:
+      ValueError: a mask is missing or has another shape.
+      TypeError: a mask is no boolean array.
+    """
+    given = {trees.name(path): mask for path, mask in jax.tree.leaves_with_path(masks)}
+
+    def one(path: tuple[Any, ...], mask: Any) -> Any:
+        path, new = trees.name(path), given.get(trees.name(path))
+        if not trees.is_array(mask):
+            return mask
+        if new is None:
+            raise ValueError(f"masks: there is none for {path!r}.")
+        if not trees.is_array(new):
+            raise TypeError(f"masks at {path!r} must be a boolean array, got {new!r}.")
+        if trees.boolean(path, new).shape != mask.shape:
+            raise ValueError(f"masks at {path!r} has shape {new.shape}, the state {mask.shape}.")
+        return new
+
+    return jax.tree.map_with_path(one, old)
+
+
+ARRAYS = SparseState._fields[:-1]
+# What every copy of a state has, also one that leaves out the nodes without arrays.
+_DECLARED = frozenset(ARRAYS) - {"inner_state", "rule_state"}
+VALUE = "/value"  # how the path of a Flax variable ends in a checkpoint without a template
+
+
+class _Paths:
+    """The paths of the prunable leaves as structure.
+
+    Those of a tree without leaves equal all others: Optax finds the weight-shaped trees of a state
+    by comparing it with the state of such a tree.
+    """
+
+    def __init__(self, paths: tuple[str, ...] | None):
+        self.paths = paths
+
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, _Paths):
+            return NotImplemented
+        return self.paths == other.paths or () in (self.paths, other.paths)
+
+    def __hash__(self) -> int:
+        return hash(_Paths)
+
+    def __repr__(self) -> str:
+        return f"sparse={self.paths}"
+
+
+jax.tree_util.register_pytree_with_keys(
+    SparseState,
+    lambda state: (
+        [(jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in ARRAYS],
+        _Paths(state.sparse),
+    ),
+    lambda paths, children: SparseState(*children, sparse=paths.paths),
+    lambda state: (state[: len(ARRAYS)], _Paths(state.sparse)),
+)
+
+
+def is_state(node: Any) -> bool:
+    """Whether a node is a sparse state: the type itself, or a mapping that declares its fields, as
+    an `nnx.State` has one and a checkpoint that was restored without a template."""
+    return isinstance(node, SparseState) or (
+        isinstance(node, Mapping) and _DECLARED <= set(node.keys())
+    )
+
+
+def find(tree: Any) -> list[SparseState]:
+    """The sparse states in any tree, or in an object that has one as `opt_state`."""
+    nodes = jax.tree.leaves(getattr(tree, "opt_state", tree), is_leaf=is_state)
+    return [
+        node
+        if isinstance(node, SparseState)
+        else SparseState(*(node[name] if name in node else () for name in ARRAYS))
+        for node in nodes
+        if is_state(node)
+    ]
+
+
+def masks_by_path(states: list[SparseState]) -> dict[str, Array]:
+    """The masks of all the states; a leaf that several of them hold lives where all let it."""
+    found: dict[str, Array] = {}
+    for state in states:
+        for path, mask in _own_masks(state).items():
+            found[path] = found[path] & mask if path in found else mask
+    return found
+
+
+def _own_masks(state: SparseState) -> dict[str, Array]:
+    leaves = jax.tree.leaves_with_path(state.masks)
+    found = {trees.name(path): leaf for path, leaf in leaves if trees.is_array(leaf)}
+    if state.sparse is None and all(path.endswith(VALUE) for path in found):
+        return {path.removesuffix(VALUE): mask for path, mask in found.items()}
+    return found
