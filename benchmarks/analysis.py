@@ -15,7 +15,7 @@ import functools
 import statistics
 import time
 
-from experiments.common import execution
+from experiments.common.training import execution
 
 execution.use_every_core()
 
@@ -24,7 +24,9 @@ import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 
 import jaxsparse  # noqa: E402
-from experiments.common import data, evaluation, networks, training  # noqa: E402
+from experiments.common.data import datasets  # noqa: E402
+from experiments.common.models.network import make_network  # noqa: E402
+from experiments.common.training import evaluation, loop  # noqa: E402
 from jaxsparse import analysis  # noqa: E402
 
 SPARSITY = 0.95
@@ -52,7 +54,7 @@ def trainer(dataset, net, measures):
         shapes = jax.eval_shape(norms, params, opt_state, examples)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    track = training.Track(
+    track = loop.Track(
         EVERY,
         init,
         lambda tracked, state, count, loss, examples: norms(
@@ -61,7 +63,7 @@ def trainer(dataset, net, measures):
         (inputs[:MEASURED], labels[:MEASURED]),
     )
     inner = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.05, momentum=0.9))
-    return training.make_trainer(
+    return loop.make_trainer(
         net.apply,
         net.init_params,
         lambda key: jaxsparse.fixed(inner, SPARSITY, key=key),
@@ -109,8 +111,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer examples, steps and turns")
     quick = parser.parse_args().quick
-    dataset = data.as_floats(data.load("mnist"))
-    net = networks.network("lenet_5", dataset)
+    dataset = datasets.as_floats(datasets.load("mnist"))
+    net = make_network("lenet_5", dataset)
     time_flow(dataset, net, turns=1 if quick else 5)
 
     params = net.init_params(jax.random.key(0))

@@ -14,7 +14,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 
-from experiments.common import execution
+from experiments.common.training import execution
 
 execution.use_every_core()
 
@@ -22,8 +22,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from benchmarks.turns import chain, ratio, take_turns  # noqa: E402
-from experiments.common import data, networks  # noqa: E402
+from benchmarks.timing import chain, ratio, take_turns  # noqa: E402
+from experiments.common.data import datasets  # noqa: E402
+from experiments.common.models import network as networks  # noqa: E402
+from experiments.common.models.network import make_network  # noqa: E402
 
 MNIST, CIFAR = (28, 28, 1), (32, 32, 3)
 NETWORKS = {
@@ -48,8 +50,8 @@ def program(name: str, form: str, steps: int, replicates: int) -> Callable[..., 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (batch, *shape), dtype=np.uint8)
     labels = generator.integers(0, 10, batch)
-    made = data.Dataset(name, "made-up images", images, labels, images, labels, num_classes=10)
-    net = networks.network(name, made, convolution=form)
+    made = datasets.Dataset(name, "made-up images", images, labels, images, labels, num_classes=10)
+    net = make_network(name, made, convolution=form)
     logits = networks.trained(net)
 
     def loss(params, images, labels):

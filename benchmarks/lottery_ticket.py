@@ -15,7 +15,7 @@ import dataclasses
 import statistics
 import time
 
-from experiments.common import execution
+from experiments.common.training import execution
 
 execution.use_every_core()
 
@@ -25,9 +25,10 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 import jaxsparse  # noqa: E402
-from experiments.common import data, networks  # noqa: E402
-from experiments.common.tickets import cells, study  # noqa: E402
-from experiments.common.tickets.settings import PRESETS  # noqa: E402
+from experiments.common.data import datasets  # noqa: E402
+from experiments.common.models.network import make_network  # noqa: E402
+from experiments.lottery_ticket import cells, study  # noqa: E402
+from experiments.lottery_ticket.settings import PRESETS  # noqa: E402
 
 REPLICATES = 5
 TURNS = 5
@@ -35,7 +36,7 @@ STEPS = 500
 
 
 def plain_loop(settings, dataset):
-    net = networks.network(settings.model, dataset)
+    net = make_network(settings.model, dataset)
     images, test = (
         x.astype(np.float32) / 255 for x in (dataset.train_inputs, dataset.validation_inputs)
     )
@@ -92,7 +93,9 @@ def main():
     parser.add_argument("--dataset", default="mnist", choices=("mnist", "digits"))
     preset = "lenet" if parser.parse_args().dataset == "mnist" else "digits"
     settings = dataclasses.replace(PRESETS[preset], iterations=STEPS, every=100)
-    dataset = data.split_validation(data.load(settings.dataset), settings.validation, seed=0)
+    dataset = datasets.split_validation(
+        datasets.load(settings.dataset), settings.validation, seed=0
+    )
     lanes = REPLICATES * study.SIDE_BY_SIDE
     turns = {
         "plain loop": (plain_loop(settings, dataset), 1),

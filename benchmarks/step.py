@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 
 import jaxsparse
-from benchmarks.turns import chain, optimizer_step, ratio, take_turns
-from experiments.common.reports import markdown
+from benchmarks.timing import chain, optimizer_step, ratio, take_turns
+from experiments.common.report.tables import markdown
 
 SPARSITY = 0.9
 OBVIOUS, UPDATE = "obvious rigl", " with mask update"

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.accelerator import jobs, queue, table
-from experiments.common import cli, packed
+from experiments.common.data import packed
 from experiments.common.faults import in_one_line
+from experiments.common.study.options import stop
 
 PROG = "python -m benchmarks.accelerator"
 RESULTS, TINY_RESULTS = "docs/results/accelerator", "runs/accelerator-tiny"
@@ -45,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
         return
     if not options.minutes > 0:
-        cli.stop(f"--minutes must be above 0, got {options.minutes}.")
+        stop(f"--minutes must be above 0, got {options.minutes}.")
     wanted = jobs.tiny() if options.tiny else jobs.queue(options.data_dir)
     out = Path(options.out or (TINY_RESULTS if options.tiny else RESULTS))
     with in_one_line(interrupted="stopped; the same command goes on from here"):
@@ -57,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
         failed = queue.work(wanted, out, options.minutes, command, report)
         print(queue.listing(wanted, out))
     if failed:
-        cli.stop(f"failed: {', '.join(failed)}", code=1)
+        stop(f"failed: {', '.join(failed)}", code=1)
 
 
 if __name__ == "__main__":

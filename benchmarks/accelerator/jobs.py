@@ -8,7 +8,9 @@ from benchmarks import step
 from benchmarks.accelerator import measures
 from benchmarks.accelerator.measures import Transformer
 from benchmarks.accelerator.queue import Job, measurement, study
-from experiments import gradient_flow, lottery_ticket, sparse_momentum
+from experiments.gradient_flow import __main__ as gradient_flow
+from experiments.lottery_ticket import __main__ as lottery_ticket
+from experiments.sparse_momentum import __main__ as sparse_momentum
 
 DATASET = "cifar10_jpeg75"
 STEPS, TRAINING = "Selection, mask updates, optimizer steps", "Whole training steps"

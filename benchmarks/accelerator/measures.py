@@ -12,12 +12,12 @@ import optax
 from flax import nnx
 
 import jaxsparse
-from benchmarks import rivals, selection, step
-from benchmarks.turns import ratio, training_steps
-from experiments.common import training
-from experiments.common.execution import Execution
-from experiments.common.rivals.settings import PRESETS
-from experiments.common.transformer import CharacterTransformer
+from benchmarks import selection, sparse_momentum, step
+from benchmarks.timing import ratio, training_steps
+from experiments.common.models.transformer import CharacterTransformer
+from experiments.common.training import loop
+from experiments.common.training.execution import Execution
+from experiments.sparse_momentum.settings import PRESETS
 
 Rows = list[dict[str, Any]]
 Shapes = list[tuple[int, ...]]
@@ -115,9 +115,10 @@ def optimizer_steps(
 
 
 def image_steps(preset: str, names: Sequence[str], turns: int) -> Rows:
-    """Whole training steps of a preset of the study of methods; see `benchmarks.rivals`."""
+    """Whole training steps of a preset of the study of methods; see
+    `benchmarks.sparse_momentum`."""
     settings = PRESETS[preset]
-    spent = rivals.steps(settings, ["dense", *names], step.SPARSITY, turns)
+    spent = sparse_momentum.steps(settings, ["dense", *names], step.SPARSITY, turns)
     return _steps(spent, settings.batch_size)
 
 
@@ -142,8 +143,8 @@ def transformer_steps(size: Transformer, dtype: str, names: Sequence[str], turns
     text = generator.integers(0, size.vocabulary, (4 * size.batch, size.context + 1))
     tokens, following = (jnp.asarray(part, jnp.int32) for part in (text[:, :-1], text[:, 1:]))
 
-    def trainer(name: str) -> training.Trainer:
-        return training.make_trainer(
+    def trainer(name: str) -> loop.Trainer:
+        return loop.make_trainer(
             apply,
             init_params,
             makers[name],
@@ -151,7 +152,7 @@ def transformer_steps(size: Transformer, dtype: str, names: Sequence[str], turns
             following,
             batch_size=size.batch,
             execution=Execution("conv", "map"),
-            start=training.start_dense if name == "dense" else jaxsparse.init,
+            start=loop.start_dense if name == "dense" else jaxsparse.init,
         )
 
     spent = training_steps({name: trainer(name) for name in ("dense", *names)}, turns)

@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.common import cli, commands, files, studies
-from experiments.common.reports import duration
+from experiments.common import files
+from experiments.common.report.tables import duration
+from experiments.common.study import command
+from experiments.common.study.options import command_line, parse
+from experiments.common.study.study import read_results
 
 RESERVE = 30.0
 """Seconds that a study is given to write a checkpoint and its report."""
@@ -82,15 +85,15 @@ def study(
       args: its options.
       least: seconds without which it is not begun.
     """
-    options = cli.parse(module.Options, module.PROG, args)
+    options = parse(module.Options, module.PROG, args)
     cells = module.prepare(options).cells
 
     def done(out: Path) -> list[str]:
-        finished = studies.finished(out / folder)
+        finished = read_results(out / folder)
         return [cell for cell in cells if cell in finished]
 
     def left(out: Path) -> float:
-        found = studies.finished(out / folder)
+        found = read_results(out / folder)
         # Those of a cell that was stopped are only the seconds since.
         known = [cell["seconds"] for cell in found.values() if "seconds" in cell]
         each = max(known, default=seconds)
@@ -101,7 +104,7 @@ def study(
         before, began, file = done(out), time.perf_counter(), out / f"{name}.json"
         stored = files.read_json(file) or {
             "study": folder,
-            "command": f"{module.PROG}{cli.options(options)}",
+            "command": f"{module.PROG}{command_line(options)}",
             "calls": [],
         }
 
@@ -116,7 +119,7 @@ def study(
         try:
             module.main([*args, "--minutes", str(minutes), "--out", str(out / folder)])
         except SystemExit as end:
-            if end.code != commands.NOTHING_YET:
+            if end.code != command.NOTHING_YET:
                 raise
         finally:
             record()

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator.queue import Job
-from experiments.common import files, studies
-from experiments.common.reports import markdown, percent, statistics
+from experiments.common import files
+from experiments.common.report.tables import markdown, percent, statistics
+from experiments.common.study.study import read_results
 
 TITLE = "# Measured on an accelerator"
 
@@ -46,7 +47,7 @@ def _measured(name: str, stored: dict[str, Any]) -> str:
 
 
 def _studied(out: Path, folder: str, calls: Sequence[dict[str, Any]]) -> str:
-    cells = len(studies.finished(out / folder))
+    cells = len(read_results(out / folder))
     seconds = sum(call["seconds"] for call in calls)
     report = f" [Its report]({folder}/table.md)." if (out / folder / "table.md").exists() else ""
     return f"### {folder}\n\n{cells} cells in {seconds:,.0f} s. {_on(calls)}{report}"
@@ -69,7 +70,7 @@ def _methods(out: Path) -> list[str]:
     found: dict[str, dict[str, dict[float, list[float]]]] = {}
     for file in sorted(out.glob("*-[0-9]/results.json")):
         network = file.parent.name.rpartition("-")[0]
-        for cell in studies.finished(file.parent).values():
+        for cell in read_results(file.parent).values():
             by_sparsity = found.setdefault(network, {}).setdefault(cell["method"], {})
             by_sparsity.setdefault(cell["sparsity"], []).extend(cell["test_accuracy"])
     texts = []

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from experiments.common import cli
+from experiments.common.study.options import WRONG_VALUE, stop
 
 
 class FolderError(Exception):
@@ -32,14 +32,14 @@ def in_one_line(*wrong: type[Exception], interrupted: str = "stopped") -> Iterat
     try:
         yield
     except KeyboardInterrupt:
-        cli.stop(interrupted, code=130)
+        stop(interrupted, code=130)
     except FolderError as error:
-        cli.stop(str(error), code=1)
+        stop(str(error), code=1)
     except (DataNotFound, DamagedData, *wrong) as error:
-        cli.stop(str(error), code=cli.WRONG_VALUE if wrong else 1)
+        stop(str(error), code=WRONG_VALUE if wrong else 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        cli.stop(f"{where}{error.strerror or first_line(error)}.", code=1)
+        stop(f"{where}{error.strerror or first_line(error)}.", code=1)
 
 
 @contextlib.contextmanager

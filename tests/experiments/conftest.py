@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments.common import made_up
+from experiments.common.data import made_up
 
 
 def labelled(seed, n, shape=(5, 7, 3), classes=4):

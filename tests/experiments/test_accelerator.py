@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.accelerator import __main__ as accelerator
 from benchmarks.accelerator import jobs, queue
-from experiments import sparse_momentum
+from experiments.sparse_momentum import __main__ as sparse_momentum
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Flax itself imports these three of rich; to everything else they have nothing to offer.

@@ -6,9 +6,17 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import compare, gradient_flow, lottery_ticket, sparse_momentum, train
-from experiments.common import cli, files, measures, runs, studies
-from experiments.common.reports import statistics
+from experiments.common import files
+from experiments.common.report.tables import statistics
+from experiments.common.study.folder import RunFolder
+from experiments.common.study.options import identity
+from experiments.common.study.study import read_results, write_arrays
+from experiments.compare import __main__ as compare
+from experiments.gradient_flow import __main__ as gradient_flow
+from experiments.lottery_ticket import __main__ as lottery_ticket
+from experiments.sparse_momentum import __main__ as sparse_momentum
+from experiments.train import __main__ as train
+from experiments.train import measures
 
 JOB = ["--epochs", "4", "--seeds", "1", "--batch-size", "200", "--algorithm", "fixed"]
 JOB += ["--no-dense-twin", "--checkpoint-every", "0"]
@@ -73,7 +81,7 @@ def whole(tmp_path_factory):
     """The folder of a run that was stopped near its end, and that of the same one, finished."""
     path = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(SystemExit):
             train.main([*JOB, "--out", str(path / "stopped")])
     shutil.copytree(path / "stopped", path / "finished")
@@ -144,7 +152,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(call, whole, stopped)
 
 
 def test_what_reads_back_otherwise_is_no_checkpoint(call, tmp_path, monkeypatch):
-    from experiments.common import checkpoints
+    from experiments.common.study import checkpoints
 
     read = checkpoints.Checkpoints._read_arrays
 
@@ -178,7 +186,7 @@ def test_the_summary_of_a_run(call, whole, tmp_path, damage):
 def compared(tmp_path):
     """A folder of the comparison, with one of two cells finished, without training."""
     study = compare.Study(algorithms="fixed", sparsities="0.5")
-    files.write_json(tmp_path / "config.json", cli.identity(study))
+    files.write_json(tmp_path / "config.json", identity(study))
     files.write_json(tmp_path / "results.json", {"dense": SUMMARY})
     files.write_text(tmp_path / "table.md", "")
     assert set(compare.read_results(tmp_path)) == {"dense"}
@@ -236,9 +244,9 @@ def study(request, tmp_path):
     files.write_json(tmp_path / "summary.json", {"dataset_description": "digits"})
     files.write_text(tmp_path / "table.md", "")
     for name, start in kept.arrays.items():
-        studies.write_arrays(tmp_path / name, {f"{start}x": np.arange(100.0)})
+        write_arrays(tmp_path / name, {f"{start}x": np.arange(100.0)})
     assert set(kept.arrays) == set(arrays)
-    assert set(studies.finished(tmp_path, described.kept)) == {cell}
+    assert set(read_results(tmp_path, described.kept)) == {cell}
     return experiment, tmp_path, cell, arrays
 
 
@@ -256,7 +264,7 @@ OF_A_STUDY = [
     ("summary.json", DAMAGES["without keys"]),
     *(("ARRAYS", DAMAGES[damage]) for damage in ("missing", "empty", "truncated", "flipped")),
     ("ARRAYS", lambda file: file.write_text("letter")),
-    ("ARRAYS", lambda file: studies.write_arrays(file, {"other": np.ones(3)})),
+    ("ARRAYS", lambda file: write_arrays(file, {"other": np.ones(3)})),
 ]
 
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.common import cache, data, tfds_source
+from experiments.common.data import cache, datasets, tfds_source
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -23,13 +23,13 @@ def real(name):
         pytest.skip("TFDS_DATA_DIR is not set")
     try:
         tfds_source.locate(name)
-    except data.DataNotFound as error:
+    except datasets.DataNotFound as error:
         pytest.skip(str(error))
 
 
 def test_images_and_labels_come_back_exactly(made):
     data_dir, (images, labels), (test_images, test_labels) = made
-    found = data.load("made", data_dir)
+    found = datasets.load("made", data_dir)
     np.testing.assert_array_equal(found.train_inputs, images)
     np.testing.assert_array_equal(found.train_labels, labels)
     np.testing.assert_array_equal(found.test_inputs, test_images)
@@ -42,30 +42,32 @@ def test_images_and_labels_come_back_exactly(made):
 
 def test_the_folder_comes_from_the_environment(made, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", made[0])
-    assert len(data.load("made").train_inputs) == 23
+    assert len(datasets.load("made").train_inputs) == 23
 
 
 def test_the_cache_is_used_and_follows_the_data(made, own_cache, monkeypatch):
-    first = data.load("made", made[0])
+    first = datasets.load("made", made[0])
     assert [path.suffix for path in own_cache.iterdir()] == [".npz"]
     with monkeypatch.context() as patch:
-        patch.setattr(data.tfds_reader, "read_images", lambda prepared: pytest.fail("read again"))
-        again = data.load("made", made[0])
-    for field in dataclasses.fields(data.Dataset):
+        patch.setattr(
+            datasets.tfds_reader, "read_images", lambda prepared: pytest.fail("read again")
+        )
+        again = datasets.load("made", made[0])
+    for field in dataclasses.fields(datasets.Dataset):
         np.testing.assert_array_equal(getattr(first, field.name), getattr(again, field.name))
     os.utime(pathlib.Path(made[0], "made/1.0.0/dataset_info.json"), ns=(1, 1))
-    monkeypatch.setattr(data.tfds_reader, "read_images", lambda prepared: 1 / 0)
+    monkeypatch.setattr(datasets.tfds_reader, "read_images", lambda prepared: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        data.load("made", made[0])
+        datasets.load("made", made[0])
 
 
 def test_a_broken_cache_file_is_replaced(made, own_cache):
-    data.load("made", made[0])
+    datasets.load("made", made[0])
     [path] = own_cache.iterdir()
     whole = path.read_bytes()
     for broken in (b"", b"no archive", whole[: len(whole) // 2]):
         path.write_bytes(broken)
-        np.testing.assert_array_equal(data.load("made", made[0]).train_inputs, made[1][0])
+        np.testing.assert_array_equal(datasets.load("made", made[0]).train_inputs, made[1][0])
         assert len(path.read_bytes()) == len(whole)
 
 
@@ -73,7 +75,7 @@ def test_a_broken_cache_file_is_replaced(made, own_cache):
 def test_a_cache_that_cannot_be_written_is_done_without(made, tmp_path, monkeypatch, place):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("JAXSPARSE_CACHE", place and str(tmp_path / "file" / "cache"))
-    np.testing.assert_array_equal(data.load("made", made[0]).train_inputs, made[1][0])
+    np.testing.assert_array_equal(datasets.load("made", made[0]).train_inputs, made[1][0])
 
 
 def test_an_interrupted_write_leaves_nothing(own_cache, monkeypatch):
@@ -87,16 +89,16 @@ def test_versions_and_configurations(tmp_path, records):
     for version, n in (("1.9.0", 5), ("1.10.0", 6)):
         splits = {"train": records.labelled(0, n)[2], "test": records.labelled(1, 2)[2]}
         records.prepare(tmp_path, "made/small", records.features, splits, version)
-    assert len(data.load("made/small", str(tmp_path)).train_inputs) == 6
-    assert len(data.load("made/small:1.9.0", str(tmp_path)).train_inputs) == 5
-    with pytest.raises(data.DataNotFound, match="there: made/small"):
-        data.load("made", str(tmp_path))
+    assert len(datasets.load("made/small", str(tmp_path)).train_inputs) == 6
+    assert len(datasets.load("made/small:1.9.0", str(tmp_path)).train_inputs) == 5
+    with pytest.raises(datasets.DataNotFound, match="there: made/small"):
+        datasets.load("made", str(tmp_path))
 
 
 def test_without_a_test_split_every_fifth_of_a_class_is_held_out(tmp_path, records):
     images, labels, examples = records.labelled(0, 60)
     records.prepare(tmp_path, "made", records.features, {"train": examples})
-    found = data.load("made", str(tmp_path))
+    found = datasets.load("made", str(tmp_path))
     assert "no test split" in found.description
     for label in range(4):
         mine = images[labels == label]
@@ -130,20 +132,20 @@ def test_sets_that_cannot_be_loaded_say_why(tmp_path, records, change, match):
     splits = {train: [example], "test": [example]}
     records.prepare(tmp_path, "made", features, splits, supervised=supervised)
     with pytest.raises(ValueError, match=match):
-        data.load("made", str(tmp_path))
+        datasets.load("made", str(tmp_path))
 
 
 def test_a_set_larger_than_memory_is_refused(made, monkeypatch):
-    monkeypatch.setattr(data.tfds_reader, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(datasets.tfds_reader, "MEMORY_LIMIT", 1000)
     with pytest.raises(ValueError, match="stream"):
-        data.load("made", made[0])
+        datasets.load("made", made[0])
 
 
 @pytest.mark.parametrize("name", ["mnist", "nosuchset", "made/nosuchconfiguration", "made:9.9.9"])
 def test_a_missing_set_is_one_line_at_once(made, name):
     begun = time.perf_counter()
-    with pytest.raises(data.DataNotFound) as caught:
-        data.load(name, made[0])
+    with pytest.raises(datasets.DataNotFound) as caught:
+        datasets.load(name, made[0])
     assert time.perf_counter() - begun < 2
     message = str(caught.value)
     assert "\n" not in message and made[0] in message and "data_dir" in message
@@ -152,18 +154,18 @@ def test_a_missing_set_is_one_line_at_once(made, name):
 
 def test_a_missing_folder_names_the_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
-    with pytest.raises(data.DataNotFound, match="nowhere.*set TFDS_DATA_DIR"):
-        data.load("mnist")
+    with pytest.raises(datasets.DataNotFound, match="nowhere.*set TFDS_DATA_DIR"):
+        datasets.load("mnist")
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_name_that_leaves_the_folder_is_refused():
     with pytest.raises(ValueError, match="name"):
-        data.load("../elsewhere")
+        datasets.load("../elsewhere")
 
 
 def test_digits():
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     from sklearn.datasets import load_digits
 
     original = load_digits()
@@ -176,7 +178,7 @@ def test_digits():
     assert every.max() == 255 and every.min() == 0
     share = np.bincount(digits.test_labels) / np.bincount(original.target)
     assert (abs(share - 0.2) < 0.01).all()
-    again = data.load("digits")
+    again = datasets.load("digits")
     np.testing.assert_array_equal(digits.test_inputs, again.test_inputs)
 
 
@@ -189,7 +191,7 @@ def test_characters_are_windows_end_to_end(tmp_path, records):
     splits = {split: [{"text": text.encode()}] for split, text in texts.items()}
     features = {"text": records.text()}
     records.prepare(tmp_path, "tiny_shakespeare", features, splits, supervised=None)
-    found = data.load("tiny_shakespeare", str(tmp_path))
+    found = datasets.load("tiny_shakespeare", str(tmp_path))
     assert found.vocabulary == "".join(sorted(set(texts["train"])))
     assert found.num_classes == len(found.vocabulary)
 
@@ -207,12 +209,12 @@ def test_characters_are_windows_end_to_end(tmp_path, records):
         assert text(inputs) == texts[split][:whole]
         assert text(labels) == texts[split][1 : whole + 1]
     with pytest.raises(ValueError, match="already"):
-        data.split_validation(found, 1, seed=0)
+        datasets.split_validation(found, 1, seed=0)
 
 
 def test_split_validation_parts_the_training_set():
-    digits = data.load("digits")
-    split = data.split_validation(digits, 200, seed=3)
+    digits = datasets.load("digits")
+    split = datasets.split_validation(digits, 200, seed=3)
     assert len(split.validation_inputs) == len(split.validation_labels) == 200
     np.testing.assert_array_equal(split.test_inputs, digits.test_inputs)
 
@@ -225,18 +227,18 @@ def test_split_validation_parts_the_training_set():
         np.concatenate([split.train_labels, split.validation_labels]),
     )
     np.testing.assert_array_equal(joined, rows(digits.train_inputs, digits.train_labels))
-    same, other = (data.split_validation(digits, 200, seed=seed) for seed in (3, 4))
+    same, other = (datasets.split_validation(digits, 200, seed=seed) for seed in (3, 4))
     np.testing.assert_array_equal(split.validation_inputs, same.validation_inputs)
     assert (split.validation_inputs != other.validation_inputs).any()
     for count in (0, len(digits.train_labels)):
         with pytest.raises(ValueError, match="count"):
-            data.split_validation(digits, count, seed=0)
+            datasets.split_validation(digits, count, seed=0)
 
 
 def test_the_real_mnist():
     real("mnist")
     begun = time.perf_counter()
-    mnist = data.load("mnist")
+    mnist = datasets.load("mnist")
     assert time.perf_counter() - begun < 60
     assert mnist.train_inputs.shape == (60000, 28, 28, 1) and mnist.num_classes == 10
     assert mnist.test_inputs.shape == (10000, 28, 28, 1)
@@ -246,14 +248,14 @@ def test_the_real_mnist():
     assert abs(mnist.train_inputs.mean() / 255 - 0.1307) < 1e-4
     assert abs(mnist.train_inputs.std() / 255 - 0.3081) < 1e-4
     begun = time.perf_counter()
-    again = data.load("mnist")
+    again = datasets.load("mnist")
     assert time.perf_counter() - begun < 5
     np.testing.assert_array_equal(again.test_inputs, mnist.test_inputs)
 
 
 def test_the_real_cifar10_jpeg75_says_what_it_is():
     real("cifar10_jpeg75")
-    cifar10 = data.load("cifar10_jpeg75")
+    cifar10 = datasets.load("cifar10_jpeg75")
     assert "JPEG" in cifar10.description and "NOT the original" in cifar10.description
     assert cifar10.train_inputs.shape == (50000, 32, 32, 3)
     assert np.bincount(cifar10.train_labels).tolist() == [5000] * 10
@@ -264,7 +266,7 @@ def test_the_real_cifar10_jpeg75_says_what_it_is():
 
 def test_the_real_tiny_shakespeare():
     real("tiny_shakespeare")
-    text = data.load("tiny_shakespeare")
+    text = datasets.load("tiny_shakespeare")
     assert text.num_classes == 65
     first = "".join(text.vocabulary[token] for token in text.train_inputs[0])
     assert first.startswith("First Citizen:\nBefore we proceed any further, hear me speak.")

@@ -8,8 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from experiments import train
-from experiments.common import cli, data, faults, tfds_source
+from experiments.common import faults
+from experiments.common.data import datasets, tfds_source
+from experiments.common.study.options import WRONG_VALUE
+from experiments.train import __main__ as train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 TRAIN = "made-train.array_record-00000-of-00001"
@@ -91,8 +93,8 @@ def test_records_that_are_not_what_the_description_says(tmp_path, records, split
         image = records.encode(image)
     splits[split][2] = {"image": image, "label": label}
     records.prepare(tmp_path, "made", records.features, splits)
-    with pytest.raises(data.DamagedData, match=f"made-{split}.*{message}"):
-        data.load("made", str(tmp_path))
+    with pytest.raises(datasets.DamagedData, match=f"made-{split}.*{message}"):
+        datasets.load("made", str(tmp_path))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -101,14 +103,14 @@ def test_a_split_of_one_class(tmp_path, records, split):
     splits[split] = [example | {"label": 3} for example in splits[split]]
     records.prepare(tmp_path, "made", records.features, splits)
     message = f"all 9 images of the split '{split}' .made-{split}.* have the class 3"
-    with pytest.raises(data.DamagedData, match=message):
-        data.load("made", str(tmp_path))
+    with pytest.raises(datasets.DamagedData, match=message):
+        datasets.load("made", str(tmp_path))
 
 
 def test_too_few_images_to_hold_a_test_out(tmp_path, records):
     records.prepare(tmp_path, "made", records.features, {"train": records.labelled(0, 6)[2]})
     with pytest.raises(ValueError, match="no test split"):
-        data.load("made", str(tmp_path))
+        datasets.load("made", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_texts(tmp_path, records, change, message):
     features = {"text": records.text()}
     records.prepare(tmp_path, "tiny_shakespeare", features, splits, supervised=None)
     with pytest.raises(ValueError, match=message):
-        data.load("tiny_shakespeare", str(tmp_path))
+        datasets.load("tiny_shakespeare", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -146,15 +148,15 @@ def test_streams(tmp_path, records, record, message):
     features = {"image": records.image((None, None, 3)), "label": records.label(1000)}
     records.prepare(tmp_path, "made", features, {"train": examples})
     for split, augment in (("train", True), ("train[3:]", False)):
-        stream = data.stream(
+        stream = datasets.stream(
             "made", split, 3, image_size=8, augment=augment, data_dir=str(tmp_path)
         )
-        with pytest.raises(data.DamagedData, match=f"{TRAIN}, {message}"):
+        with pytest.raises(datasets.DamagedData, match=f"{TRAIN}, {message}"):
             for _ in range(3):
                 next(stream)
     change(tmp_path / "made" / "1.0.0" / "dataset_info.json", "shardLengths", ["7"])
-    with pytest.raises(data.DamagedData, match="has 6 records"):
-        data.stream("made", "train", 3, data_dir=str(tmp_path))
+    with pytest.raises(datasets.DamagedData, match="has 6 records"):
+        datasets.stream("made", "train", 3, data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("error", [faults.DamagedData, faults.DataNotFound, faults.FolderError])
@@ -167,7 +169,7 @@ def test_what_is_found_in_the_middle_of_a_run_is_one_line_too(capsys, error):
             raise bug("mine")
     with pytest.raises(SystemExit) as end, faults.in_one_line(ValueError):
         raise ValueError("--epochs must be positive")
-    assert end.value.code == cli.WRONG_VALUE
+    assert end.value.code == WRONG_VALUE
 
 
 def test_a_download_without_network_gives_up_at_once(tmp_path, monkeypatch):
@@ -178,12 +180,12 @@ def test_a_download_without_network_gives_up_at_once(tmp_path, monkeypatch):
         return addresses[0]
 
     monkeypatch.setattr(tfds_source, "_silent", nobody)
-    with pytest.raises(data.DataNotFound) as caught:
-        data.load("mnist", str(tmp_path), download=True)
+    with pytest.raises(datasets.DataNotFound) as caught:
+        datasets.load("mnist", str(tmp_path), download=True)
     assert "\n" not in str(caught.value) and "TFDS_DATA_DIR" in str(caught.value)
     assert asked and asked[0].startswith("http")
-    with pytest.raises(data.DataNotFound, match="cannot be fetched"):
-        data.load("nosuchset", str(tmp_path), download=True)
+    with pytest.raises(datasets.DataNotFound, match="cannot be fetched"):
+        datasets.load("nosuchset", str(tmp_path), download=True)
 
 
 class Gateway(http.server.BaseHTTPRequestHandler):

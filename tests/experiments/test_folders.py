@@ -10,10 +10,15 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from experiments import compare, lottery_ticket, train
-from experiments.common import checkpoints, files, runs, studies
-from experiments.common.console import Console
+from experiments.common import files
 from experiments.common.faults import FolderError
+from experiments.common.report.console import Console
+from experiments.common.study import checkpoints
+from experiments.common.study.folder import RunFolder, find_run
+from experiments.common.study.study import train_groups
+from experiments.compare import __main__ as compare
+from experiments.lottery_ticket import __main__ as lottery_ticket
+from experiments.train import __main__ as train
 
 SMALL = ["--epochs", "1", "--seeds", "1", "--batch-size", "200", "--algorithm", "fixed"]
 SMALL += ["--no-dense-twin"]
@@ -97,7 +102,7 @@ def test_a_disk_that_is_full_for_a_checkpoint(tmp_path, monkeypatch):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand more")
 
     state = {"w": jnp.ones(1000)}
-    with runs.find_run(tmp_path / "run", {"a": 1}, resume=False) as folder:
+    with find_run(tmp_path / "run", {"a": 1}, resume=False) as folder:
         folder.save(0, state, {})
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints.shutil, "disk_usage", lambda path: (0, 0, 5000))
@@ -150,10 +155,10 @@ def test_two_processes_in_one_folder(call, tmp_path):
         other.kill()
         other.communicate()
     assert (tmp_path / files.LOCK).read_text() == f"{other.pid}\n"  # and nobody holds it
-    with runs.find_run(tmp_path, {"a": 1}, resume=False) as mine:
+    with find_run(tmp_path, {"a": 1}, resume=False) as mine:
         assert (tmp_path / files.LOCK).read_text() == f"{os.getpid()}\n"
         with pytest.raises(FolderError, match=f"process {os.getpid()} is at work"):
-            runs.find_run(tmp_path, {"a": 1}, resume=True).__enter__()
+            find_run(tmp_path, {"a": 1}, resume=True).__enter__()
         assert mine.restore({"w": jnp.ones(1)}, pytest.fail) is None
     assert os.listdir(tmp_path) == ["config.json"]
 
@@ -161,12 +166,12 @@ def test_two_processes_in_one_folder(call, tmp_path):
 def test_what_a_kill_left_of_a_finished_group_goes(tmp_path):
     def run():
         report, console = lambda: None, Console(quiet=True)
-        studies.run([], tmp_path, console, what="calls", minutes=1, report=report)
+        train_groups([], tmp_path, console, what="calls", minutes=1, report=report)
 
     files.write_json(tmp_path / "results.json", {"one": {}, "two": {}})
     unfinished = tmp_path / "unfinished"
     for group, stays in (("two, one and 5 more", False), ("three, four", True)):
-        with runs.RunFolder(unfinished, {"group": group}):
+        with RunFolder(unfinished, {"group": group}):
             pass
         run()
         assert unfinished.exists() == stays

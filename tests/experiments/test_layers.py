@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common import layers
+from experiments.common.models import layers
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments.common import networks
-from experiments.common.execution import Execution, execution
-from experiments.common.models import MODELS, build
+from experiments.common.models.network import KEPT
+from experiments.common.models.registry import MODELS, build
+from experiments.common.training.execution import Execution, execution
 
 IMAGES = {name for name in MODELS if name != "character_transformer"}
 CONVOLUTIONAL = IMAGES - {"lenet_300_100"}
@@ -29,7 +29,7 @@ def split(name, key=0, shape=None, classes=10, **options):
     model = build(
         name, key_or_seed=key, input_shape=shape or shape_for(name), num_classes=classes, **options
     )
-    return nnx.graphdef(model), nnx.state(model, networks.KEPT)
+    return nnx.graphdef(model), nnx.state(model, KEPT)
 
 
 def shapes(name, **options):

@@ -6,9 +6,10 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments.common import data, networks
-from experiments.common.layers import to_planes
-from experiments.common.models import build
+from experiments.common.data import datasets
+from experiments.common.models.layers import to_planes
+from experiments.common.models.network import make_network
+from experiments.common.models.registry import build
 
 
 def paths(params):
@@ -21,12 +22,12 @@ def paths(params):
 def examples(shape=(16, 16, 3), n=6):
     images = np.random.default_rng(0).random((n, *shape), np.float32)
     labels = np.arange(n, dtype=np.int32)
-    return data.Dataset("made", "", images, labels, images, labels, 10)
+    return datasets.Dataset("made", "", images, labels, images, labels, 10)
 
 
 def test_a_residual_network_learns_and_keeps_its_statistics():
     made = examples()
-    net = networks.network("resnet_18", made)
+    net = make_network("resnet_18", made)
     params = net.init_params(jax.random.key(0))
     tx = optax.sgd(0.05, momentum=0.9)
 
@@ -58,7 +59,7 @@ def test_a_residual_network_learns_and_keeps_its_statistics():
 
 def test_statistics_are_those_of_the_batch():
     made = examples(n=64)
-    net = networks.network("resnet_18", made)
+    net = make_network("resnet_18", made)
     params = net.init_params(jax.random.key(0))
     _, moved = net.forward(params, jax.random.key(0), made.train_inputs)
     model = build("resnet_18", key_or_seed=0, input_shape=(16, 16, 3), num_classes=10)
@@ -73,7 +74,7 @@ def test_statistics_are_those_of_the_batch():
 
 def test_dropout_is_drawn_anew_while_training_and_absent_otherwise():
     made = examples(shape=(8, 8, 3))
-    plain, dropped = (networks.network("conv_2", made, dropout=rate) for rate in (0.0, 0.5))
+    plain, dropped = (make_network("conv_2", made, dropout=rate) for rate in (0.0, 0.5))
     params = plain.init_params(jax.random.key(0))
     assert plain.forward is None
     inputs = made.train_inputs
@@ -85,4 +86,4 @@ def test_dropout_is_drawn_anew_while_training_and_absent_otherwise():
     assert not np.allclose(one, other) and not np.allclose(one, plain.apply(params, inputs))
     for name, rate in (("resnet_18", 0.5), ("lenet_5", 1.0)):
         with pytest.raises(ValueError, match=f"dropout is {rate}"):
-            networks.network(name, examples(), dropout=rate)
+            make_network(name, examples(), dropout=rate)

@@ -6,29 +6,29 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.common import data, packed
+from experiments.common.data import datasets, packed
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_a_packed_data_set_needs_no_tensorflow_datasets(made, tmp_path, monkeypatch):
-    whole = data.load("made", made[0])
+    whole = datasets.load("made", made[0])
     file = packed.write("made", tmp_path / "packed", made[0])
     assert [file.name] == [path.name for path in file.parent.iterdir()] == ["made.npz"]
     for module in ("tensorflow_datasets", "array_record"):
         monkeypatch.setitem(sys.modules, module, None)
-    found = data.load("made", str(file.parent))
-    for field in dataclasses.fields(data.Dataset):
+    found = datasets.load("made", str(file.parent))
+    for field in dataclasses.fields(datasets.Dataset):
         np.testing.assert_array_equal(getattr(whole, field.name), getattr(found, field.name))
     monkeypatch.setenv("TFDS_DATA_DIR", str(file.parent))
-    np.testing.assert_array_equal(data.load("made").train_inputs, whole.train_inputs)
+    np.testing.assert_array_equal(datasets.load("made").train_inputs, whole.train_inputs)
 
 
 def test_a_packed_data_set_says_when_its_pixels_come_out_differently(made, tmp_path):
     file = packed.write("made", tmp_path, made[0])
     with np.load(file) as stored:
         np.savez(file, **{**stored, "digest": np.array("of other pixels")})
-    assert "NOT the same pixels" in data.load("made", str(tmp_path)).description
+    assert "NOT the same pixels" in datasets.load("made", str(tmp_path)).description
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "lengths"])
@@ -42,6 +42,6 @@ def test_a_damaged_packed_data_set_is_one_line(damage, made, tmp_path):
     else:
         with np.load(file) as stored:
             np.savez(file, **{**stored, "train_lengths": stored["train_lengths"] + 1})
-    with pytest.raises(data.DataNotFound, match="made.npz is damaged") as caught:
-        data.load("made", str(tmp_path))
+    with pytest.raises(datasets.DataNotFound, match="made.npz is damaged") as caught:
+        datasets.load("made", str(tmp_path))
     assert "\n" not in str(caught.value)

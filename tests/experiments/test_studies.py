@@ -8,9 +8,19 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import pytest
 
-from experiments import compare, gradient_flow, lottery_ticket, sparse_momentum
-from experiments.common import studies
-from experiments.common.console import Console
+from experiments.common.report.console import Console
+from experiments.common.study import study
+from experiments.common.study.study import (
+    CHUNK_SECONDS,
+    LONGEST_SECONDS,
+    Group,
+    read_results,
+    train_groups,
+)
+from experiments.compare import __main__ as compare
+from experiments.gradient_flow import __main__ as gradient_flow
+from experiments.lottery_ticket import __main__ as lottery_ticket
+from experiments.sparse_momentum import __main__ as sparse_momentum
 
 
 class Nothing(NamedTuple):
@@ -41,9 +51,9 @@ def test_calls_are_short_and_end_at_measurements(seconds, every, iterations, tmp
         return state
 
     clock = types.SimpleNamespace(perf_counter=lambda: now)
-    monkeypatch.setattr(studies, "time", clock)
-    monkeypatch.setattr(studies, "CHECKPOINT_SECONDS", math.inf)
-    group = studies.Group(
+    monkeypatch.setattr(study, "time", clock)
+    monkeypatch.setattr(study, "CHECKPOINT_SECONDS", math.inf)
+    group = Group(
         "cells",
         lambda: (types.SimpleNamespace(advance=advance), State()),
         lambda state, spent: {"cell": {"seconds": spent}},
@@ -51,14 +61,14 @@ def test_calls_are_short_and_end_at_measurements(seconds, every, iterations, tmp
         every,
     )
     console, report = Console(quiet=True), lambda: None
-    studies.run([group], tmp_path, console, what="calls", minutes=math.inf, report=report)
-    assert studies.finished(tmp_path)["cell"]["seconds"] == pytest.approx(now)
+    train_groups([group], tmp_path, console, what="calls", minutes=math.inf, report=report)
+    assert read_results(tmp_path)["cell"]["seconds"] == pytest.approx(now)
     assert calls[0][0] == 0 and calls[-1][1] == iterations
     assert all(one[1] == other[0] for one, other in zip(calls, calls[1:], strict=False))
     longest = max(last - first for first, last in calls)
-    assert longest == 1 or longest * seconds <= max(studies.CHUNK_SECONDS * 2, 60)
+    assert longest == 1 or longest * seconds <= max(CHUNK_SECONDS * 2, 60)
     ends = {last for _, last in calls}
-    if every * seconds > studies.LONGEST_SECONDS:
+    if every * seconds > LONGEST_SECONDS:
         assert ends >= set(range(every, iterations, every))
     else:
         late = [last for first, last in calls if first >= every]
@@ -86,19 +96,19 @@ def test_a_study_stops_in_time_in_the_middle_of_a_group_and_goes_on_there(tmp_pa
         trainer = types.SimpleNamespace(advance=advance)
         begin = lambda: (trainer, Counted(jnp.zeros(1, jnp.int32)))  # noqa: E731
         finish = lambda state, seconds: {name: int(state.steps[0])}  # noqa: E731
-        return studies.Group(name, begin, finish, 30, 1)
+        return Group(name, begin, finish, 30, 1)
 
-    monkeypatch.setattr(studies, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(study, "time", types.SimpleNamespace(perf_counter=lambda: now))
     shared = {"what": "calls", "minutes": 1.0, "report": lambda: None}
     found, ends = [], []
     while len(found) < 2:
         left = [group(name) for name in ("first", "second") if name not in found]
         began = now
-        studies.run(left, tmp_path, Console(quiet=True), **shared)
+        train_groups(left, tmp_path, Console(quiet=True), **shared)
         assert now - began <= 60.0 + 6.0
-        found = list(studies.finished(tmp_path))
+        found = list(read_results(tmp_path))
         ends.append(now)
-    assert studies.finished(tmp_path) == {"first": 30, "second": 30}
+    assert read_results(tmp_path) == {"first": 30, "second": 30}
     assert now == 2 * 30 * 6.0, "no step was made twice"
     assert len(ends) >= 6
     assert not (tmp_path / "unfinished").exists()
@@ -107,12 +117,12 @@ def test_a_study_stops_in_time_in_the_middle_of_a_group_and_goes_on_there(tmp_pa
 def test_the_published_results_are_whole():
     """Their commands can draw them anew, but for those whose masks were too large to be kept."""
     root = pathlib.Path(__file__).parents[2] / "docs" / "results"
-    assert compare.read_results(root / "mnist")
-    kinds = {"lottery_ticket": lottery_ticket, "rivals": sparse_momentum}
+    assert compare.read_results(root / "compare" / "mnist")
+    kinds = {"lottery_ticket": lottery_ticket, "sparse_momentum": sparse_momentum}
     for name, kind in (kinds | {"gradient_flow": gradient_flow}).items():
         found = [f for f in sorted((root / name).rglob("results.json")) if "steps" not in f.parts]
         assert found
         for file in found:
             tuning = {"study": "tuning"} if "tuning" in file.parts else {}
             kept = kind.prepare(kind.Options(**tuning)).kept
-            assert studies.finished(file.parent, kept)
+            assert read_results(file.parent, kept)

@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import compare, train
-from experiments.common import cli, files, runs
-from experiments.common.config import Config, default_folder, resolve
+from experiments.common import files
+from experiments.common.study.folder import find_run
+from experiments.common.study.options import flag
+from experiments.compare import __main__ as compare
+from experiments.train import __main__ as train
+from experiments.train.config import Config, default_folder, resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ["--epochs", "2", "--seeds", "2", "--batch-size", "100"]
@@ -41,10 +44,10 @@ def test_help_explains_every_option_with_its_default(call):
     described = out[out.index("options:") :]
     for field in dataclasses.fields(Config):
         name = f"no_{field.name}" if field.default is True else field.name
-        block = re.search(rf"  {cli.flag(name)}\b.*?(?=\n  --|\Z)", described, re.S)
+        block = re.search(rf"  {flag(name)}\b.*?(?=\n  --|\Z)", described, re.S)
         assert block, field.name
         text = " ".join(block[0].split())
-        assert len(text) > len(cli.flag(name)) + 20, text
+        assert len(text) > len(flag(name)) + 20, text
         assert "(default: " in text, text
         if field.default not in (None, "", True, False):
             assert str(field.default) in text, text
@@ -216,12 +219,12 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_numbers(tmp_path
 
 def test_a_checkpoint_comes_back_whole_and_drops_later_lines(tmp_path):
     state = {"weights": (jnp.arange(3.0), jnp.ones((0, 4))), "flag": jnp.array(True), "none": None}
-    with runs.find_run(tmp_path / "run", {"a": 1}, resume=False) as folder:
+    with find_run(tmp_path / "run", {"a": 1}, resume=False) as folder:
         assert folder.restore(state, pytest.fail) is None
         folder.append([{"step": 1}])
         folder.save(1, state, {"steps": 1})
         folder.append([{"step": 2}])
-    with runs.find_run(tmp_path / "run", {"a": 1}, resume=True) as again:
+    with find_run(tmp_path / "run", {"a": 1}, resume=True) as again:
         restored = again.restore(state, pytest.fail)
         assert restored.progress["steps"] == 1
         assert again.metrics() == [{"step": 1}]

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import jaxsparse
-from experiments.common import evaluation, reports, training
-from experiments.common.execution import Execution
+from experiments.common.report.tables import percent, statistics
+from experiments.common.training import evaluation, loop
+from experiments.common.training.execution import Execution
 
 FORMS = {
     "vmap": Execution("conv", "vmap"),
@@ -38,8 +39,8 @@ def sparse_tx(key):
 
 
 def trainer(examples, form="vmap", *, make_tx=sparse_tx, apply=apply, **options):
-    start = jaxsparse.init if make_tx is sparse_tx else training.start_dense
-    return training.make_trainer(
+    start = jaxsparse.init if make_tx is sparse_tx else loop.start_dense
+    return loop.make_trainer(
         apply,
         init_params,
         make_tx,
@@ -163,20 +164,20 @@ def test_run_evaluates_on_time_and_learns(examples, sparse):
     made, _ = sparse["vmap"]
     sets = {"test": evaluation.evaluation_set(*examples)}
     observe = jax.jit(lambda state: jax.vmap(jaxsparse.metrics)(state.opt_state))
-    state, history = training.train(
+    state, history = loop.train(
         made, made.init(keys()), stop=150, every=40, sets=sets, observe=observe
     )
     assert [line["step"] for line in history] == [40, 80, 120, 150]
     assert history[-1]["test_accuracy"].min() > 0.9
     assert history[-1]["loss"].max() < history[0]["loss"].min()
     assert np.all(history[0]["density"] == 0.5)
-    chunks = training.run(made, state, start=150, stop=170, every=40, sets=sets)
+    chunks = loop.run(made, state, start=150, stop=170, every=40, sets=sets)
     evaluated = [chunk.step for chunk in chunks if chunk.metrics is not None]
     assert evaluated == [160, 170]
 
 
 def test_the_logged_loss_is_the_mean_since_the_last_evaluation(examples, still):
-    _, history = training.train(still, still.init(keys()), stop=14, every=7, sets={})
+    _, history = loop.train(still, still.init(keys()), stop=14, every=7, sets={})
     params = jax.tree.map(lambda leaf: leaf[0], still.init(keys()).params)
     losses = evaluation.cross_entropy(apply(params, examples[0]), examples[1])
     order = still.advance(still.init(keys()), 0, 8).order[0]
@@ -186,7 +187,7 @@ def test_the_logged_loss_is_the_mean_since_the_last_evaluation(examples, still):
 @pytest.mark.parametrize("batch_size", [0, N + 1])
 def test_an_impossible_batch_size(examples, batch_size):
     with pytest.raises(ValueError, match=rf"batch_size must be in \[1, {N}\].*{batch_size}"):
-        training.make_trainer(
+        loop.make_trainer(
             apply,
             init_params,
             sparse_tx,
@@ -198,7 +199,7 @@ def test_an_impossible_batch_size(examples, batch_size):
 
 def test_statistics_against_numpy():
     values = np.random.RandomState(0).rand(5)
-    found = reports.statistics(list(values))
+    found = statistics(list(values))
     assert list(found) == ["mean", "std", "standard_error", "min", "max", "n"]
     assert found["n"] == 5
     np.testing.assert_allclose(
@@ -214,7 +215,7 @@ def test_statistics_against_numpy():
 
 
 def test_statistics_of_one_value_and_of_none():
-    assert reports.statistics([0.5])["standard_error"] == 0
-    assert reports.percent(reports.statistics([0.5])) == "50.00 %"
+    assert statistics([0.5])["standard_error"] == 0
+    assert percent(statistics([0.5])) == "50.00 %"
     with pytest.raises(ValueError, match="at least one"):
-        reports.statistics([])
+        statistics([])

@@ -1,1 +1,0 @@
-"""The study of gradient flow: settings, cells, analyses, report."""

@@ -1,0 +1,108 @@
+"""A network as pure functions of its parameters, for the training loop."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from experiments.common.data import datasets
+from experiments.common.models import registry
+
+Array = jax.Array
+KEPT = (nnx.Param, nnx.BatchStat)
+
+
+class Network(NamedTuple):
+    """A network without its parameters.
+
+    Attributes:
+      apply: `(params, inputs) -> logits`, as it is evaluated.
+      init_params: `(key) -> params`. The statistics of batch normalization are among them: they
+        have no gradient, and a training step replaces them.
+      forward: `(params, key, inputs) -> (logits, moved)`, as it is trained: with dropout, and with
+        `moved` the new statistics in the structure of the parameters, None everywhere else. None
+        where training is no different.
+      statistics: leaf by leaf, whether it is a statistic of batch normalization.
+    """
+
+    apply: Callable[[Any, Array], Array]
+    init_params: Callable[[Array], Any]
+    forward: Callable[[Any, Array, Array], tuple[Array, Any]] | None
+    statistics: Sequence[bool]
+
+
+def trained(net: Network) -> Callable[[Any, Array], Array]:
+    """`(params, inputs) -> logits` as while training: normalized by the batch, without dropout's
+    randomness from step to step."""
+    if net.forward is None:
+        return net.apply
+    return lambda params, inputs: net.forward(params, jax.random.key(0), inputs)[0]
+
+
+def make_network(
+    name: str,
+    dataset: datasets.Dataset,
+    mean: float = 0.0,
+    std: float = 1.0,
+    *,
+    dropout: float = 0.0,
+    kernel_init: nnx.Initializer | None = None,
+    bias_init: Callable[[Array, Array], Array] | None = None,
+    convolution: str = "auto",
+) -> Network:
+    """A network for a data set.
+
+    Args:
+      name: a key of `registry.MODELS`.
+      dataset: the examples; only their shape and classes are looked at.
+      mean: of the pixels in [0, 1]; uint8 images are normalised with it.
+      std: their standard deviation.
+      dropout, kernel_init, convolution: as for `registry.build`.
+      bias_init: `(key, kernel) -> bias` of a layer; None leaves biases at zero.
+
+    Raises:
+      ValueError: a network that does not fit the data set.
+    """
+
+    def model(key: Any) -> nnx.Module:
+        return registry.build(
+            name,
+            key_or_seed=key,
+            input_shape=dataset.train_inputs.shape[1:],
+            num_classes=dataset.num_classes,
+            dropout=dropout,
+            kernel_init=kernel_init,
+            convolution=convolution,
+        )
+
+    abstract = nnx.eval_shape(lambda: model(0))
+    graphdef = nnx.graphdef(abstract)
+    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    statistics = [
+        isinstance(variable, nnx.BatchStat)
+        for variable in jax.tree.leaves(nnx.state(abstract, KEPT), is_leaf=is_variable)
+    ]
+
+    def apply(params: Any, inputs: Array) -> Array:
+        return nnx.merge(graphdef, params)(datasets.normalize(inputs, mean, std))
+
+    def forward(params: Any, key: Array, inputs: Array) -> tuple[Array, Any]:
+        module = nnx.merge(graphdef, params)
+        inputs = datasets.normalize(inputs, mean, std)
+        logits = module(inputs, train=True, rngs=nnx.Rngs(dropout=key))
+        leaves, treedef = jax.tree.flatten(nnx.state(module, KEPT))
+        pairs = zip(leaves, statistics, strict=True)
+        return logits, treedef.unflatten(leaf if moves else None for leaf, moves in pairs)
+
+    def init_params(key: Array) -> Any:
+        module = model(key)
+        if bias_init is not None:
+            _, key = jax.random.split(key)
+            for index, (_, layer) in enumerate(nnx.iter_modules(module)):
+                if hasattr(layer, "kernel") and layer.bias is not None:
+                    layer.bias[...] = bias_init(jax.random.fold_in(key, index), layer.kernel[...])
+        return nnx.state(module, KEPT)
+
+    differs = dropout > 0 or any(statistics)
+    return Network(apply, init_params, forward if differs else None, statistics)

@@ -1,1 +1,0 @@
-"""The study of dynamic sparse training methods: settings, cells, and their report."""

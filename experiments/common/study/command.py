@@ -1,0 +1,120 @@
+"""The command line of a study: its options, its folder, what is left to train, its report."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from experiments.common.faults import in_one_line
+from experiments.common.report.console import Console
+from experiments.common.study.folder import find_run
+from experiments.common.study.options import command_line, option, parse, stop
+from experiments.common.study.study import Group, Kept, read_results, train_groups
+from experiments.common.training import execution
+
+NOTHING_YET = 3
+"""Exit code of a study that was stopped in time, before the first of its cells was done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """The options of every study."""
+
+    replicates: int = option(5, "runs of every cell, each with weights and batches of its own")
+    seed: int = option(0, "seed of the first replicate; the others count on from it")
+    examples: int | None = option(
+        None, "use only the first so many examples, for a try of a large net (default: all)"
+    )
+    minutes: float = option(
+        float("inf"), "stop after that many minutes, and keep a checkpoint", identity=False
+    )
+    data_dir: str | None = option(
+        None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
+    )
+    out: str | None = option(None, "output folder (default: runs/STUDY-PRESET)", identity=False)
+
+
+Options = TypeVar("Options", bound=StudyOptions)
+
+
+class Study(NamedTuple):
+    """What a study is, before anything is loaded.
+
+    Attributes:
+      name: of its folder below runs/.
+      identity: what makes two studies the same study, as JSON values.
+      cells: the names of all cells.
+      kept: what the files of the folder hold of a cell, as for `study.read_results`.
+      what: the work, in a few words.
+      begin: loads the data; `(folder) -> (description of the data, groups left to train)`.
+      report: `(folder, cells, description, command) -> tables as Markdown`; writes them, the
+        pictures and `summary.json` into the folder, from the files there alone.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    cells: list[str]
+    kept: Callable[[str], Kept]
+    what: str
+    begin: Callable[[Path], tuple[str, list[Group]]]
+    report: Callable[[Path, Sequence[str], str, str], str]
+
+
+def run(
+    kind: type[Options],
+    prog: str,
+    prepare: Callable[[Options], Study],
+    args: Sequence[str] | None = None,
+) -> None:
+    """Runs a study from its command line: trains what is not done, and draws the report.
+
+    Args:
+      kind: the options.
+      prog: the command, as the user types it.
+      prepare: the study that the options ask for; `ValueError` for values that cannot be.
+      args: its arguments; by default those of the process.
+    """
+    options = parse(kind, prog, args)
+    execution.use_every_core()
+    console = Console(markup=False)
+    groups: list[Group] = []
+    with in_one_line(ValueError, TypeError):
+        if options.replicates < 1:
+            raise ValueError(f"--replicates must be at least 1, got {options.replicates}.")
+        if options.examples is not None and options.examples < 10:
+            raise ValueError(f"--examples must be at least 10, got {options.examples}.")
+        study = prepare(options)
+        path = Path(options.out or f"runs/{study.name}")
+        folder = find_run(path, study.identity, resume=True)
+        finished = read_results(path, study.kept)
+        left = sum(name not in finished for name in study.cells)
+        drawn = folder.summary({"dataset_description": str})
+        if left or drawn is None:
+            description, groups = study.begin(path)
+        else:
+            description = drawn["dataset_description"]
+    command = f"{prog}{command_line(options)}"
+    report = functools.partial(study.report, path, study.cells, description, command)
+    what = f"{left} of {len(study.cells)} cells, {options.replicates} replicates each, {study.what}"
+    with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
+        train_groups(groups, path, console, what=what, minutes=options.minutes, report=report)
+        if not read_results(path):
+            stop("no cell is finished yet; the same command goes on from here", code=NOTHING_YET)
+        console.print(report(), highlight=False, soft_wrap=True)
+        console.print(f"Tables and pictures on one page: {path}/report.html")
+
+
+def identity(options: StudyOptions, settings: Any, **more: Any) -> dict[str, Any]:
+    """What makes two studies the same study, as JSON values.
+
+    Args:
+      options: of the command line.
+      settings: a dataclass.
+      **more: what else belongs to it.
+    """
+    found = dataclasses.asdict(settings) | more
+    found |= {"replicates": options.replicates, "seed": options.seed}
+    if options.examples is not None:
+        found["examples"] = options.examples
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}

@@ -1,1 +1,0 @@
-"""The study of lottery tickets: settings, cells, the study in its folder, and its report."""

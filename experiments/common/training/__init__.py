@@ -1,0 +1,1 @@
+"""The compiled training loop, what it trains with and what it measures."""

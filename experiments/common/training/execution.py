@@ -1,0 +1,191 @@
+"""How a model runs on a backend: the one place where that is decided, by measurement."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+REPLICATES = "replicates"
+
+
+class Execution(NamedTuple):
+    """The form in which the training of a model is compiled.
+
+    Attributes:
+      convolution: "patches" (slices and one matrix product) or "conv" (XLA's own convolution).
+      replicates: "vmap" (all of a device at once) or "map" (one after the other).
+    """
+
+    convolution: Literal["patches", "conv"]
+    replicates: Literal["vmap", "map"]
+
+
+MODELS = (
+    "lenet_300_100",
+    "lenet_5",
+    "lenet_5_small",
+    "mlp_8_8",
+    "lenet_5_caffe",
+    "conv_2",
+    "conv_4",
+    "conv_6",
+    "resnet_18",
+    "resnet_50",
+    "vgg_19",
+    "alexnet_s",
+    "alexnet_b",
+    "vgg_16_c",
+    "vgg_16_d",
+    "vgg_16_like",
+    "vgg_16_thin",
+    "vgg_16_thin_plain",
+    "vgg_16_thin_small",
+    "vgg_16_thin_plain_small",
+    "vgg_16",
+    "vgg_16_small",
+    "resnet_50_small",
+    "wrn_16_8",
+    "wrn_16_10",
+    "wrn_22_8",
+    "wrn_28_2",
+    "character_transformer",
+)
+
+
+SMALL = ("lenet_300_100", "lenet_5", "lenet_5_small", "mlp_8_8", "lenet_5_caffe")
+"""The models of which one replicate leaves most of an accelerator idle."""
+
+
+def execution(model_name: str, backend: str) -> Execution:
+    """The fastest form of a model on a backend.
+
+    On a CPU patches in a loop take a fraction of the time of XLA's own convolution called step by
+    step: a quarter to a sixth for lenet_5, a third for lenet_5_caffe and resnet_18, two thirds for
+    conv_2 (`python -m benchmarks.convolution`). `map` takes the replicates of a device one after
+    the other; `vmap` makes convolutional networks slower there, by 1.7 to 2.4 in an earlier form of
+    the patches, and lenet_300_100 and the transformer by less than a tenth.
+
+    Replicates are spread over the devices where they divide evenly. With every core a device of its
+    own (`use_every_core`) lenet_300_100 takes 0.47 ms instead of 0.68.
+
+    A convolution inside a loop is no choice at all: there XLA:CPU falls back to a naive one.
+    Accelerators have no such fallback, so they get the plain convolution. On one H100, in float32
+    and inside the loop, a step of lenet_5_caffe with sparse momentum takes 1.86 ms for 9 replicates
+    under `vmap` and 0.33 ms for one: 1.6 times the speed. Large networks fill the device alone,
+    so their replicates come one after the other; that choice is reasoned, not measured.
+
+    Args:
+      model_name: a key of `registry.MODELS`.
+      backend: what `jax.default_backend()` returns: "cpu", "gpu", "tpu", ...
+
+    Raises:
+      ValueError: nothing is known about the model.
+
+    >>> execution("lenet_5", "cpu")
+    Execution(convolution='patches', replicates='map')
+    """
+    if model_name not in MODELS:
+        raise ValueError(f"model_name is {model_name!r}; it must be one of {', '.join(MODELS)}")
+    if backend == "cpu":
+        return Execution("patches", "map")
+    return Execution("conv", "vmap" if model_name in SMALL else "map")
+
+
+def use_every_core() -> None:
+    """Makes every CPU core a device of its own, for replicates to run side by side.
+
+    To be called before JAX is first used; later, or where the user has set the number of devices,
+    it does nothing.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", _cores())
+
+
+def compiled_once(function: Callable) -> Callable:
+    """`jax.jit` for what runs once: on a CPU optimizing it takes longer than running it."""
+    level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    compiled = jax.jit(function, compiler_options=level)
+
+    def run(*args: Any) -> Any:
+        # Options are for the outermost function; inside another, such as an abstract evaluation,
+        # there is nothing to compile.
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (function if traced else compiled)(*args)
+
+    return run
+
+
+def replicate_keys(seed: int, count: int) -> jax.Array:
+    """One key for each replicate; those of the seeds `seed, seed + 1, ...`."""
+    return jax.vmap(jax.random.key)(seed + jnp.arange(count))
+
+
+def over_replicates(function: Callable, form: str) -> Callable:
+    """`(stacked, *shared) -> stacked`: the function of every replicate, over all devices.
+
+    Args:
+      function: its first arguments, as many as the tuple `stacked` holds, have a replicate axis.
+      form: "vmap" or "map", of the replicates of one device.
+    """
+
+    def local(stacked: Any, *shared: Any) -> Any:
+        if form == "vmap":
+            return jax.vmap(lambda one: function(*one, *shared))(stacked)
+        return jax.lax.map(lambda one: function(*one, *shared), stacked)
+
+    def everywhere(stacked: Any, *shared: Any) -> Any:
+        mesh = _mesh(len(jax.tree.leaves(stacked)[0]))
+        if mesh is None:
+            return local(stacked, *shared)
+        stacked_spec, shared_spec = PartitionSpec(REPLICATES), PartitionSpec()
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(stacked_spec, *[shared_spec] * len(shared)),
+            out_specs=stacked_spec,
+            check_vma=False,
+        )(stacked, *shared)
+
+    return everywhere
+
+
+def place(stacked: Any, *shared: Any) -> tuple[Any, ...]:
+    """Arrays where `over_replicates` wants them: the stacked ones spread, the others everywhere."""
+    mesh = _mesh(len(jax.tree.leaves(stacked)[0]))
+    if mesh is None:
+        return stacked, *shared
+    spread, everywhere = (NamedSharding(mesh, PartitionSpec(*a)) for a in ((REPLICATES,), ()))
+    return jax.device_put(stacked, spread), *jax.device_put(shared, everywhere)
+
+
+def fill(stacked: Any) -> Any:
+    """The same lanes, and the last one again until they spread evenly over the devices.
+
+    Fewer lanes than devices stay as they are.
+    """
+    leaves, devices = jax.tree.leaves(stacked), len(jax.local_devices())
+    lanes = len(leaves[0]) if leaves else 0
+    more = -lanes % devices
+    if not more or lanes < devices:
+        return stacked
+    rows = np.minimum(np.arange(lanes + more), lanes - 1)
+    return jax.tree.map(lambda leaf: leaf[rows], stacked)
+
+
+def _cores() -> int:
+    # Those that this process may use; not every system can tell.
+    here = getattr(os, "sched_getaffinity", None)
+    return len(here(0)) if here else os.cpu_count() or 1
+
+
+def _mesh(replicates: int) -> Mesh | None:
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if replicates % n == 0)
+    return None if count == 1 else Mesh(np.array(devices[:count]), (REPLICATES,))

@@ -1,0 +1,298 @@
+"""The compiled training loop: replicates of one method side by side, over data on the device.
+
+A few functions in a `Trainer`, made once a run; all that changes is a `TrainState`. How steps and
+replicates are compiled is no decision of this file: `execution` says it.
+
+    trainer = make_trainer(apply, init_params, make_tx, inputs, labels, batch_size=60, ...)
+    state = trainer.init(jax.random.split(jax.random.key(0), 3))
+    state, history = train(trainer, state, stop=1000, every=100, sets={"test": test})
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.common.data.batches import batch_indices
+from experiments.common.training.evaluation import EvaluationSet, cross_entropy, evaluate
+from experiments.common.training.execution import Execution, compiled_once, over_replicates, place
+
+Array = jax.Array
+Metrics = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """Everything that a run changes; each array has the replicates as its first axis.
+
+    Attributes:
+      params: the parameters.
+      opt_state: the optimizer's state, masks included.
+      data_key: raw key data; it and the epoch give the order of the examples and their changes.
+      order: int32 `(steps of an epoch, batch size)`, the rows of this epoch's batches.
+      loss_sum: training losses added up since the last evaluation.
+      tracked: what a `Track` keeps; () without one.
+    """
+
+    params: Any
+    opt_state: Any
+    data_key: Array
+    order: Array
+    loss_sum: Array
+    tracked: Any = ()
+
+
+class Track(NamedTuple):
+    """What is measured of one replicate inside the compiled loop.
+
+    Attributes:
+      every: steps from one measurement to the next.
+      init: `(params, opt_state) -> tracked`.
+      update: `(tracked, state, step, loss, data) -> tracked` after steps every, 2 * every, ...; the
+        state is that of one replicate, and `loss` the mean training loss since the measurement
+        before.
+      data: arrays that `update` reads, the same for all replicates.
+    """
+
+    every: int
+    init: Callable[[Any, Any], Any]
+    update: Callable[..., Any]
+    data: Any
+
+
+class Trainer(NamedTuple):
+    """Functions over stacked replicates; each is compiled once.
+
+    Attributes:
+      init: `(keys) -> TrainState`, one replicate for each key.
+      advance: `(state, first, last, examples=None) -> TrainState`, the steps `first, ..., last - 1`
+        over the examples, or over others of their shapes. The state given is donated. How a run is
+        cut into calls does not change its numbers.
+      evaluate: `(params, EvaluationSet) -> {"loss", "accuracy"}`, one number a replicate each.
+      steps_per_epoch: batches in one pass over the examples; what does not fill one is left out.
+    """
+
+    init: Callable[[Array], TrainState]
+    advance: Callable[..., TrainState]
+    evaluate: Callable[[Any, EvaluationSet], Metrics]
+    steps_per_epoch: int
+
+
+class Chunk(NamedTuple):
+    """What one call of the compiled loop has done.
+
+    Attributes:
+      state: the state after it.
+      step: the number of steps done since the start of the run.
+      metrics: at an evaluation, by name, one number a replicate each; else None.
+      seconds_per_step: of all replicates together, without compilation; None before it is known.
+    """
+
+    state: TrainState
+    step: int
+    metrics: Metrics | None
+    seconds_per_step: float | None
+
+
+def start_dense(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
+    """`(params, opt_state)` of a plain optimizer; a sparse one starts with `jaxsparse.init`."""
+    return params, tx.init(params)
+
+
+def make_trainer(
+    apply: Callable[[Any, Array], Array],
+    init_params: Callable[[Array], Any],
+    make_tx: Callable[[Array | int], optax.GradientTransformationExtraArgs],
+    inputs: Array,
+    labels: Array,
+    *,
+    batch_size: int,
+    execution: Execution,
+    start: Callable[[Any, Any], tuple[Any, Any]] = start_dense,
+    loss: Callable[[Array, Array], Array] = cross_entropy,
+    augment: Callable[[Array, Array], Array] | None = None,
+    forward: Callable[[Any, Array, Array], tuple[Array, Any]] | None = None,
+    track: Track | None = None,
+) -> Trainer:
+    """The training functions of one method.
+
+    Two trainers with the same `init_params`, or the same `apply`, share what is compiled of them.
+
+    Args:
+      apply: `(params, inputs) -> logits` of one replicate.
+      init_params: `(key) -> params`.
+      make_tx: `(key) -> optimizer`; the key is traced. Learning-rate schedule and weight decay
+        are part of it.
+      inputs: the training examples, on the device.
+      labels: int32, their classes (or next tokens).
+      batch_size: examples a step, at most all.
+      execution: how replicates are compiled here.
+      start: `(tx, params) -> (params, opt_state)`; `jaxsparse.init` for a sparse method.
+      loss: `(logits, labels) -> loss of every example`.
+      augment: `(key, inputs) -> inputs`, with another key at every step; None leaves them alone.
+      forward: `(params, key, inputs) -> (logits, moved)`, what a training step computes instead of
+        `apply` where that differs; see `network.Network`.
+      track: what to measure inside the loop, where a call for each measurement is too slow.
+
+    Raises:
+      ValueError: a batch size below 1 or above the number of examples.
+    """
+    n = len(labels)
+    if not 1 <= batch_size <= n:
+        raise ValueError(
+            f"batch_size must be in [1, {n}], the training examples, got {batch_size}."
+        )
+    steps_per_epoch = n // batch_size
+    update = make_tx(0).update
+
+    @compiled_once
+    @jax.vmap
+    def begin(key: Array, params: Any, data_key: Array) -> TrainState:
+        params, opt_state = start(make_tx(key), params)
+        order = jnp.zeros((steps_per_epoch, batch_size), jnp.int32)
+        loss_sum = jnp.zeros((), jnp.float32)
+        tracked = () if track is None else track.init(params, opt_state)
+        return TrainState(
+            params, opt_state, jax.random.key_data(data_key), order, loss_sum, tracked
+        )
+
+    def init(keys: Array) -> TrainState:
+        init_keys, method_keys, data_keys = _fold(keys)
+        return begin(method_keys, _init_params(init_params, init_keys), data_keys)
+
+    def step(row: Array, state: TrainState, epoch_key: Array, examples: Any) -> TrainState:
+        inputs, labels = (part[state.order[row]] for part in examples)
+        key = jax.random.fold_in(epoch_key, row)
+        if augment is not None:
+            inputs = augment(key, inputs)
+
+        def mean_loss(params: Any) -> tuple[Array, Any]:
+            if forward is None:
+                return loss(apply(params, inputs), labels).mean(), None
+            logits, moved = forward(params, jax.random.fold_in(key, 1), inputs)
+            return loss(logits, labels).mean(), moved
+
+        (value, moved), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if forward is not None:
+            params = jax.tree.map(lambda p, new: p if new is None else new, params, moved)
+        return state._replace(params=params, opt_state=opt_state, loss_sum=state.loss_sum + value)
+
+    def measure(state: TrainState, count: Array, data: Any) -> TrainState:
+        def update(tracked: Any, params: Any, opt_state: Any, loss: Array) -> Any:
+            now = state._replace(params=params, opt_state=opt_state)
+            return track.update(tracked, now, count, loss, data)
+
+        due, mean = count % track.every == 0, state.loss_sum / track.every
+        inputs = state.tracked, state.params, state.opt_state, mean
+        tracked = jax.lax.cond(due, update, lambda tracked, *_: tracked, *inputs)
+        return state._replace(tracked=tracked, loss_sum=jnp.where(due, 0, state.loss_sum))
+
+    def replicate(state: TrainState, first: Array, last: Array, examples: Any, data: Any) -> Any:
+        def stretch(carry: tuple[Array, TrainState]) -> tuple[Array, TrainState]:
+            # To the end of the epoch, the next measurement or the last step, whichever comes first.
+            count, state = carry
+            epoch, row = count // steps_per_epoch, count % steps_per_epoch
+            key = jax.random.fold_in(jax.random.wrap_key_data(state.data_key), epoch)
+            new = functools.partial(batch_indices, n=n, batch_size=batch_size)
+            order = jax.lax.cond(row == 0, new, lambda key: state.order, key)
+            size = jnp.minimum(last - count, steps_per_epoch - row)
+            if track is not None:
+                size = jnp.minimum(size, track.every - count % track.every)
+            body = functools.partial(step, epoch_key=key, examples=examples)
+            state = jax.lax.fori_loop(row, row + size, body, state._replace(order=order))
+            count += size
+            return count, state if track is None else measure(state, count, data)
+
+        return jax.lax.while_loop(lambda carry: carry[0] < last, stretch, (first, state))[1]
+
+    every_replicate = over_replicates(replicate, execution.replicates)
+    steps = jax.jit(lambda state, *shared: every_replicate((state,), *shared), donate_argnums=0)
+    placed: dict[int, Any] = {}
+
+    def advance(state: TrainState, first: int, last: int, examples: Any = None) -> TrainState:
+        count = len(state.data_key)
+        if count not in placed:
+            data = () if track is None else track.data
+            placed[count] = place(state.data_key, (inputs, labels), data)[1:]
+        (state,), (here, data) = place(state), placed[count]
+        here = here if examples is None else place(state.data_key, examples)[1]
+        return steps(state, first, last, here, data)
+
+    return Trainer(
+        init, advance, functools.partial(evaluate, apply, loss, execution), steps_per_epoch
+    )
+
+
+def run(
+    trainer: Trainer,
+    state: TrainState,
+    *,
+    start: int = 0,
+    stop: int,
+    every: int,
+    sets: Mapping[str, EvaluationSet],
+    observe: Callable[[TrainState], Metrics] = lambda state: {},
+    seconds: float = 2.0,
+) -> Iterator[Chunk]:
+    """Trains from step `start` to `stop` and hands over the state about every `seconds`.
+
+    Args:
+      trainer: the method.
+      state: the state after `start` steps; it is donated.
+      start: steps done before.
+      stop: steps of the whole run.
+      every: steps from one evaluation to the next; the last step is evaluated in any case.
+      sets: what to evaluate on, by name; metrics are called `name_loss` and `name_accuracy`, and
+        `loss` is the mean training loss since the evaluation before.
+      observe: more metrics of a state, one number a replicate each.
+      seconds: aimed length of a chunk.
+    """
+    size, per_step = 1, None
+    since = start - start % every
+    while start < stop:
+        due = min(stop, since + every)
+        end = min(due, start + size)
+        begun = time.perf_counter()
+        state = jax.block_until_ready(trainer.advance(state, start, end))
+        if size == 1:  # that step was compiled; the next few tell the speed
+            size = 10
+        else:
+            per_step = (time.perf_counter() - begun) / (end - start)
+            size = max(10, int(seconds / per_step))
+        start, metrics = end, None
+        if start == due:
+            metrics = {"loss": state.loss_sum / (start - since)}
+            for name, examples in sets.items():
+                found = trainer.evaluate(state.params, examples)
+                metrics |= {f"{name}_{key}": value for key, value in found.items()}
+            metrics |= observe(state)
+            state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
+            since = start
+        yield Chunk(state, start, metrics, per_step)
+
+
+def train(
+    trainer: Trainer, state: TrainState, *, stop: int, every: int, **options: Any
+) -> tuple[TrainState, list[Metrics]]:
+    """All of `run` at once: the last state, and the metrics of every evaluation with its `step`."""
+    history = []
+    for chunk in run(trainer, state, stop=stop, every=every, **options):
+        state = chunk.state
+        if chunk.metrics is not None:
+            history.append({"step": chunk.step, **chunk.metrics})
+    return state, history
+
+
+@jax.jit
+def _fold(keys: Array) -> list[Array]:
+    return [jax.vmap(lambda key: jax.random.fold_in(key, use))(keys) for use in range(3)]  # noqa: B023
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_params(init_params: Callable, keys: Array) -> Any:
+    return jax.vmap(init_params)(keys)

@@ -1,0 +1,1 @@
+"""Compares all sparse training methods at several sparsities."""

@@ -1,0 +1,69 @@
+"""The Hessian's spectrum along the training of a study of gradient flow."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.gradient_flow.cells import stored
+from experiments.gradient_flow.lab import Lab, next_masks
+from experiments.gradient_flow.settings import Settings
+from jaxsparse import analysis
+
+
+def steps_of(settings: Settings) -> tuple[int, ...]:
+    """The steps at which the networks of `WATCHED` are kept."""
+    return (0, *settings.snapshots, settings.iterations)
+
+
+def spectrum(lab: Lab, cell: str, device: jax.Device) -> dict[str, Any]:
+    """The Hessian of living weights by Lanczos, at one step of the first replicate."""
+    _, name, step = cell.split("-")
+    with jax.default_device(device):
+        return _spectrum_at(lab, name, int(step))
+
+
+def _spectrum_at(lab: Lab, name: str, step: int) -> dict[str, Any]:
+    chosen, at = lab.settings, steps_of(lab.settings).index(step)
+    params, masks = (
+        jax.tree.map(lambda leaf: leaf[at], stored(lab, f"{name}/snapshots/{part}"))
+        for part in ("params", "masks")
+    )
+    masks = _without_statistics(lab, masks)
+    batches, options, moved = _batches(lab), {"steps": 80, "key": 0}, None
+    if name == "rigl" and step in chosen.snapshots:
+        grads = jax.jit(jax.grad(lab.loss))(params, lab.scoring())
+        after = next_masks(chosen, "rigl", jnp.int32(step), params, masks, grads, lab.keys[0])
+        result, moved = analysis.spectrum_across_update(
+            lab.loss, params, batches, masks, after, **options
+        )
+    else:
+        result = analysis.spectrum(lab.loss, params, batches, masks, **options)
+    found = {"step": step, **_quadrature(result)}
+    return found if moved is None else found | {"after_update": _quadrature(moved)}
+
+
+def _quadrature(found: analysis.Spectrum) -> dict[str, list[float]]:
+    values, weights = found.eigenvalues[0], found.weights[0]
+    return {
+        "eigenvalues": np.asarray(values, float).tolist(),
+        "weights": np.asarray(weights, float).tolist(),
+    }
+
+
+def _without_statistics(lab: Lab, masks: Any) -> Any:
+    # The loss while training does not depend on them: they would be zeros of the spectrum.
+    leaves, treedef = jax.tree.flatten(masks)
+    pairs = zip(leaves, lab.networks["large"].statistics, strict=True)
+    return treedef.unflatten(jnp.zeros_like(m) if moves else m for m, moves in pairs)
+
+
+def _batches(lab: Lab) -> Any:
+    # Small, because a product with the Hessian keeps what all layers give of a batch.
+    size = min(lab.settings.landscape_examples, len(lab.held[1]))
+    count = max(1, size // 100)
+    return tuple(
+        jnp.asarray(part[: size - size % count]).reshape(count, -1, *part.shape[1:])
+        for part in lab.held
+    )

@@ -1,0 +1,1 @@
+"""Sparse networks from scratch (Dettmers & Zettlemoyer, 2019)."""

@@ -1,0 +1,158 @@
+"""Sparse networks from scratch: sparse momentum and others (Dettmers & Zettlemoyer, 2019).
+
+    python -m experiments.sparse_momentum --preset lenet_300_100 --out OUT
+
+Takes about four hours on 2 cores, more than half of them for DeepR: LeNet-300-100 on MNIST with the
+paper's settings, 100 epochs, eight methods, six densities, 5 replicates each. Without arguments a
+small study on the digits.
+`--study` asks for another comparison than that of the methods: of variants of them.
+
+Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command
+goes on where it was stopped, also in the middle of a cell, and the same folder takes other methods
+and densities beside those that it has.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.common.study import command
+from experiments.common.study.options import flag, option
+from experiments.common.study.study import Group
+from experiments.common.training import execution
+from experiments.sparse_momentum import cells, report
+from experiments.sparse_momentum.settings import METHODS, PRESETS, Settings, check
+from experiments.sparse_momentum.variants import STUDIES, method_of
+
+PROG = "python -m experiments.sparse_momentum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.StudyOptions):
+    """Compares sparse momentum with other methods, as in the paper."""
+
+    preset: str = option(
+        "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
+    )
+    dataset: str | None = option(None, "another data set than the preset's")
+    study: str = option(
+        "main",
+        "what is compared: the methods; momentum and prune rates; what sparse momentum is made of; "
+        "or, on validation data, what the sources leave open",
+        choices=tuple(STUDIES),
+    )
+    methods: str | None = option(
+        None,
+        "methods, or variants such as sparse_momentum+growth=random, with commas between them "
+        "(default: the study's)",
+    )
+    densities: str | None = option(
+        None,
+        "fractions of the weights that live, with commas (default: the preset's; 0.05 in other "
+        "studies than main)",
+    )
+    epochs: int | None = option(
+        None,
+        "passes over the training set (default: the preset's; 20 in other studies than main)",
+    )
+    steps: int | None = option(
+        None, "stop after so many steps instead, at least 5 (default: train for all epochs)"
+    )
+    batch_size: int | None = option(None, "examples a step (default: the preset's)")
+    image_size: int | None = option(
+        None,
+        "side in pixels to which images are cut that stay on the disk; other presets than "
+        "resnet_50 load their data into memory as they are (default: the preset's)",
+    )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+      args: its arguments; by default those of the process.
+    """
+    command.run(Options, PROG, prepare, args)
+
+
+def prepare(options: Options) -> command.Study:
+    """The study that the options ask for."""
+    settings, names = resolve(options)
+    wanted = all_cells(settings, names)
+
+    def begin(path: Path) -> tuple[str, list[Group]]:
+        keys = execution.replicate_keys(options.seed, options.replicates)
+        lab = cells.build(settings, keys, options.data_dir, options.examples)
+        tests = options.study != "tuning"
+        return lab.dataset.description, cells.groups(lab, wanted, path, tests)
+
+    what = options.preset if options.study == "main" else f"{options.preset}-{options.study}"
+    identity = command.identity(options, settings, study=options.study)
+    del identity["densities"]  # like the methods: a folder takes more of them
+    return command.Study(
+        f"sparse_momentum-{what}",
+        identity,
+        [cell.name for cell in wanted],
+        functools.partial(cells.kept, options.study != "tuning"),
+        f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps",
+        begin,
+        report.report,
+    )
+
+
+def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
+    """The settings of a study, and its methods.
+
+    Raises:
+      ValueError: a value that cannot be.
+    """
+    settings = PRESETS[options.preset]
+    names = METHODS
+    if options.study != "main":
+        names = STUDIES[options.study]
+        settings = dataclasses.replace(settings, densities=(0.05,), epochs=20)
+    if options.study == "tuning":  # which finds them
+        settings = dataclasses.replace(settings, own={})
+    if options.methods is not None:
+        names = tuple(name for name in options.methods.split(",") if name)
+    for name in names:
+        check(settings, name)
+    if options.densities is not None:
+        try:
+            densities = tuple(float(text) for text in options.densities.split(","))
+        except ValueError:
+            densities = ()
+        if not densities or not all(0 < density <= 1 for density in densities):
+            raise ValueError(
+                f"--densities must be numbers in (0, 1] with commas between them, got "
+                f"{options.densities!r}."
+            )
+        settings = dataclasses.replace(settings, densities=densities)
+    if options.epochs is not None and options.steps is not None:
+        raise ValueError("--epochs and --steps exclude each other; give one of them.")
+    if options.image_size is not None and settings.image_size is None:
+        raise ValueError(f"--image-size means nothing with --preset {options.preset}.")
+    least = {"epochs": 1, "steps": 5, "batch_size": 1, "image_size": 16}
+    for name in ("dataset", *least):
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if name in least and value < least[name]:
+            raise ValueError(f"{flag(name)} must be at least {least[name]}, got {value}.")
+        settings = dataclasses.replace(settings, **{name: value})
+    return settings, names
+
+
+def all_cells(settings: Settings, names: Sequence[str]) -> list[cells.Cell]:
+    """Every method at every density; dense once."""
+    found = []
+    for name in names:
+        dense = method_of(name) == "dense"
+        sparsities = [0.0] if dense else [round(1 - d, 6) for d in settings.densities]
+        found += [cells.Cell(name, sparsity) for sparsity in sparsities]
+    return found
+
+
+if __name__ == "__main__":
+    main()

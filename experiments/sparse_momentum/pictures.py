@@ -1,0 +1,178 @@
+"""The figures of a study of dynamic sparse training methods."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from experiments.common.report.figures import (
+    COLOURS,
+    MARKERS,
+    PERCENT,
+    line_of_layer,
+    note_above,
+    plain,
+    save,
+)
+from experiments.sparse_momentum.variants import method_of
+
+MOVING = ("sparse_momentum", "dynamic_reparameterization")
+"""The methods that move weights across layers."""
+
+
+def error_against_density(
+    file: Path, found: Mapping[str, Mapping[float, Any]], title: str, note: str
+) -> None:
+    """Test error of every method against density, both on a log axis; bands: one standard error.
+
+    Args:
+      file: where to write it.
+      found: statistics of the test accuracy by method and sparsity.
+      title: of the picture.
+      note: how many replicates, and what is missing.
+    """
+    figure, axes = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
+    densities: set[float] = set()
+    sparse = [name for name in found if name != "dense"]
+    for i, name in enumerate(sparse):
+        at = sorted(found[name], reverse=True)
+        x = [100 * (1 - s) for s in at]
+        densities |= set(x)
+        _error_line(axes, i, name, x, [found[name][s] for s in at])
+    if "dense" in found:
+        axes.axhline(1 - found["dense"][0.0]["mean"], color="#222222", ls="--", label="dense")
+    axes.set_xscale("log")
+    _log_percent(axes)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(densities)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.set_xlabel("weights in % (log scale)")
+    axes.set_ylabel("test error (log scale)")
+    plain(axes)
+    axes.legend(frameon=False, fontsize=8)
+    note_above(axes, title, note)
+    save(figure, file)
+
+
+def layer_densities(
+    file: Path,
+    curves: Mapping[str, np.ndarray],
+    results: Mapping[str, Mapping[str, Any]],
+    what: str,
+    note: str,
+    unit: str,
+) -> None:
+    """Density of every layer over time, for variants of the methods in `MOVING`."""
+    names = [name for name, cell in results.items() if method_of(cell["method"]) in MOVING]
+    if not names:
+        return
+    names = sorted(names, key=lambda name: (results[name]["method"], -results[name]["sparsity"]))
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False, layout="constrained"
+    )
+    for axes, name in zip(grid.flat, names, strict=False):
+        start = f"{name}/density/"
+        layers = [key.removeprefix(start) for key in curves if key.startswith(start)]
+        for i, layer in enumerate(sorted(layers, key=_depth)):
+            values = curves[start + layer].mean(0)
+            times = np.arange(1, len(values) + 1)
+            axes.plot(times, values, **line_of_layer(i, len(layers), layer))
+        _log_percent(axes)
+        axes.set_xlabel(unit)
+        cell = results[name]
+        variant = cell["method"].replace("+", "\n+")
+        axes.set_title(f"{variant}, {100 * (1 - cell['sparsity']):g}%", fontsize=9)
+        plain(axes)
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_axis_off()
+    grid[0][0].set_ylabel("density of the layer (log scale)")
+    lines, layers = grid[0][0].get_legend_handles_labels()
+    below = {"loc": "outside lower center", "ncol": min(len(layers), 8)}
+    figure.legend(lines, layers, frameon=False, fontsize=8, **below)
+    title = f"Where the weights go: {what}. {note}."
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, wrap=True)
+    save(figure, file)
+
+
+def _error_line(
+    axes: plt.Axes, i: int, name: str, x: Sequence[float], found: Sequence[Any]
+) -> None:
+    # The i-th line, from statistics of the accuracy at every x; its band is one standard error.
+    mean = np.array([1 - stats["mean"] for stats in found])
+    error = np.array([stats["standard_error"] for stats in found])
+    colour = COLOURS[i % len(COLOURS)]
+    axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+    axes.plot(x, mean, marker=MARKERS[i % 5], ms=4, color=colour, lw=1.5, label=name)
+
+
+def _log_percent(axes: plt.Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PERCENT)
+
+
+def _depth(layer: str) -> tuple[int, list[int]]:
+    # From input to output: conv, block1/conv1, ..., fc1, ..., head.
+    kinds = ("conv", "block", "fc", "head")
+    kind = re.match("[a-z]*", layer)[0]
+    return kinds.index(kind) if kind in kinds else -1, [int(n) for n in re.findall(r"\d+", layer)]
+
+
+def sensitivity(
+    file: Path, lines: Mapping[str, Mapping[str, Mapping[float, Any]]], title: str, note: str
+) -> None:
+    """Error against the value of every option, a panel each; bands: one standard error.
+
+    Args:
+      file: where to write it.
+      lines: statistics of the accuracy by option, variant and value.
+      title: of the picture.
+      note: how many replicates, and what is missing.
+    """
+    figure, grid = plt.subplots(
+        1, len(lines), figsize=(4.8 * len(lines), 4.2), squeeze=False, layout="constrained"
+    )
+    for axes, (option, variants) in zip(grid.flat, lines.items(), strict=True):
+        for i, (name, found) in enumerate(variants.items()):
+            x = sorted(found)
+            _error_line(axes, i, name, x, [found[value] for value in x])
+        axes.set_xlabel(option.replace("_", " "))
+        _log_percent(axes)
+        plain(axes)
+        axes.legend(frameon=False, fontsize=8)
+    grid[0][0].set_ylabel("error (log scale)")
+    figure.suptitle(f"{title}. {note[0].upper()}{note[1:]}.", x=0.01, ha="left", fontsize=10)
+    save(figure, file)
+
+
+def dots(file: Path, rows: Mapping[str, Any], measure: str, title: str, note: str) -> None:
+    """The accuracy of every variant as a dot; bars: one standard error.
+
+    Args:
+      file: where to write it.
+      rows: statistics by variant, from top to bottom.
+      measure: what the accuracy is.
+      title: of the picture.
+      note: how many replicates, and what is missing.
+    """
+    figure, axes = plt.subplots(figsize=(8.0, 1.4 + 0.28 * len(rows)), layout="constrained")
+    places = np.arange(len(rows))[::-1]
+    methods = list(dict.fromkeys(name.split("+")[0].split(" ")[0] for name in rows))
+    for place, (name, stats) in zip(places, rows.items(), strict=True):
+        colour = COLOURS[methods.index(name.split("+")[0].split(" ")[0]) % len(COLOURS)]
+        axes.errorbar(
+            stats["mean"], place, xerr=stats["standard_error"], fmt="o", color=colour, capsize=3
+        )
+    axes.set_yticks(places, list(rows), fontsize=8)
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel(measure)
+    plain(axes)
+    note_above(axes, title, note)
+    save(figure, file)

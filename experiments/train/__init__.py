@@ -1,0 +1,1 @@
+"""Trains a sparse network beside its dense twin."""

@@ -1,0 +1,181 @@
+"""The configuration of a training job: its options, their defaults, and what they may be."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments.common.models.registry import MODELS
+from experiments.common.study.options import flag, identity, option
+from experiments.common.training import methods
+
+EPOCHS = {"digits": 40, "other": 20}
+BATCH_SIZES = {"digits": 24, "other": 100}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a sparse network beside its dense twin, and shows what that gains and costs."""
+
+    dataset: str = option(
+        "digits",
+        "digits (needs no download), or any image classification set of tensorflow-datasets, "
+        "such as mnist or cifar10",
+    )
+    model: str = option("lenet_300_100", "the network", choices=tuple(MODELS))
+    algorithm: str = option(
+        "rigl", "how the network becomes sparse", choices=tuple(methods.ALGORITHMS)
+    )
+    sparsity: float | None = option(
+        None, "fraction of weights that are zero, in [0, 1) (default: 0.9; with N:M, 1 - N/M)"
+    )
+    distribution: str | None = option(
+        None,
+        "how the sparsity is spread over the layers (default: erk; with N:M, uniform)",
+        choices=methods.DISTRIBUTIONS,
+    )
+    pattern: str = option(
+        "unstructured",
+        "which weights live or die together: unstructured, channel, fan_in, N:M such as 2:4, or "
+        "block:RxC such as block:4x4",
+    )
+    dense_layers: str = option(
+        "", "regular expression; weights whose name it matches stay dense (default: none)"
+    )
+    every: int | None = option(
+        None,
+        "steps from one mask update to the next (default: a hundredth of the run, at least 10)",
+    )
+    start: int | None = option(None, "step of the first mask update (default: --every)")
+    stop: int | None = option(
+        None, "step from which the masks stay as they are (default: three quarters of the run)"
+    )
+    drop_fraction: float | None = option(
+        None,
+        "share of the living weights that a mask update replaces at first, in [0, 1]; annealed to "
+        "0 at --stop (default: the algorithm's own)",
+    )
+    optimizer: str = option(
+        "momentum", "momentum is SGD with Nesterov momentum 0.9", choices=methods.OPTIMIZERS
+    )
+    learning_rate: float | None = option(
+        None, "at the first step, above 0 (default: sgd and momentum 0.1, adam and adamw 0.001)"
+    )
+    schedule: str = option("cosine", "what becomes of the learning rate", choices=methods.SCHEDULES)
+    weight_decay: float = option(5e-4, "added to the gradient; by adamw to the update")
+    epochs: int | None = option(
+        None,
+        f"passes over the training set (default: {EPOCHS['digits']} on digits, else "
+        f"{EPOCHS['other']})",
+    )
+    batch_size: int | None = option(
+        None,
+        f"examples a step (default: {BATCH_SIZES['digits']} on digits, else "
+        f"{BATCH_SIZES['other']})",
+    )
+    validation: int = option(0, "training examples to set aside and to evaluate on as well")
+    seeds: int = option(3, "replicates, each with weights, masks and order of examples of its own")
+    seed: int = option(0, "seed of the first replicate; the others count on from it")
+    dense_twin: bool = option(True, "leave out the dense network (default: it is trained too)")
+    data_dir: str | None = option(
+        None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
+    )
+    download: bool = option(
+        False, "let tensorflow-datasets fetch a data set that is missing", identity=False
+    )
+    out: str | None = option(
+        None, "output folder (default: runs/ and a name made of the options)", identity=False
+    )
+    resume: bool = option(
+        False,
+        "go on with the stopped run in --out, or print the finished one (default: only in the "
+        "default folder)",
+        identity=False,
+    )
+    checkpoint_every: float = option(
+        5.0, "seconds from one checkpoint to the next, at least", identity=False
+    )
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with its defaults filled in and its values checked; reads no data.
+
+    Raises:
+      ValueError: a value that cannot be, with those that can.
+    """
+    for name in _WITHOUT.get(config.algorithm, ()):
+        if getattr(config, name) not in (_DEFAULTS[name], 0.0):
+            raise ValueError(f"{flag(name)} means nothing with --algorithm {config.algorithm}.")
+    methods.pattern(config.pattern)
+    n_of_m = re.fullmatch(r"(\d+):(\d+)", config.pattern)
+    sparsity = config.sparsity
+    if config.algorithm == "dense":
+        sparsity = 0.0
+    elif sparsity is None:
+        sparsity = 1 - int(n_of_m[1]) / int(n_of_m[2]) if n_of_m else 0.9
+    kind = "digits" if config.dataset == "digits" else "other"
+    config = dataclasses.replace(
+        config,
+        sparsity=sparsity,
+        distribution=_given(config.distribution, "uniform" if n_of_m else "erk"),
+        learning_rate=_given(config.learning_rate, methods.LEARNING_RATES.get(config.optimizer)),
+        epochs=_given(config.epochs, EPOCHS[kind]),
+        batch_size=_given(config.batch_size, BATCH_SIZES[kind]),
+    )
+    for field in dataclasses.fields(config):
+        value, choices = getattr(config, field.name), field.metadata["choices"]
+        if choices is not None and value not in choices:
+            raise ValueError(
+                f"{flag(field.name)} must be one of {', '.join(choices)}, got {value!r}."
+            )
+    for name, fits, allowed in _RANGES:
+        value = getattr(config, name)
+        if value is not None and not fits(value):
+            raise ValueError(f"{flag(name)} must be {allowed}, got {value}.")
+    try:
+        re.compile(config.dense_layers)
+    except re.error as error:
+        raise ValueError(
+            f"{flag('dense_layers')} must be a regular expression, got {config.dense_layers!r} "
+            f"({error})."
+        ) from None
+    return config
+
+
+def default_folder(config: Config) -> Path:
+    """`runs/dataset-model-algorithm-sparsity`, and whatever else differs from the defaults."""
+    start = {"dataset": config.dataset, "model": config.model, "algorithm": config.algorithm}
+    plain = identity(resolve(Config(**start, sparsity=config.sparsity)))
+    parts = [*start.values(), f"{config.sparsity:.4g}"]
+    parts += [f"{name}_{value}" for name, value in identity(config).items() if value != plain[name]]
+    return Path("runs") / re.sub(r"[^\w.-]+", "_", "-".join(parts))
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+_WHEN = ("every", "start", "stop", "drop_fraction")
+_WITHOUT = {
+    "dense": ("sparsity", "distribution", "pattern", "dense_layers", *_WHEN),
+    "fixed": _WHEN,
+    "gradual": ("drop_fraction",),
+    "dynamic_reparameterization": ("drop_fraction",),
+    "deep_rewiring": _WHEN,
+}
+_RANGES = (
+    ("sparsity", lambda s: 0 <= s < 1, "in [0, 1)"),
+    ("drop_fraction", lambda f: 0 <= f <= 1, "in [0, 1]"),
+    ("learning_rate", lambda x: 0 < x < math.inf, "above 0"),
+    ("weight_decay", lambda x: 0 <= x < math.inf, "at least 0"),
+    ("checkpoint_every", lambda x: x >= 0, "at least 0"),
+    ("seed", lambda n: 0 <= n < 2**31, "in [0, 2^31)"),
+    ("start", lambda n: n >= 0, "at least 0"),
+    ("validation", lambda n: n >= 0, "at least 0"),
+    *(
+        (name, lambda n: n >= 1, "at least 1")
+        for name in ("every", "stop", "epochs", "batch_size", "seeds")
+    ),
+)
