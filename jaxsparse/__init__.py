@@ -4,7 +4,7 @@ Masks are a pytree beside the parameters; everything that makes or changes them 
 one Optax wrapper puts them to work, so the whole train step stays one jitted function.
 """
 
-from jaxsparse import analysis, lottery, selection
+from jaxsparse import analysis, lottery, selection, sparse
 from jaxsparse.algorithms import (
     deep_rewiring,
     dynamic_reparameterization,
@@ -90,6 +90,7 @@ __all__ = [
     "selection",
     "set_masks",
     "snip",
+    "sparse",
     "sparse_evolution",
     "sparse_init",
     "sparse_initializer",

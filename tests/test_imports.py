@@ -27,6 +27,7 @@ LEVELS = {
     "inner_state": 4,
     "own_masks": 4,
     "plans": 4,
+    "sparse": 4,
     "specs": 5,
     "states": 5,
     "pruning": 6,
@@ -41,7 +42,13 @@ LEVELS = {
 }
 OPTAX_FROM = 6
 FRAMEWORKS = {"flax", "equinox", "chex", "haiku", "orbax"}
-PUBLIC_MODULES = {"jaxsparse", "jaxsparse.analysis", "jaxsparse.lottery", "jaxsparse.selection"}
+PUBLIC_MODULES = {
+    "jaxsparse",
+    "jaxsparse.analysis",
+    "jaxsparse.lottery",
+    "jaxsparse.selection",
+    "jaxsparse.sparse",
+}
 LINES = 300
 LONG = {
     "tests/experiments/test_damages.py": "one table of all damages, and the runs that they meet",

@@ -1,0 +1,20 @@
+"""Storage and products that skip the zeros: a kernel as its living values and their places."""
+
+from jaxsparse.sparse._block import Block
+from jaxsparse.sparse._csr import CSR
+from jaxsparse.sparse._kernels import Backend, KernelError
+from jaxsparse.sparse._kernels import compiled as compiled_kernels
+from jaxsparse.sparse.compression import compress, expand, nbytes, values, with_values
+
+__all__ = [
+    "CSR",
+    "Backend",
+    "Block",
+    "KernelError",
+    "compiled_kernels",
+    "compress",
+    "expand",
+    "nbytes",
+    "values",
+    "with_values",
+]

@@ -1,0 +1,215 @@
+"""Blocks: the living blocks of a kernel, multiplied as one batch of small dense products."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse import patterns
+from jaxsparse.sparse import _layout
+from jaxsparse.types import Array, Axes, AxesSpec
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["inputs", "outputs", "order", "count"],
+    meta_fields=["shape", "axes", "size"],
+)
+@dataclasses.dataclass(frozen=True)
+class BlockPlaces:
+    """Where the living blocks of one kernel are. Integers only; nothing of it is trained.
+
+    Attributes:
+      inputs: int32 `(capacity,)`: the row of blocks of every block.
+      outputs: int32 `(capacity,)`: its column of blocks, rising.
+      order: int32 `(capacity,)`: the blocks in the order of their inputs.
+      count: int32: how many live; those behind them are empty.
+      shape: of the dense kernel.
+      axes: what its axes mean.
+      size: inputs and outputs of one block.
+    """
+
+    inputs: Array
+    outputs: Array
+    order: Array
+    count: Array
+    shape: tuple[int, ...]
+    axes: Axes
+    size: tuple[int, int]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "places"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One kernel as its living blocks; `x @ kernel` is its product.
+
+    Attributes:
+      values: `(capacity, inputs of a block, outputs of a block)`, the trainable part.
+      places: where they are.
+    """
+
+    values: Array
+    places: BlockPlaces
+
+    @classmethod
+    def from_dense(
+        cls,
+        values: Array,
+        mask: Array,
+        *,
+        size: tuple[int, int],
+        axes: AxesSpec = "flax",
+        capacity: int | None = None,
+        path: str = "kernel",
+    ) -> "Block":
+        """The blocks of a dense kernel in which a weight lives.
+
+        Args:
+          values: the kernel, of any floating type.
+          mask: boolean, of its shape; blocks live or die as a whole.
+          size: inputs and outputs of a block.
+          axes: what the axes of the kernel mean; several inputs (and spatial axes) count as one.
+          capacity: how many blocks there is room for, at least as many as live; by default as many
+            as live. Needed where the mask is traced.
+          path: of the leaf, for messages and for axes by path.
+
+        Raises:
+          ValueError: another shape, a capacity that is too small, blocks that do not divide the
+            kernel, or one that lives in part.
+          TypeError: a mask that is not boolean, or one that is traced, without `capacity`.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> mask = jnp.array([[True, True, False, False]] * 2)
+          >>> kernel = Block.from_dense(jnp.arange(8.0).reshape(2, 4), mask, size=(2, 2))
+          >>> kernel.values.tolist()
+          [[[0.0, 1.0], [4.0, 5.0]]]
+        """
+        values, mask, named = _layout.checked(values, mask, axes, capacity, path)
+        flat, alive = _layout.flat(values, named), _layout.flat(mask, named)
+        inputs, outputs = flat.shape
+        if inputs % size[0] or outputs % size[1]:
+            raise ValueError(
+                f"size {size} does not divide the {inputs} inputs and {outputs} outputs of "
+                f"{path!r}."
+            )
+        pattern, two = patterns.block(*size), Axes((0,), (1,))
+        chosen = pattern.gather(alive.astype(jnp.float32), two) > 0
+        if not isinstance(mask, jax.core.Tracer):
+            if not bool(jnp.all(pattern.spread(chosen, flat.shape, two) == alive)):
+                raise ValueError(f"mask: a block of {size} at {path!r} lives in part only.")
+        capacity = _layout.room(chosen, capacity)
+        where = jnp.nonzero(chosen.T, size=capacity, fill_value=(outputs // size[1], 0))
+        blocks = flat.reshape(inputs // size[0], size[0], outputs // size[1], size[1])
+        blocks = blocks.transpose(0, 2, 1, 3)
+        last = jnp.minimum(where[0], outputs // size[1] - 1)
+        count = jnp.sum(chosen, dtype=jnp.int32)
+        living = (jnp.arange(capacity) < count)[:, None, None]
+        found = jnp.where(living, blocks[where[1], last], jnp.zeros((), values.dtype))
+        places = BlockPlaces(
+            inputs=where[1].astype(jnp.int32),
+            outputs=last.astype(jnp.int32),
+            order=jnp.argsort(where[1], stable=True).astype(jnp.int32),
+            count=count,
+            shape=values.shape,
+            axes=named,
+            size=size,
+        )
+        return cls(found, places)
+
+    def to_dense(self) -> Array:
+        """The dense kernel, zero where no weight lives."""
+        return _spread(self.values, self.places)
+
+    @property
+    def mask(self) -> Array:
+        """Boolean, of the dense kernel's shape: where weights live."""
+        return _spread(jnp.ones(self.values.shape, bool), self.places)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense kernel."""
+        return self.places.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Of the values."""
+        return self.values.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept: values and places."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return self.product(x)
+
+    def product(self, x: Array) -> Array:
+        """`x @ kernel`, without a dense kernel in either direction.
+
+        Args:
+          x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
+
+        Returns:
+          `(..., outputs)`.
+
+        Raises:
+          ValueError: shapes that do not fit.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> mask = jnp.array([[True, True, False, False]] * 2)
+          >>> kernel = Block.from_dense(jnp.arange(8.0).reshape(2, 4), mask, size=(2, 2))
+          >>> kernel.product(jnp.array([1.0, 10.0])).tolist()
+          [40.0, 51.0, 0.0, 0.0]
+        """
+        inputs, outputs = _layout.sizes(self.places.shape, self.places.axes)
+        rows = _layout.as_rows(x, inputs)
+        tiles = rows.reshape(rows.shape[0], -1, self.places.size[0]).transpose(1, 0, 2)
+        kind = jnp.promote_types(x.dtype, self.dtype)
+        y = _product(outputs, self.values.astype(kind), tiles.astype(kind), self.places)
+        return y.transpose(1, 0, 2).reshape(*x.shape[:-1], outputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(outputs: int, values: Array, x: Array, places: BlockPlaces) -> Array:
+    """`(rows of blocks, batch, inputs of one) -> (columns of blocks, batch, outputs of one)`."""
+    each = jnp.einsum("nbi,nio->nbo", x[places.inputs], values)
+    columns = outputs // places.size[1]
+    return jax.ops.segment_sum(each, places.outputs, columns, indices_are_sorted=True)
+
+
+def _forward(outputs: int, values: Array, x: Array, places: BlockPlaces) -> tuple[Array, Any]:
+    return _product(outputs, values, x, places), (values, x, places)
+
+
+def _backward(outputs: int, residuals: Any, grads: Array) -> tuple[Array, Array, Any]:
+    values, x, places = residuals
+    of_blocks = grads[places.outputs]
+    by_value = jnp.einsum("nbi,nbo->nio", x[places.inputs], of_blocks)
+    living = jnp.arange(len(values)) < places.count
+    by_value = jnp.where(living[:, None, None], by_value, jnp.zeros((), by_value.dtype))
+    each = jnp.einsum("nbo,nio->nbi", of_blocks[places.order], values[places.order])
+    rows = places.inputs[places.order]
+    by_input = jax.ops.segment_sum(each, rows, x.shape[0], indices_are_sorted=True)
+    none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), places)
+    return by_value, by_input, none
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _spread(values: Array, places: BlockPlaces) -> Array:
+    inputs, outputs = _layout.sizes(places.shape, places.axes)
+    rows, columns = inputs // places.size[0], outputs // places.size[1]
+    living = jnp.arange(len(values)) < places.count
+    where = jnp.where(living, places.inputs, rows), places.outputs
+    blocks = (
+        jnp.zeros((rows, columns, *places.size), values.dtype).at[where].set(values, mode="drop")
+    )
+    return _layout.unflat(blocks.transpose(0, 2, 1, 3).reshape(inputs, outputs), places)

@@ -1,0 +1,234 @@
+"""Compressed sparse rows: any mask, the living weights of one output unit after the other."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import sparse as jax_sparse
+
+from jaxsparse.sparse import _kernels, _layout
+from jaxsparse.types import Array, Axes, AxesSpec
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["ends", "inputs", "ends_of_inputs", "outputs", "order"],
+    meta_fields=["shape", "axes"],
+)
+@dataclasses.dataclass(frozen=True)
+class CSRPlaces:
+    """Where the living weights of one kernel are. Integers only; nothing of it is trained.
+
+    Attributes:
+      ends: int32 `(outputs + 1,)`: the weights of output o are `ends[o] : ends[o + 1]`.
+      inputs: int32 `(capacity,)`: the input of every weight, rising within an output.
+      ends_of_inputs: int32 `(inputs + 1,)`, the same seen from the inputs.
+      outputs: int32 `(capacity,)`: the outputs, input after input.
+      order: int32 `(capacity,)`: which value belongs to each of `outputs`.
+      shape: of the dense kernel.
+      axes: what its axes mean.
+    """
+
+    ends: Array
+    inputs: Array
+    ends_of_inputs: Array
+    outputs: Array
+    order: Array
+    shape: tuple[int, ...]
+    axes: Axes
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "places"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class CSR:
+    """One kernel as its living values and their places; `x @ kernel` is its product.
+
+    Attributes:
+      values: `(capacity,)`, the trainable part.
+      places: where they are.
+    """
+
+    values: Array
+    places: CSRPlaces
+
+    @classmethod
+    def from_dense(
+        cls,
+        values: Array,
+        mask: Array,
+        *,
+        axes: AxesSpec = "flax",
+        capacity: int | None = None,
+        path: str = "kernel",
+    ) -> "CSR":
+        """The living weights of a dense kernel.
+
+        Args:
+          values: the kernel, of any floating type.
+          mask: boolean, of its shape.
+          axes: what its axes mean; several inputs (and spatial axes) count as one.
+          capacity: how many values there is room for, at least as many as live; by default as many
+            as live. Needed where the mask is traced.
+          path: of the leaf, for messages and for axes by path.
+
+        Raises:
+          ValueError: another shape, or a capacity that is too small.
+          TypeError: a mask that is not boolean, or one that is traced, without `capacity`.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> mask = jnp.array([[True, False], [False, True], [True, False]])
+          >>> kernel = CSR.from_dense(jnp.arange(6.0).reshape(3, 2), mask)
+          >>> kernel.values.tolist(), kernel.places.inputs.tolist()
+          ([0.0, 4.0, 3.0], [0, 2, 1])
+        """
+        values, mask, named = _layout.checked(values, mask, axes, capacity, path)
+        alive = _layout.flat(mask, named).T
+        places = _places(alive, values.shape, named, _layout.room(alive, capacity))
+        rows = _rows_of(places)
+        found = _layout.flat(values, named).T[jnp.minimum(rows, len(alive) - 1), places.inputs]
+        found = jnp.where(rows < len(alive), found, jnp.zeros((), values.dtype))
+        return cls(found, places)
+
+    def to_dense(self) -> Array:
+        """The dense kernel, zero where no weight lives."""
+        return _spread(self.values, self.places)
+
+    @property
+    def mask(self) -> Array:
+        """Boolean, of the dense kernel's shape: where weights live."""
+        return _spread(jnp.ones(self.values.shape, bool), self.places)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense kernel."""
+        return self.places.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Of the values."""
+        return self.values.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept: values and places."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return self.product(x)
+
+    def product(self, x: Array, *, via: str = "auto") -> Array:
+        """`x @ kernel`, without a dense kernel in either direction.
+
+        Args:
+          x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
+          via: "compiled", "xla", or "auto" for the compiled kernel where there is one. That of XLA
+            makes one dense gradient of the kernel on the way back, and gathers it.
+
+        Returns:
+          `(..., outputs)`. Types below float32 are computed in float32.
+
+        Raises:
+          ValueError: shapes that do not fit.
+          KernelError: no compiled kernel, and `via` asks for it.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> mask = jnp.array([[True, False], [False, True]])
+          >>> kernel = CSR.from_dense(jnp.array([[2.0, 5.0], [5.0, 3.0]]), mask)
+          >>> kernel.product(jnp.array([[1.0, 10.0]])).tolist()
+          [[2.0, 30.0]]
+        """
+        places = self.places
+        rows = _layout.as_rows(x, len(places.ends_of_inputs) - 1)
+        out = jnp.promote_types(x.dtype, self.dtype)
+        kind = jnp.promote_types(out, jnp.float32)
+        fast = _kernels.choose(via) and kind == jnp.float32
+        y = _product(fast, self.values.astype(kind), rows.astype(kind).T, places)
+        return y.T.reshape(*x.shape[:-1], y.shape[0]).astype(out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(fast: bool, values: Array, x: Array, places: CSRPlaces) -> Array:
+    """`(inputs, batch) -> (outputs, batch)`."""
+    empty = jnp.zeros(0, jnp.int32)
+    return _times(fast, (places.ends, places.inputs, empty), values, x)
+
+
+def _forward(fast: bool, values: Array, x: Array, places: CSRPlaces) -> tuple[Array, Any]:
+    return _product(fast, values, x, places), (values, x, places)
+
+
+def _backward(fast: bool, residuals: Any, grads: Array) -> tuple[Array, Array, Any]:
+    values, x, places = residuals
+    transposed = places.ends_of_inputs, places.outputs, places.order
+    none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), places)
+    return _of_values(fast, places, x, grads), _times(fast, transposed, values, grads), none
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _times(fast: bool, rows: tuple[Array, Array, Array], values: Array, x: Array) -> Array:
+    """A matrix of compressed rows `(ends, columns, order of the values)` times a dense one."""
+    ends, columns, order = rows
+    shape = jax.ShapeDtypeStruct((len(ends) - 1, x.shape[1]), x.dtype)
+    if fast:
+        call = jax.ffi.ffi_call("jaxsparse_csr_product", shape, vmap_method="sequential")
+        return call(ends, columns, order, values, x)
+    if order.size:
+        values = values[order]
+    matrix = jax_sparse.BCSR((values, columns, ends), shape=(shape.shape[0], x.shape[0]))
+    return matrix @ x
+
+
+def _of_values(fast: bool, places: CSRPlaces, x: Array, grads: Array) -> Array:
+    """The gradient of the values: of each the inner product of its input and its output."""
+    if fast:
+        shape = jax.ShapeDtypeStruct(places.inputs.shape, x.dtype)
+        call = jax.ffi.ffi_call("jaxsparse_csr_gradient", shape, vmap_method="sequential")
+        found = call(places.ends, places.inputs, x, grads)
+    else:
+        rows = _rows_of(places)
+        found = (grads @ x.T)[jnp.minimum(rows, grads.shape[0] - 1), places.inputs]
+    living = jnp.arange(len(places.inputs)) < places.ends[-1]
+    return jnp.where(living, found, jnp.zeros((), found.dtype))
+
+
+def _places(alive: Array, shape: tuple[int, ...], axes: Axes, capacity: int) -> CSRPlaces:
+    units, inputs = alive.shape
+    rows, columns = jnp.nonzero(alive, size=capacity, fill_value=(units, 0))
+    order = jnp.argsort(jnp.where(rows < units, columns, inputs), stable=True)
+    return CSRPlaces(
+        ends=_ends(jnp.sum(alive, 1, dtype=jnp.int32)),
+        inputs=columns.astype(jnp.int32),
+        ends_of_inputs=_ends(jnp.sum(alive, 0, dtype=jnp.int32)),
+        outputs=jnp.minimum(rows, units - 1)[order].astype(jnp.int32),
+        order=order.astype(jnp.int32),
+        shape=shape,
+        axes=axes,
+    )
+
+
+def _ends(counts: Array) -> Array:
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+
+
+def _rows_of(places: CSRPlaces) -> Array:
+    """The output of every weight; the number of outputs where there is none."""
+    entries = jnp.arange(len(places.inputs), dtype=jnp.int32)
+    return jnp.searchsorted(places.ends[1:], entries, side="right")
+
+
+def _spread(values: Array, places: CSRPlaces) -> Array:
+    inputs, outputs = _layout.sizes(places.shape, places.axes)
+    matrix = jnp.zeros((outputs, inputs), values.dtype)
+    matrix = matrix.at[_rows_of(places), places.inputs].set(values, mode="drop")
+    return _layout.unflat(matrix.T, places)

@@ -1,0 +1,109 @@
+"""The compiled CPU kernels: built by the machine's own compiler when they are first wanted.
+
+Nothing is downloaded, and nothing is built at installation: the headers come with jaxlib, and the
+library that the compiler makes is kept in the user's cache.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+_SOURCE = Path(__file__).with_name("_kernels.cc")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
+# Sums may be taken in any order; unlike -ffast-math, infinities and NaN stay what they are.
+_FLAGS += ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
+_TARGETS = ("csr_product", "csr_gradient")
+
+
+class Backend(NamedTuple):
+    """What computes the products of a format here.
+
+    Attributes:
+      compiled: whether it is a compiled kernel of this library.
+      why: one line for a person: the compiler, or why there is none.
+    """
+
+    compiled: bool
+    why: str
+
+
+class KernelError(RuntimeError):
+    """A compiled kernel was asked for by name, and there is none."""
+
+
+@functools.cache
+def compiled() -> Backend:
+    """Builds and registers the kernels, once a process; the environment variable `JAXSPARSE_CXX`
+    names another compiler, and the empty string leaves them out."""
+    if jax.default_backend() != "cpu":
+        return Backend(False, f"the kernels are for a CPU, and this is a {jax.default_backend()}")
+    wanted = os.environ.get("JAXSPARSE_CXX")
+    if wanted == "":
+        return Backend(False, "switched off by JAXSPARSE_CXX")
+    compiler = shutil.which(wanted) if wanted else shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return Backend(False, f"no C++ compiler ({wanted or 'g++ or clang++'}) is installed")
+    try:
+        library = ctypes.CDLL(str(_built(compiler)))
+        for target in _TARGETS:
+            capsule = jax.ffi.pycapsule(getattr(library, target))
+            jax.ffi.register_ffi_target(f"jaxsparse_{target}", capsule, platform="cpu")
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        told = next((line for line in lines if "error" in line.lower()), (lines or ["?"])[0])
+        return Backend(False, f"{compiler} failed: {told}")
+    return Backend(True, f"built by {compiler}")
+
+
+def choose(kernel: str) -> bool:
+    """Whether a product takes the compiled kernel.
+
+    Args:
+      kernel: "auto", "compiled" or "xla".
+
+    Raises:
+      KernelError: "compiled", and there is none.
+      ValueError: another word.
+    """
+    if kernel not in ("auto", "compiled", "xla"):
+        raise ValueError(f'via must be "auto", "compiled" or "xla", got {kernel!r}.')
+    found = kernel != "xla" and compiled()
+    if kernel == "compiled" and not found.compiled:
+        raise KernelError(f"via: there is no compiled one, because {found.why}.")
+    return bool(found) and found.compiled
+
+
+def _built(compiler: str) -> Path:
+    """The shared library of this source, by this compiler, for this processor."""
+    command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    what = [*command, version.stdout, _processor(), jax.__version__]
+    digest = hashlib.sha256(_SOURCE.read_bytes() + "\n".join(what).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("JAXSPARSE_CACHE") or Path.home() / ".cache" / "jaxsparse")
+    file = folder / f"kernels-{digest}.so"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            part = Path(scratch) / file.name
+            command += ["-o", str(part)]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+            os.replace(part, file)  # whole at once, whoever else is building it
+    return file
+
+
+def _processor() -> str:
+    """What tells processors apart that know other instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"

@@ -1,0 +1,266 @@
+"""Compressed kernels against masked dense ones: storage, products, gradients, training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxsparse
+from jaxsparse import sparse
+from jaxsparse.sparse import _kernels
+from jaxsparse.types import Axes
+
+SIZE = (4, 8)
+FORMATS = {
+    "csr": (jaxsparse.unstructured, sparse.CSR.from_dense),
+    "block": (
+        jaxsparse.block(*SIZE),
+        lambda w, m, **options: sparse.Block.from_dense(w, m, size=SIZE, **options),
+    ),
+}
+VIA = [
+    "xla",
+    pytest.param(
+        "compiled",
+        marks=pytest.mark.skipif(
+            not sparse.compiled_kernels().compiled, reason=sparse.compiled_kernels().why
+        ),
+    ),
+]
+
+
+def masked(name, shape=(16, 24), sparsity=0.75, dtype=jnp.float32, seed=0):
+    values = jax.random.normal(jax.random.key(seed), shape, dtype)
+    mask = jaxsparse.random_masks(
+        seed, {"kernel": values}, sparsity, pattern=FORMATS[name][0], axes="flax"
+    )["kernel"]
+    return values, mask
+
+
+def dense(x, values, mask):
+    return x @ jnp.where(mask, values, jnp.zeros((), values.dtype))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", FORMATS)
+def test_there_and_back(name, dtype):
+    values, mask = masked(name, dtype=dtype)
+    kernel = FORMATS[name][1](values, mask)
+    assert kernel.dtype == dtype and kernel.shape == values.shape
+    np.testing.assert_array_equal(kernel.to_dense(), jnp.where(mask, values, 0))
+    np.testing.assert_array_equal(kernel.mask, mask)
+    assert kernel.values.size == int(mask.sum())
+
+
+@pytest.mark.parametrize("capacity", [None, 1.0, 1.7])
+@pytest.mark.parametrize("batch", [(), (1,), (7,), (16,), (3, 9), (130,)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_product_and_gradients(name, batch, capacity):
+    """Of any batch, with and without room to spare."""
+    values, mask = masked(name)
+    if capacity is not None:
+        capacity = int(capacity * len(FORMATS[name][1](values, mask).values))
+    kernel = FORMATS[name][1](values, mask, capacity=capacity)
+    x = jax.random.normal(jax.random.key(1), (*batch, 16))
+    grads = jax.random.normal(jax.random.key(2), (*batch, 24))
+
+    def compressed(x, living):
+        return x @ dataclasses.replace(kernel, values=living)
+
+    want, pull = jax.vjp(lambda x, w: dense(x, w, mask), x, values)
+    found, back = jax.vjp(jax.jit(compressed), x, kernel.values)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    (of_x, of_living), (want_x, want_w) = back(grads), pull(grads)
+    np.testing.assert_allclose(of_x, want_x, rtol=1e-4, atol=1e-5)
+    spread = dataclasses.replace(kernel, values=of_living).to_dense()
+    np.testing.assert_allclose(spread, want_w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("via", VIA)
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.floats(0, 0.99),
+    st.integers(0, 99),
+)
+def test_csr_of_any_shape(via, inputs, outputs, batch, sparsity, seed):
+    """Rows without a weight, columns without one, no weight at all; NaN and infinities pass."""
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(inputs, outputs)).astype(np.float32)
+    mask = generator.random((inputs, outputs)) >= sparsity
+    x = generator.normal(size=(batch, inputs)).astype(np.float32)
+    kernel = sparse.CSR.from_dense(values, mask)
+    found, pull = jax.vjp(
+        lambda x, v: sparse.CSR(v, kernel.places).product(x, via=via), x, kernel.values
+    )
+    np.testing.assert_allclose(found, x @ np.where(mask, values, 0), rtol=1e-3, atol=1e-4)
+    grads = generator.normal(size=found.shape).astype(np.float32)
+    of_x, of_living = pull(jnp.asarray(grads))
+    np.testing.assert_allclose(of_x, grads @ np.where(mask, values, 0).T, rtol=1e-3, atol=1e-4)
+    rows, columns = np.nonzero(mask.T)
+    np.testing.assert_allclose(of_living, (x.T @ grads)[columns, rows], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("via", VIA)
+def test_what_is_not_finite_stays_so(via):
+    kernel = sparse.CSR.from_dense(
+        jnp.ones((3, 2)), jnp.array([[True, False], [True, True]] + [[False] * 2])
+    )
+    x = jnp.array([[jnp.inf, 1.0, jnp.nan]] * 17)
+    found = kernel.product(x, via=via)
+    assert jnp.all(found[:, 0] == jnp.inf) and jnp.all(found[:, 1] == 1)
+    grads = jax.grad(lambda v: sparse.CSR(v, kernel.places).product(x, via=via)[:, 1].sum())(
+        kernel.values
+    )
+    assert grads[-1] == 17
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_transforms(name):
+    """`vmap` over inputs and over stacked values, `scan`, and a pattern that is traced."""
+    values, mask = masked(name)
+    kernel = FORMATS[name][1](values, mask)
+    x = jax.random.normal(jax.random.key(1), (3, 5, 16))
+    want = dense(x, values, mask)
+    np.testing.assert_allclose(jax.vmap(lambda x: x @ kernel)(x), want, rtol=1e-4, atol=1e-5)
+    twice = jnp.stack([kernel.values, 2 * kernel.values])
+    found = jax.vmap(lambda v: x[0] @ dataclasses.replace(kernel, values=v))(twice)
+    np.testing.assert_allclose(found, jnp.stack([want[0], 2 * want[0]]), rtol=1e-4, atol=1e-5)
+    _, each = jax.lax.scan(lambda carry, x: (carry, x @ kernel), 0, x)
+    np.testing.assert_allclose(each, want, rtol=1e-4, atol=1e-5)
+    capacity = len(kernel.values) + 1
+    made = jax.jit(lambda w, m: x[0] @ FORMATS[name][1](w, m, capacity=capacity))
+    for seed in (0, 3):
+        again, other = masked(name, seed=seed)
+        np.testing.assert_allclose(
+            made(again, other), dense(x[0], again, other), rtol=1e-4, atol=1e-5
+        )
+    assert made._cache_size() == 1
+
+
+@pytest.mark.parametrize("axes", ["flax", "equinox"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_axes_and_convolutions(name, axes):
+    """Spatial axes are among the inputs, in the order of patches."""
+    shape = (3, 3, 8, 16) if axes == "flax" else (16, 8, 3, 3)
+    values = jax.random.normal(jax.random.key(0), shape)
+    named = {"flax": Axes((2,), (3,)), "equinox": Axes((1,), (0,))}[axes]
+    matrix = values.reshape(-1, 16) if axes == "flax" else values.reshape(16, -1).T
+    alive = np.kron(np.random.default_rng(0).random((72 // 4, 2)) < 0.3, np.ones(SIZE)) > 0
+    mask = jnp.asarray(alive if axes == "flax" else alive.T).reshape(shape)
+    kernel = FORMATS[name][1](values, mask, axes=named)
+    np.testing.assert_array_equal(kernel.to_dense(), jnp.where(mask, values, 0))
+    x = jax.random.normal(jax.random.key(1), (5, 72))
+    np.testing.assert_allclose(x @ kernel, dense(x, matrix, alive), rtol=1e-4, atol=1e-5)
+
+
+def mlp(params, x):
+    hidden = jax.nn.relu(x @ params["fc"]["kernel"] + params["fc"]["bias"])
+    return hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+@pytest.mark.standard_promotion  # Optax's Adam needs it
+@pytest.mark.parametrize("format", ["csr", "block:4x8"])
+def test_training_as_with_masks(format):
+    """Fifty steps of Adam on the values are fifty steps of static sparse training."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "fc": {"kernel": jax.random.normal(keys[0], (16, 32)) / 4, "bias": jnp.zeros(32)},
+        "head": {"kernel": jax.random.normal(keys[1], (32, 8)) / 6, "bias": jnp.zeros(8)},
+    }
+    x, y = jax.random.normal(keys[2], (20, 16)), jax.random.normal(keys[3], (20, 8))
+    pattern = jaxsparse.unstructured if format == "csr" else jaxsparse.block(4, 8)
+    masks = jaxsparse.prune_by_magnitude(params, 0.75, pattern=pattern, axes="flax")
+
+    def loss(params):
+        return jnp.mean((mlp(params, x) - y) ** 2)
+
+    def train(loss, tx, params):
+        @jax.jit
+        def step(params, state):
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, value
+
+        state, values = tx.init(params), []
+        for _ in range(50):
+            params, state, value = step(params, state)
+            values.append(float(value))
+        return params, state, values
+
+    tx = jaxsparse.fixed(optax.adam(1e-2), masks=masks)
+    want, _, losses = train(loss, tx, jaxsparse.apply(params, masks))
+    small = sparse.compress(params, masks, format=format)
+    living, state, found = train(
+        lambda living: loss(sparse.with_values(small, living)),
+        optax.adam(1e-2),
+        sparse.values(small),
+    )
+    np.testing.assert_allclose(found, losses, rtol=1e-3)
+    assert found[-1] < 0.5 * found[0]
+    got = sparse.expand(sparse.with_values(small, living))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), got, want)
+    kept = sum(leaf.size for leaf in jax.tree.leaves((living, state)) if leaf.ndim)
+    assert kept == 3 * (16 * 32 // 4 + 32 * 8 // 4 + 32 + 8), "nothing dense is kept"
+
+
+def test_bytes():
+    values, mask = masked("csr", shape=(256, 512), sparsity=0.95)
+    small = sparse.compress({"kernel": values}, {"kernel": mask})
+    alive = int(mask.sum())
+    assert sparse.nbytes(small) == 4 * (4 * alive + 256 + 512 + 2) < values.nbytes
+
+
+WRONG = [
+    (lambda w, m: sparse.CSR.from_dense(w, m.astype(jnp.float32)), TypeError, "mask.*boolean"),
+    (lambda w, m: sparse.CSR.from_dense(w, m[:3]), ValueError, "mask.*shape"),
+    (lambda w, m: sparse.CSR.from_dense(w, m, capacity=3), ValueError, "capacity must be at least"),
+    (lambda w, m: jax.jit(sparse.CSR.from_dense)(w, m), TypeError, "capacity"),
+    (lambda w, m: sparse.Block.from_dense(w, m, size=SIZE), ValueError, "in part"),
+    (lambda w, m: sparse.Block.from_dense(w, m, size=(5, 5)), ValueError, "does not divide"),
+    (lambda w, m: jnp.ones((2, 3)) @ sparse.CSR.from_dense(w, m), ValueError, "16 inputs"),
+    (
+        lambda w, m: sparse.CSR.from_dense(w, m).product(jnp.ones(16), via="gpu"),
+        ValueError,
+        "via",
+    ),
+    (lambda w, m: sparse.compress(w, m, format="coo"), ValueError, "format"),
+    (lambda w, m: sparse.compress({"a": w}, {"b": m}), ValueError, "masks"),
+    (lambda w, m: jax.jit(sparse.compress)(w, m), TypeError, "traced"),
+]
+
+
+@pytest.mark.parametrize(
+    "call, kind, words", WRONG, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_what_cannot_be_is_refused(call, kind, words):
+    with pytest.raises(kind, match=words):
+        call(*masked("csr"))
+
+
+def test_a_kernel_that_is_not_there(monkeypatch, tmp_path):
+    """Without a compiler XLA computes the product; asked for by name it says why there is none."""
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
+    kernel = sparse.CSR.from_dense(*masked("csr"))
+    for compiler, words in (
+        ("", "switched off"),
+        ("no-such-compiler", "no C"),
+        ("false", "failed"),
+    ):
+        monkeypatch.setenv("JAXSPARSE_CXX", compiler)
+        _kernels.compiled.cache_clear()
+        try:
+            assert not sparse.compiled_kernels().compiled
+            assert (jnp.ones((2, 16)) @ kernel).shape == (2, 24)
+            with pytest.raises(sparse.KernelError, match=words):
+                kernel.product(jnp.ones((2, 16)), via="compiled")
+        finally:
+            _kernels.compiled.cache_clear()
+    assert not list(tmp_path.glob("*.so"))
