@@ -204,7 +204,7 @@ def test_training_as_with_masks(format):
         sparse.values(small),
     )
     np.testing.assert_allclose(found, losses, rtol=1e-3)
-    assert found[-1] < 0.5 * found[0]
+    assert found[-1] < 0.8 * found[0]
     got = sparse.expand(sparse.with_values(small, living))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), got, want)
     kept = sum(leaf.size for leaf in jax.tree.leaves((living, state)) if leaf.ndim)
