@@ -228,9 +228,19 @@ WRAPPED = {
     "multi_steps_inside": lambda: rigl(
         optax.MultiSteps(optax.adam(0.01), 2).gradient_transformation()
     ),
-    "inject_static": lambda: optax.inject_hyperparams(
-        jaxsparse.rigl, static_args=("accumulate", "distribution", "min_alive")
-    )(optax.sgd(0.1), sparsity=0.75, key=0, every=2, drop_fraction=0.3),
+    "inject_static": lambda: optax.inject_hyperparams(jaxsparse.rigl, static_args="accumulate")(
+        optax.sgd(0.1), sparsity=0.75, key=0, every=2, drop_fraction=0.3, accumulate=2
+    ),
+    "inject_shared": lambda: optax.inject_hyperparams(jaxsparse.rigl)(
+        optax.sgd(0.1),
+        sparsity=0.75,
+        key=0,
+        every=2,
+        distribution=jaxsparse.uniform,
+        prunable=lambda path, leaf: path.endswith("kernel"),
+        min_alive=2,
+        first_value=lambda key, params: jax.tree.map(jnp.zeros_like, params),
+    ),
     "inject_factory": lambda: optax.inject_hyperparams(
         lambda rate, every: rigl(optax.sgd(rate), every=every)
     )(rate=0.1, every=2),
@@ -272,6 +282,27 @@ def test_traced_hyperparameters(count_traces):
     found = jaxsparse.metrics(still)
     assert found["last_update"] == 2 and found["churn"] == 0 and update.traces == 1
     assert same(jaxsparse.get_masks(still, params), jaxsparse.get_masks(moved, params))
+
+
+@pytest.mark.parametrize("name", ["rigl", "deep_rewiring", "gradual", "fixed"])
+def test_injected_options_are_those_of_a_plain_call(name):
+    """Optax binds a signature, and hands the shared options on as one keyword."""
+    options = {"prunable": lambda path, leaf: "fc1" in path and leaf.ndim > 1, "min_alive": 2}
+    if name == "gradual":
+        options |= {"start": 0, "stop": 4, "every": 1}
+        static = ("sparsity", "start", "stop", "every")
+    else:
+        options |= {"distribution": jaxsparse.erk}
+        static = "sparsity"
+    method, params = getattr(jaxsparse, name), dict_net()[0]
+    given = {"inner": optax.sgd(0.1), "sparsity": 0.75, "key": 0, **options}
+    injected = optax.inject_hyperparams(method, static_args=static)(**given)
+    grads = jax.tree.map(jnp.cos, params)
+    _, plain = method(**given).update(grads, method(**given).init(params), params)
+    _, found = injected.update(grads, injected.init(params), params)
+    assert same(found.inner_state.masks, plain.masks)
+    with pytest.raises(TypeError, match=rf"{name}\(\) has no option 'min_aliv'.*'min_alive'"):
+        optax.inject_hyperparams(method, static_args=static)(**given, min_aliv=1).init(params)
 
 
 def test_apply_if_finite_outside():

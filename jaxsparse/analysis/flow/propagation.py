@@ -1,7 +1,7 @@
 """Signal propagation: what of its input reaches the output of a network at initialization."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,8 @@ from jaxsparse.checks import check_choice, check_function, check_options, check_
 from jaxsparse.initialization import sparse_init
 from jaxsparse.masks import apply
 from jaxsparse.pruning import random_masks
+from jaxsparse.targets import PruneOptions
 from jaxsparse.types import Array, Key, Params
-
-_OPTIONS = ("distribution", "prunable", "pattern", "axes", "min_alive")
 
 
 def signal_propagation(
@@ -24,7 +23,7 @@ def signal_propagation(
     *,
     key: Key,
     init: str = "sparse",
-    **options: Any,
+    **options: Unpack[PruneOptions],
 ) -> Array:
     """The standard deviation of a network's output at initialization against its sparsity.
 
@@ -62,7 +61,7 @@ def signal_propagation(
     """
     check_function("forward", forward, "(params) -> outputs")
     check_choice("init", init, ("sparse", "layer", "dense"))
-    check_options("signal_propagation", options, _OPTIONS)
+    check_options(signal_propagation, options)
     if not isinstance(sparsities, Sequence | jax.Array | np.ndarray) or not len(sparsities):
         raise TypeError(f"sparsities must be several numbers in [0, 1), got {sparsities!r}.")
     for sparsity in sparsities:

@@ -1,24 +1,55 @@
-"""The shared keywords of every method, and the plan that they make for given parameters."""
+"""How sparse, where and in which shape, and the plan that this makes for given parameters."""
 
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 
 from jaxsparse import distributions, trees
 from jaxsparse.axes import all_axes, check_axes
 from jaxsparse.checks import check_choice, check_function, check_regexes, check_sparsity
-from jaxsparse.own_masks import OwnMasks, own_masks
+from jaxsparse.own_masks import OwnMasks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, check_countable
 from jaxsparse.recognition import sparse_leaves
-from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Masks, Params, Prunable
+from jaxsparse.types import (
+    Array,
+    Axes,
+    AxesSpec,
+    Distribution,
+    Masks,
+    Params,
+    Prunable,
+    Sparsities,
+    Sparsity,
+)
 
 
-class Spec(NamedTuple):
-    """The shared keywords of every method: how sparse, where, and in which shape.
+class ShapeOptions(TypedDict, total=False):
+    """Which leaves are sparse, and in which shape: as for `jaxsparse.prune`."""
+
+    prunable: Prunable | None
+    pattern: Pattern
+    axes: AxesSpec
+    min_alive: int | str
+
+
+class PruneOptions(ShapeOptions, total=False):
+    """And how the sparsity is spread over them."""
+
+    distribution: Distribution | Sparsities
+
+
+class TargetOptions(PruneOptions, total=False):
+    """And the masks that a method may start from instead of a sparsity."""
+
+    masks: Masks | None
+
+
+class Target(NamedTuple):
+    """How sparse, where, and in which shape.
 
     Attributes:
       sparsity: in [0, 1), or `{path regex: sparsity}`.
@@ -33,31 +64,27 @@ class Spec(NamedTuple):
       masks: instead of a sparsity (then None): the masks to start from.
     """
 
-    sparsity: Any
-    distribution: Distribution | Any = None
+    sparsity: Sparsity | None
+    distribution: Distribution | Sparsities | None = None
     scope: str = "layer"
     prunable: Prunable | None = None
     pattern: Pattern = unstructured
     axes: AxesSpec = None
     min_alive: int | str | None = None
-    masks: Masks | OwnMasks | None = None
+    masks: OwnMasks | None = None
 
-    def checked(self) -> "Spec":
+    def checked(self) -> "Target":
         """Raises for whatever can be told to be wrong without parameters."""
-        spec = self
         if self.masks is None:
             by_path = isinstance(self.sparsity, Mapping)
             if by_path:
                 check_regexes("sparsity", self.sparsity)
             for value in self.sparsity.values() if by_path else [self.sparsity]:
                 check_sparsity(value)
-        else:
-            spec = self._replace(masks=own_masks(self.masks))
-            if self.distribution not in (None, distributions.uniform):
-                raise ValueError(
-                    "distribution: with masks= the masks say how the sparsity is spread; leave it "
-                    "out."
-                )
+        elif self.distribution not in (None, distributions.uniform):
+            raise ValueError(
+                "distribution: with masks= the masks say how the sparsity is spread; leave it out."
+            )
         check_choice("scope", self.scope, ("layer", "global"))
         check_axes(self.axes)
         if not isinstance(self.pattern, Pattern):
@@ -90,7 +117,7 @@ class Spec(NamedTuple):
                 'distribution: with scope="global" the scores decide how the sparsity is spread; '
                 "leave it out."
             )
-        return spec
+        return self
 
     def plan(self, params: Params, what: str = "params") -> Plan:
         """The plan for these parameters; only their paths, shapes and types are looked at."""
