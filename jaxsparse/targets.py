@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -52,7 +52,7 @@ class Target(NamedTuple):
     """How sparse, where, and in which shape.
 
     Attributes:
-      sparsity: in [0, 1), or `{path regex: sparsity}`.
+      sparsity: in [0, 1), or `{path regex: sparsity}`; not asked for where masks are given.
       distribution: how it is spread over the leaves: a function or a tree of floats; None means
         `jaxsparse.uniform`.
       scope: "layer", or "global" where leaves compete and only the total is fixed.
@@ -61,10 +61,10 @@ class Target(NamedTuple):
       axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
       min_alive: weights that every sparse leaf keeps at least; None means 1. "unit": one for every
         output unit. "raise": a leaf that would be empty is an error.
-      masks: instead of a sparsity (then None): the masks to start from.
+      masks: instead of a sparsity: the masks to start from.
     """
 
-    sparsity: Sparsity | None
+    sparsity: Sparsity
     distribution: Distribution | Sparsities | None = None
     scope: str = "layer"
     prunable: Prunable | None = None
@@ -76,10 +76,11 @@ class Target(NamedTuple):
     def checked(self) -> "Target":
         """Raises for whatever can be told to be wrong without parameters."""
         if self.masks is None:
-            by_path = isinstance(self.sparsity, Mapping)
-            if by_path:
+            values: Iterable[Any] = [self.sparsity]
+            if isinstance(self.sparsity, Mapping):
                 check_regexes("sparsity", self.sparsity)
-            for value in self.sparsity.values() if by_path else [self.sparsity]:
+                values = self.sparsity.values()
+            for value in values:
                 check_sparsity(value)
         elif self.distribution not in (None, distributions.uniform):
             raise ValueError(
@@ -130,7 +131,7 @@ class Target(NamedTuple):
             if target != "dense"
         }
         uses = self.pattern.uses_axes or self.min_alive == "unit"
-        axes = all_axes(self.axes, sparse) if uses else dict.fromkeys(sparse)
+        axes = all_axes(self.axes, sparse) if uses else dict.fromkeys(sparse, Axes((), ()))
         plan: Plan = []
         for (path, leaf), target in zip(found, targets, strict=True):
             name = trees.name(path)
@@ -188,14 +189,13 @@ class Target(NamedTuple):
             targets.append(value)
         return targets
 
-    def _leaf(self, path: str, leaf: Array, target: float | None, named: Axes | None) -> LeafPlan:
-        axes = named if self.pattern.uses_axes else None
+    def _leaf(self, path: str, leaf: Array, target: float | None, axes: Axes) -> LeafPlan:
         groups = self.pattern.groups(path, leaf.shape, axes)
-        wanted, units = 1 if self.min_alive is None else self.min_alive, None
-        strict = wanted == "raise"
-        if wanted == "unit":
-            units = named
+        strict, units = self.min_alive == "raise", axes if self.min_alive == "unit" else None
+        wanted = 0 if strict else 1
+        if units is not None:
             wanted = math.prod(leaf.shape[a] for a in units.outputs + units.stacked)
-        wanted = 0 if strict else wanted
+        elif isinstance(self.min_alive, int):
+            wanted = self.min_alive
         least = min(-(-wanted // max(groups.rows * groups.size, 1)), groups.columns)
         return LeafPlan(path, leaf.shape, target, self.pattern, axes, groups, least, units, strict)

@@ -64,7 +64,7 @@ def target_of(
         got = "neither" if masks is None else "both"
         raise ValueError(f"{name} needs either sparsity= or masks=, one of the two; got {got}.")
     own = None if masks is None else own_masks(masks)
-    return Target(sparsity, **{**options, "masks": own}).checked()
+    return Target(0.0 if sparsity is None else sparsity, **{**options, "masks": own}).checked()
 
 
 def dynamic_rule(
@@ -118,7 +118,7 @@ def dynamic_rule(
             ]
         else:
             named = jax.tree.leaves_with_path(params)
-            counts = [spec.masks.count(trees.name(path), leaf) for path, leaf in named]
+            counts = [spec.masks.alive_at(trees.name(path), leaf) for path, leaf in named]
         return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
 
     return Rule(

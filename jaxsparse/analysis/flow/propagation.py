@@ -67,7 +67,7 @@ def signal_propagation(
     for sparsity in sparsities:
         check_sparsity(sparsity, "sparsities")
     key = prng.as_key(key)
-    shared = {name: options[name] for name in ("prunable", "axes") if name in options}
+    prunable, axes = options.get("prunable"), options.get("axes")
     found = []
     for number, sparsity in enumerate(sparsities):
         mask_key, weight_key = jax.random.split(jax.random.fold_in(key, number))
@@ -75,6 +75,6 @@ def signal_propagation(
         start = apply(params, masks)
         if init != "dense":
             fan = "fan_in" if init == "sparse" else "layer"
-            start = sparse_init(weight_key, start, masks, fan=fan, **shared)
+            start = sparse_init(weight_key, start, masks, fan=fan, prunable=prunable, axes=axes)
         found.append(jnp.std(forward(start).astype(jnp.float32)))
     return jnp.stack(found)
