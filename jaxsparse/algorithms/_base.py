@@ -68,7 +68,7 @@ def target_of(
 
 
 def dynamic_rule(
-    spec: Target,
+    target: Target,
     fires: Schedule,
     update: Callable[..., Any],
     *,
@@ -76,11 +76,11 @@ def dynamic_rule(
     observe: Callable[..., Any] | None = None,
     conserves: str = "layer",
 ) -> Rule:
-    """A rule that starts from random masks with the counts of `spec`, or from the masks of `spec`,
-    and conserves their counts.
+    """A rule that starts from random masks with the counts of a target, or from its own masks, and
+    conserves their counts.
 
     Args:
-      spec: the shared keywords.
+      target: how sparse, where and in which shape.
       fires: when the masks change.
       update: as in `Rule`, with the plan as a first argument.
       state: `(plan, params) -> rule_state` at the start.
@@ -89,9 +89,9 @@ def dynamic_rule(
     """
 
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
-        plan = spec.plan(params)
-        if spec.masks is not None:
-            return spec.masks.given(params, plan), state(plan, params)
+        plan = target.plan(params)
+        if target.masks is not None:
+            return target.masks.given(params, plan), state(plan, params)
         kept = [entry and entry.kept(entry.sparsity) for entry in plan]
         masks = select_by_layer(plan, random_scores(key, params), kept, [None] * len(plan))
         return masks, state(plan, params)
@@ -99,26 +99,26 @@ def dynamic_rule(
     def look(rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array) -> Any:
         if observe is None:
             return rule_state
-        return observe(spec.plan(params), rule_state, grads, count)
+        return observe(target.plan(params), rule_state, grads, count)
 
     def move(
         key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
     ) -> tuple[Masks, Any]:
-        plan = spec.plan(params)
+        plan = target.plan(params)
         if not any(plan):
             return masks, rule_state  # with a sparsity of 0 there is nothing to move
         return update(plan, key, count, masks, params, grads, rule_state)
 
     def alive(params: Params, count: int) -> Any:
         leaves, treedef = jax.tree.flatten(params)
-        if spec.masks is None:
+        if target.masks is None:
             counts = [
                 entry.alive(entry.sparsity) if entry else jnp.size(leaf)
-                for entry, leaf in zip(spec.plan(params), leaves, strict=True)
+                for entry, leaf in zip(target.plan(params), leaves, strict=True)
             ]
         else:
             named = jax.tree.leaves_with_path(params)
-            counts = [spec.masks.alive_at(trees.name(path), leaf) for path, leaf in named]
+            counts = [target.masks.alive_at(trees.name(path), leaf) for path, leaf in named]
         return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
 
     return Rule(
@@ -127,8 +127,8 @@ def dynamic_rule(
         update=move,
         fires=fires,
         alive=alive,
-        sparse=lambda params: sparse_tree(spec.plan(params), params),
-        prunable=lambda params: prunable_tree(spec, params),
+        sparse=lambda params: sparse_tree(target.plan(params), params),
+        prunable=lambda params: prunable_tree(target, params),
     )
 
 
@@ -137,9 +137,9 @@ def sparse_tree(plan: Plan, params: Params) -> Any:
     return jax.tree.structure(params).unflatten(entry is not None for entry in plan)
 
 
-def prunable_tree(spec: Target, params: Params) -> Any:
+def prunable_tree(target: Target, params: Params) -> Any:
     """The bools of `Rule.prunable`."""
-    return jax.tree.structure(params).unflatten(spec.chosen(params))
+    return jax.tree.structure(params).unflatten(target.chosen(params))
 
 
 def zeros(plan: Plan, params: Params) -> Params:

@@ -107,8 +107,8 @@ def deep_rewiring_rule(
     **options: Unpack[TargetOptions],
 ) -> Rule:
     """The rule of `deep_rewiring`, for `sparsify` and for methods of your own."""
-    spec = target_of(deep_rewiring_rule, sparsity, options)
-    if spec.pattern is not unstructured:
+    target = target_of(deep_rewiring_rule, sparsity, options)
+    if target.pattern is not unstructured:
         raise ValueError("pattern must be unstructured: signs belong to single weights.")
     check_number("l1", l1)
     if not callable(noise):
@@ -126,7 +126,7 @@ def deep_rewiring_rule(
             spread = jnp.asarray(deviation(count)).astype(wide)
             return (g.astype(wide) + pull + spread * drawn).astype(g.dtype)
 
-        return map_plan(spec.plan(params), leaf, lambda g: g, grads, jax.tree.leaves(signs))
+        return map_plan(target.plan(params), leaf, lambda g: g, grads, jax.tree.leaves(signs))
 
     def update(
         plan: Plan,
@@ -151,7 +151,7 @@ def deep_rewiring_rule(
             )
         return grown, signs
 
-    rule = dynamic_rule(spec, periodic(every, start, stop), update)
+    rule = dynamic_rule(target, periodic(every, start, stop), update)
 
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
         masks, _ = rule.init(key, params)
@@ -164,7 +164,7 @@ def deep_rewiring_rule(
             return jnp.where(p != 0, _sign(p), coin)
 
         dense = lambda p: jnp.zeros_like(p, jnp.int8) if trees.is_array(p) else p  # noqa: E731
-        return masks, map_plan(spec.plan(params), first, dense, params, jax.tree.leaves(drawn))
+        return masks, map_plan(target.plan(params), first, dense, params, jax.tree.leaves(drawn))
 
     return rule._replace(init=init, adjust=adjust)
 

@@ -109,7 +109,6 @@ def dynamic_reparameterization_rule(
     **options: Unpack[TargetOptions],
 ) -> Rule:
     """The rule of `dynamic_reparameterization`, for `sparsify` and for methods of your own."""
-    spec = target_of(dynamic_reparameterization_rule, sparsity, options)
     check_number("threshold", threshold, above=True)
     check_fraction("target", target)
     if isinstance(target, int | float) and target == 0:
@@ -132,7 +131,7 @@ def dynamic_reparameterization_rule(
         return grow(plan, alive, drawn, grown), {"threshold": limit * factor}
 
     return dynamic_rule(
-        spec,
+        target_of(dynamic_reparameterization_rule, sparsity, options),
         periodic(every, start, stop),
         update,
         state=lambda plan, params: {"threshold": jnp.float32(threshold)},

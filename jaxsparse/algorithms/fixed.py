@@ -54,9 +54,9 @@ def fixed(
 
 def fixed_rule(sparsity: Sparsity | None = None, **options: Unpack[TargetOptions]) -> Rule:
     """The rule of `fixed`, for `sparsify` and for methods of your own."""
-    spec = target_of(fixed_rule, sparsity, options)
-    rule = dynamic_rule(spec, never, lambda plan, key, count, masks, *_: (masks, ()))
-    own = spec.masks
+    target = target_of(fixed_rule, sparsity, options)
+    rule = dynamic_rule(target, never, lambda plan, key, count, masks, *_: (masks, ()))
+    own = target.masks
     if own is None:
         return rule
     # Every floating leaf may be sparse: another ticket may be set later, without a new trace.

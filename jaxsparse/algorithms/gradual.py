@@ -92,7 +92,7 @@ def gradual_rule(
 ) -> Rule:
     """The rule of `gradual`, for `sparsify` and for methods of your own."""
     check_options(gradual_rule, options)
-    spec = Target(sparsity, scope=scope, **options).checked()
+    target = Target(sparsity, scope=scope, **options).checked()
     for argument, value, least in (("start", start, 0), ("stop", stop, 1), ("every", every, 1)):
         check_count(argument, value, least)
         if not isinstance(value, int):
@@ -100,9 +100,9 @@ def gradual_rule(
                 f"{argument} must be a Python int, because the counts of living weights are made "
                 f"from it; under optax.inject_hyperparams name it in static_args. Got {value!r}."
             )
-    if spec.pattern.fixed is not None:
+    if target.pattern.fixed is not None:
         raise ValueError(
-            f"gradual does not go with pattern {spec.pattern.name}, which knows no sparsity in "
+            f"gradual does not go with pattern {target.pattern.name}, which knows no sparsity in "
             "between; prune once with jaxsparse.prune and train with jaxsparse.fixed."
         )
     ramp = cubic(1.0, start, stop)
@@ -120,7 +120,7 @@ def gradual_rule(
         ramped = np.float32(progress)
         if scope == "global":
             size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-            total = living(size, at(spec.sparsity))
+            total = living(size, at(target.sparsity))
             check_total(plan, total)
             return total
         return [p and p.kept(at(p.sparsity)) for p in plan]
@@ -135,7 +135,7 @@ def gradual_rule(
     def update(
         key: Array, count: Array, masks: Masks, params: Params, grads: Params, state: Any
     ) -> tuple[Masks, Any]:
-        plan, scores, within = spec.plan(params), magnitude(params), jax.tree.leaves(masks)
+        plan, scores, within = target.plan(params), magnitude(params), jax.tree.leaves(masks)
         moment = jnp.where(count >= stop, len(moments) - 1, (count - start) // every)
         kept = jax.tree.map(lambda column: column[moment], table(plan))
         if scope == "global":
@@ -143,7 +143,7 @@ def gradual_rule(
         return select_by_layer(plan, scores, kept, within), state
 
     def alive(params: Params, count: int) -> Any:
-        plan, leaves = spec.plan(params), jax.tree.leaves(params)
+        plan, leaves = target.plan(params), jax.tree.leaves(params)
         done = [t for t in moments if t <= count]
         at = counts(plan, ramp(done[-1]) if done else 0.0)
         if scope == "global":
@@ -162,7 +162,7 @@ def gradual_rule(
         update=update,
         fires=lambda count: inside(count) | (count == stop),
         alive=alive,
-        sparse=lambda params: sparse_tree(spec.plan(params), params),
+        sparse=lambda params: sparse_tree(target.plan(params), params),
         grows=False,
-        prunable=lambda params: prunable_tree(spec, params),
+        prunable=lambda params: prunable_tree(target, params),
     )

@@ -140,7 +140,7 @@ def rigl_rule(
     **options: Unpack[TargetOptions],
 ) -> Rule:
     """The rule of `rigl`, for `sparsify` and for methods of your own."""
-    spec = target_of(rigl_rule, sparsity, options)
+    target = target_of(rigl_rule, sparsity, options)
     fires = periodic(every, start, stop)
     fraction = annealed(drop_fraction, 0.3, stop)
     window = 1 if accumulate is None else accumulate
@@ -155,10 +155,10 @@ def rigl_rule(
         check_fraction("min_salient", min_salient)
         if isinstance(min_salient, int | float) and min_salient == 0:
             raise ValueError("min_salient must be in (0, 1], got 0; None removes no unit.")
-        if spec.pattern is not fan_in:
+        if target.pattern is not fan_in:
             raise ValueError(
                 f"min_salient needs pattern=fan_in, of which units can be removed; it is "
-                f"{spec.pattern.name}."
+                f"{target.pattern.name}."
             )
     kept_layers = _regexes(keep_units, min_salient)
     first = every if start is None else start
@@ -200,7 +200,9 @@ def rigl_rule(
         _staying(plan, kept_layers)  # a regex without a layer is told before the first step
         return () if window == 1 else zeros(plan, params)
 
-    return dynamic_rule(spec, fires, update, state=state, observe=None if window == 1 else observe)
+    return dynamic_rule(
+        target, fires, update, state=state, observe=None if window == 1 else observe
+    )
 
 
 def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) -> tuple[str, ...]:

@@ -97,10 +97,10 @@ def sparse_evolution_rule(
     **options: Unpack[TargetOptions],
 ) -> Rule:
     """The rule of `sparse_evolution`, for `sparsify` and for methods of your own."""
-    spec = target_of(sparse_evolution_rule, sparsity, options)
+    target = target_of(sparse_evolution_rule, sparsity, options)
     fraction = as_schedule(drop_fraction)
     check_choice("drop_by", drop_by, ("magnitude", "sign"))
-    if drop_by == "sign" and spec.pattern is not unstructured:
+    if drop_by == "sign" and target.pattern is not unstructured:
         raise ValueError('drop_by="sign" needs the unstructured pattern.')
 
     def update(
@@ -120,4 +120,4 @@ def sparse_evolution_rule(
         drawn = random_scores(key, params)
         return grow(plan, kept, drawn, refill_counts(plan, masks, kept)), state
 
-    return dynamic_rule(spec, periodic(every, start, stop), update)
+    return dynamic_rule(target, periodic(every, start, stop), update)

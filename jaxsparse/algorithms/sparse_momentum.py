@@ -156,7 +156,7 @@ def sparse_momentum_rule(
     **options: Unpack[TargetOptions],
 ) -> Rule:
     """The rule of `sparse_momentum`, for `sparsify` and for methods of your own."""
-    spec = target_of(sparse_momentum_rule, sparsity, options)
+    target = target_of(sparse_momentum_rule, sparsity, options)
     fires, rate = periodic(every, start, stop), annealed(drop_fraction, 0.2, stop, 0.005)
     check_decay("momentum", momentum)
     if second_moment is not None:
@@ -167,18 +167,18 @@ def sparse_momentum_rule(
         ("redistribution", redistribution, _REDISTRIBUTIONS),
     ):
         check_choice(argument, value, known)
-    if spec.pattern.by_rows and redistribution != "none":
+    if target.pattern.by_rows and redistribution != "none":
         raise ValueError(
-            f"pattern {spec.pattern.name} fixes the count of every row, so weights cannot move "
+            f"pattern {target.pattern.name} fixes the count of every row, so weights cannot move "
             'between layers; use redistribution="none".'
         )
-    if spec.pattern is not unstructured and growth == "momentum_neuron":
+    if target.pattern is not unstructured and growth == "momentum_neuron":
         raise ValueError('growth="momentum_neuron" needs the unstructured pattern.')
 
-    if spec.pattern is not unstructured and drop_by == "sign":
+    if target.pattern is not unstructured and drop_by == "sign":
         raise ValueError('drop_by="sign" needs the unstructured pattern.')
     moves = redistribution != "none" or "global" in (growth, drop_by)
-    if spec.pattern.by_rows and moves:
+    if target.pattern.by_rows and moves:
         raise ValueError('drop_by and growth must not be "global" with a pattern that has rows.')
 
     def state(plan: Plan, params: Params) -> Any:
@@ -236,7 +236,7 @@ def sparse_momentum_rule(
             return grow(plan, alive, random_scores(key, params), grown), kept
         if growth == "momentum":
             return grow(plan, alive, size, grown), kept
-        rows = _by_neuron(plan, spec, params)
+        rows = _by_neuron(plan, target, params)
         quotas = [
             entry and _neuron_quotas(entry, mask, m, total)
             for entry, mask, m, total in zip(
@@ -247,13 +247,13 @@ def sparse_momentum_rule(
 
     by_count = redistribution == "nonzero"
     conserves = "total" if moves else "layer"
-    return dynamic_rule(spec, fires, update, state=state, observe=observe, conserves=conserves)
+    return dynamic_rule(target, fires, update, state=state, observe=observe, conserves=conserves)
 
 
-def _by_neuron(plan: Plan, spec: Target, params: Params) -> Plan:
+def _by_neuron(plan: Plan, target: Target, params: Params) -> Plan:
     """The same plan with the output units of every leaf as its rows."""
     pairs = list(zip(plan, jax.tree.leaves(params), strict=True))
-    axes = all_axes(spec.axes, {entry.path: leaf for entry, leaf in pairs if entry})
+    axes = all_axes(target.axes, {entry.path: leaf for entry, leaf in pairs if entry})
 
     def rows(entry: LeafPlan) -> LeafPlan:
         named = axes[entry.path]
