@@ -249,7 +249,7 @@ def _orthogonal(key: Array, mask: Array, axes: Axes, dtype: Any) -> Array:
     living = jnp.where(flat, whole, jnp.zeros((), dtype))
     length = jnp.sqrt(jnp.sum(living**2, 1, keepdims=True))
     unit = living / jnp.where(length > 0, length, jnp.ones((), dtype))
-    return jnp.transpose(unit.reshape(moved.shape), np.argsort(order))
+    return jnp.transpose(unit.reshape(moved.shape), np.argsort(order).tolist())
 
 
 def _fan(mask: Array, axes: Axes, fan: str) -> Array:

@@ -56,7 +56,7 @@ class OwnMasks(NamedTuple):
             return None
         return 1 - self.alive.get(path, leaf.size) / max(leaf.size, 1)
 
-    def count(self, path: str, leaf: Any) -> int:
+    def alive_at(self, path: str, leaf: Any) -> int:
         """Living weights of a leaf; without a mask it lives whole."""
         size = math.prod(getattr(leaf, "shape", ()))
         return (self.alive or {}).get(path, size)
@@ -87,7 +87,7 @@ class OwnMasks(NamedTuple):
         )
 
     def _has_dead(self, path: str, leaf: Any) -> bool:
-        return trees.is_array(leaf) and self.count(path, leaf) < leaf.size
+        return trees.is_array(leaf) and self.alive_at(path, leaf) < leaf.size
 
 
 def own_masks(masks: Masks) -> OwnMasks:

@@ -29,7 +29,7 @@ class LeafPlan(NamedTuple):
       shape: its shape.
       sparsity: its target in [0, 1), or None where only the total is fixed.
       pattern: which weights live or die together.
-      axes: its axes, where the pattern uses them.
+      axes: what its axes mean; empty where neither the pattern nor `units` asks.
       groups: rows, columns and weights per group.
       least: groups that each row keeps at least.
       units: the axes by which every output unit keeps a weight; None where units may be empty.
@@ -40,7 +40,7 @@ class LeafPlan(NamedTuple):
     shape: tuple[int, ...]
     sparsity: float | Array | None
     pattern: Pattern
-    axes: Axes | None
+    axes: Axes
     groups: Groups
     least: int
     units: Axes | None = None

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxsparse.masks import apply, check_masks, full_mask
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
 from jaxsparse.scores import magnitude, random_scores
-from jaxsparse.specs import Spec
+from jaxsparse.targets import ShapeOptions, Target
 from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
 
 
@@ -74,7 +74,7 @@ def prune(
       [[False, False], [False, False]]
     """
     check_flag("signed", signed)
-    spec = Spec(sparsity, distribution, scope, prunable, pattern, axes, min_alive).checked()
+    spec = Target(sparsity, distribution, scope, prunable, pattern, axes, min_alive).checked()
     plan = spec.plan(scores, "scores")
     eligible = [None] * len(plan)
     if within is not None:
@@ -184,7 +184,7 @@ def prune_iteratively(
     *,
     rounds: int = 100,
     scope: str = "global",
-    **options: Any,
+    **options: Unpack[ShapeOptions],
 ) -> Masks:
     """Prunes in rounds, scoring the survivors anew each time; after round r a density of
     `(1 - sparsity)^(r / rounds)` is left.
@@ -219,8 +219,8 @@ def prune_iteratively(
     check_sparsity(sparsity)
     check_size("rounds", rounds)
     check_function("score", score, "(params) -> scores")
-    check_options("prune_iteratively", options, ("prunable", "pattern", "axes", "min_alive"))
-    spec = Spec(sparsity, scope=scope, **options).checked()
+    check_options(prune_iteratively, options)
+    spec = Target(sparsity, scope=scope, **options).checked()
     plan = spec.plan(params)
     steps = [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds)] + [sparsity]
     size = sum(p.groups.rows * p.groups.columns for p in plan if p)

@@ -14,7 +14,7 @@ from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, map_plan, select_globally
 from jaxsparse.redistribution import redistribute
-from jaxsparse.specs import Spec
+from jaxsparse.targets import Target
 from jaxsparse.types import Array, AxesSpec, Masks, Prunable, Scores
 
 Counts = list[Array | None]
@@ -75,7 +75,7 @@ def drop_and_grow(
     trees.check_same(drop_scores, masks, "masks", first="drop_scores")
     trees.check_same(drop_scores, grow_scores, "grow_scores", first="drop_scores")
     check_masks(masks)
-    plan = Spec(0.5, prunable=prunable, pattern=pattern, axes=axes).checked().plan(drop_scores)
+    plan = Target(0.5, prunable=prunable, pattern=pattern, axes=axes).checked().plan(drop_scores)
     check_choice("scope", scope, ("layer", "global"))
     if scope == "global":
         if importance is not None:

@@ -3,6 +3,8 @@
 A schedule is a function of the step count, a traced int32 scalar. Counts are compared as integers.
 """
 
+from typing import Protocol, overload
+
 import jax
 import jax.numpy as jnp
 
@@ -64,7 +66,16 @@ def never(count: Array) -> Array:
     return jnp.zeros_like(count, bool)
 
 
-def cubic(final: float, start: int, stop: int) -> Schedule:
+class Ramp(Protocol):
+    """A schedule that also takes Python ints, and then answers with a Python float."""
+
+    @overload
+    def __call__(self, count: int, /) -> float: ...
+    @overload
+    def __call__(self, count: Array, /) -> Array: ...
+
+
+def cubic(final: float, start: int, stop: int) -> Ramp:
     """Zhu & Gupta's cubic sparsity: `final * (1 - (1 - (t - start) / (stop - start))^3)`.
 
     Zero up to `start`, `final` from `stop` on. Also takes Python ints, and then answers exactly
@@ -91,7 +102,12 @@ def cubic(final: float, start: int, stop: int) -> Schedule:
     if stop <= start:
         raise ValueError(f"stop must be larger than start = {start}, got {stop}.")
 
+    @overload
+    def at(count: int) -> float: ...
+    @overload
+    def at(count: Array) -> Array: ...
     def at(count: int | Array) -> float | Array:
+        progress: float | Array
         if isinstance(count, int):
             progress = min(max((count - start) / (stop - start), 0.0), 1.0)
         else:

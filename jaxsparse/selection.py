@@ -117,7 +117,7 @@ def global_top_k_masks(score_tree: Scores, k: int | Array, *, where: Masks | Non
     """
     trees.check_tree(score_tree, "score_tree")
     leaves, treedef = jax.tree.flatten(score_tree)
-    eligible = [None] * len(leaves)
+    eligible: list[Any] = [None] * len(leaves)
     if where is not None:
         eligible = trees.check_same(score_tree, where, "where", first="score_tree")
         if any(trees.is_array(mask) and mask.dtype != jnp.bool_ for mask in eligible):
@@ -277,7 +277,7 @@ def _by_count(found: _Digits, cut: _Cut, k: Array, axis: int | None) -> tuple[Ar
     return one.astype(jnp.int32), above, jnp.where(one, ones, cut.at - ones)
 
 
-def _by_histogram(found: _Digits, cut: _Cut, k: Array, axis: None) -> tuple[Array, Array, Array]:
+def _by_histogram(found: _Digits, cut: _Cut, k: Array, _: int | None) -> tuple[Array, Array, Array]:
     """The next 16-bit digit of the cut, and the elements above and at it."""
     counts = jnp.zeros(2**16 + _SPARE, jnp.int32)
     for active, digit in (jnp.atleast_1d(*both) for both in found):

@@ -227,7 +227,7 @@ def metrics(
         "density": density(states, prunable),
         "churn": jnp.stack(each("churn"))[jnp.argmax(latest)],
         "last_update": jnp.max(latest),
-        "postponed": sum(each("postponed")),
+        "postponed": sum(each("postponed"), jnp.int32(0)),
     }
     return found if params is None else found | {"off_mask": _off_mask(states, params)}
 

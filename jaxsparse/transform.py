@@ -63,7 +63,7 @@ def sparsify(
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse, optax
-      >>> tx = sparsify(optax.sgd(0.1), jaxsparse.rigl.rule(sparsity=0.5), key=0)
+      >>> tx = sparsify(optax.sgd(0.1), jaxsparse.rigl_rule(sparsity=0.5), key=0)
       >>> params = {"kernel": jnp.ones((2, 2))}
       >>> state = tx.init(params)
       >>> updates, state = tx.update({"kernel": jnp.ones((2, 2))}, state, params)

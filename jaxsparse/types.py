@@ -18,6 +18,9 @@ Masks = Any
 Scores = Any
 """A pytree of floating arrays with the structure of its params; higher = kept or grown first."""
 
+Sparsity = float | Array | Mapping[str, float]
+"""The fraction of zeros in [0, 1), traced or not, or `{path regex: sparsity}`."""
+
 Sparsities = Any
 """A pytree of Python floats in [0, 1) with the structure of its params; 0.0 = a dense leaf."""
 

@@ -196,7 +196,7 @@ CALLS = {
         | DRAWN,
     ),
     "sparsify": (
-        {"inner": SGD, "rule": jaxsparse.rigl.rule(0.5), "key": 0},
+        {"inner": SGD, "rule": jaxsparse.rigl_rule(0.5), "key": 0},
         {
             "inner": bad.INNER,
             "rule": [None, "rigl", 3, jaxsparse.rigl, {}, object()],

@@ -59,7 +59,7 @@ def update(grads=PARAMS, params=PARAMS):
 
 
 def sparsify(**options):
-    rule = jaxsparse.rigl.rule(0.5)
+    rule = jaxsparse.rigl_rule(0.5)
     return lambda: jaxsparse.sparsify(**{"inner": SGD, "rule": rule, "key": 0} | options)
 
 

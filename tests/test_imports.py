@@ -27,7 +27,7 @@ LEVELS = {
     "inner_state": 4,
     "own_masks": 4,
     "plans": 4,
-    "specs": 5,
+    "targets": 5,
     "states": 5,
     "pruning": 6,
     "regrowth": 6,

@@ -121,7 +121,7 @@ def test_a_sparsity_for_a_dense_leaf_is_a_note_and_no_error():
 
 def test_masks_in_the_place_of_a_sparsity():
     masks = {"fc": {"kernel": jnp.ones((4, 6), bool)}}
-    for call in (jaxsparse.fixed, jaxsparse.fixed.rule):
+    for call in (jaxsparse.fixed, jaxsparse.fixed_rule):
         arguments = (SGD, masks) if call is jaxsparse.fixed else (masks,)
         with pytest.raises(TypeError, match="pass masks=") as error:
             call(*arguments)

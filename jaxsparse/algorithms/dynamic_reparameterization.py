@@ -1,12 +1,13 @@
 """DSR, dynamic sparse reparameterization: one threshold drops, growth goes where weights live."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxsparse import counts
-from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.algorithms._base import SparseOptions, dynamic_rule, split, target_of
 from jaxsparse.checks import check_fraction, check_number
 from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import (
@@ -22,22 +23,26 @@ from jaxsparse.regrowth import (
 )
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import magnitude, random_scores
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule
+from jaxsparse.targets import TargetOptions
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Sparsity
 
 TOLERANCE = 0.1
 
 
-@algorithm()
 def dynamic_reparameterization(
-    spec: Spec,
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None = None,
     *,
+    key: Key,
     every: int = 1000,
     start: int | None = None,
     stop: int | None = None,
     threshold: float = 1e-3,
     target: float = 0.1,
-) -> Rule:
+    skip_update: bool = False,
+    **options: Unpack[SparseOptions],
+) -> optax.GradientTransformationExtraArgs:
     """DSR: drops the weights below a threshold that adapts, and grows at random where many live.
 
     After a weight step, all living weights with `|w| < H` go, in all layers alike. If they are
@@ -86,6 +91,24 @@ def dynamic_reparameterization(
       >>> int(params["kernel"].sum())
       10
     """
+    shared, wrapping = split(dynamic_reparameterization, options, TargetOptions)
+    rule = dynamic_reparameterization_rule(
+        sparsity, every=every, start=start, stop=stop, threshold=threshold, target=target, **shared
+    )
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def dynamic_reparameterization_rule(
+    sparsity: Sparsity | None = None,
+    *,
+    every: int = 1000,
+    start: int | None = None,
+    stop: int | None = None,
+    threshold: float = 1e-3,
+    target: float = 0.1,
+    **options: Unpack[TargetOptions],
+) -> Rule:
+    """The rule of `dynamic_reparameterization`, for `sparsify` and for methods of your own."""
     check_number("threshold", threshold, above=True)
     check_fraction("target", target)
     if isinstance(target, int | float) and target == 0:
@@ -108,7 +131,7 @@ def dynamic_reparameterization(
         return grow(plan, alive, drawn, grown), {"threshold": limit * factor}
 
     return dynamic_rule(
-        spec,
+        target_of(dynamic_reparameterization_rule, sparsity, options),
         periodic(every, start, stop),
         update,
         state=lambda plan, params: {"threshold": jnp.float32(threshold)},

@@ -1,24 +1,40 @@
 """Gradual magnitude pruning: from dense to sparse along a cubic schedule."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxsparse.algorithms._base import algorithm, prunable_tree, sparse_tree
-from jaxsparse.checks import check_count
+from jaxsparse.algorithms._base import WrapOptions, prunable_tree, sparse_tree, split
+from jaxsparse.checks import check_count, check_options
 from jaxsparse.distributions import living
 from jaxsparse.masks import full_masks
 from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
 from jaxsparse.schedules import cubic, periodic
 from jaxsparse.scores import magnitude
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule
+from jaxsparse.targets import PruneOptions, Target
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Sparsity
 
 
-@algorithm(scopes=True, random=False, masks=False)
-def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
+class GradualOptions(PruneOptions, WrapOptions):
+    """What the other methods share, without the masks to start from."""
+
+
+def gradual(
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity,
+    *,
+    key: Key = 0,
+    start: int,
+    stop: int,
+    every: int = 100,
+    scope: str = "layer",
+    skip_update: bool = False,
+    **options: Unpack[GradualOptions],
+) -> optax.GradientTransformationExtraArgs:
     """Prunes by magnitude while training: `s(t) = s * (1 - (1 - (t - start) / (stop - start))^3)`.
 
     After the weight steps at counts start, start + every, ... and `stop`, the largest `|w|` among
@@ -32,7 +48,8 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
       every: steps between mask updates, at least 1.
       scope: "layer", or "global" where the layers compete and only the total is fixed.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      regrown_state: as for `jaxsparse.sparsify`.
+      key: unused, because nothing is drawn.
+      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`; nothing comes to life.
 
     Returns:
       A `GradientTransformationExtraArgs`.
@@ -59,6 +76,23 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
       6
       4
     """
+    shared, wrapping = split(gradual, options, PruneOptions)
+    rule = gradual_rule(sparsity, start=start, stop=stop, every=every, scope=scope, **shared)
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def gradual_rule(
+    sparsity: Sparsity,
+    *,
+    start: int,
+    stop: int,
+    every: int = 100,
+    scope: str = "layer",
+    **options: Unpack[PruneOptions],
+) -> Rule:
+    """The rule of `gradual`, for `sparsify` and for methods of your own."""
+    check_options(gradual_rule, options)
+    target = Target(sparsity, scope=scope, **options).checked()
     for argument, value, least in (("start", start, 0), ("stop", stop, 1), ("every", every, 1)):
         check_count(argument, value, least)
         if not isinstance(value, int):
@@ -66,11 +100,10 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
                 f"{argument} must be a Python int, because the counts of living weights are made "
                 f"from it; under optax.inject_hyperparams name it in static_args. Got {value!r}."
             )
-    pattern, scope = spec.pattern, spec.scope
-    if pattern.fixed is not None:
+    if target.pattern.fixed is not None:
         raise ValueError(
-            f"gradual does not go with pattern {pattern.name}, which knows no sparsity in between; "
-            "prune once with jaxsparse.prune and train with jaxsparse.fixed."
+            f"gradual does not go with pattern {target.pattern.name}, which knows no sparsity in "
+            "between; prune once with jaxsparse.prune and train with jaxsparse.fixed."
         )
     ramp = cubic(1.0, start, stop)
     moments = [*range(start, stop, every), stop]
@@ -87,7 +120,7 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
         ramped = np.float32(progress)
         if scope == "global":
             size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-            total = living(size, at(spec.sparsity))
+            total = living(size, at(target.sparsity))
             check_total(plan, total)
             return total
         return [p and p.kept(at(p.sparsity)) for p in plan]
@@ -102,7 +135,7 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
     def update(
         key: Array, count: Array, masks: Masks, params: Params, grads: Params, state: Any
     ) -> tuple[Masks, Any]:
-        plan, scores, within = spec.plan(params), magnitude(params), jax.tree.leaves(masks)
+        plan, scores, within = target.plan(params), magnitude(params), jax.tree.leaves(masks)
         moment = jnp.where(count >= stop, len(moments) - 1, (count - start) // every)
         kept = jax.tree.map(lambda column: column[moment], table(plan))
         if scope == "global":
@@ -110,7 +143,7 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
         return select_by_layer(plan, scores, kept, within), state
 
     def alive(params: Params, count: int) -> Any:
-        plan, leaves = spec.plan(params), jax.tree.leaves(params)
+        plan, leaves = target.plan(params), jax.tree.leaves(params)
         done = [t for t in moments if t <= count]
         at = counts(plan, ramp(done[-1]) if done else 0.0)
         if scope == "global":
@@ -129,7 +162,7 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
         update=update,
         fires=lambda count: inside(count) | (count == stop),
         alive=alive,
-        sparse=lambda params: sparse_tree(spec.plan(params), params),
+        sparse=lambda params: sparse_tree(target.plan(params), params),
         grows=False,
-        prunable=lambda params: prunable_tree(spec, params),
+        prunable=lambda params: prunable_tree(target, params),
     )

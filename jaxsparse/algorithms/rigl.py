@@ -4,13 +4,22 @@ import re
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxsparse import counts
-from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
+from jaxsparse.algorithms._base import (
+    SparseOptions,
+    annealed,
+    dynamic_rule,
+    finite,
+    split,
+    target_of,
+    zeros,
+)
 from jaxsparse.checks import check_fraction, check_regex
 from jaxsparse.patterns import fan_in
 from jaxsparse.plans import LeafPlan, Plan, map_plan
@@ -18,14 +27,16 @@ from jaxsparse.regrowth import drop, drop_counts, grow, in_one_row, refill_count
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import gradient, magnitude
 from jaxsparse.selection import kth_largest, top_k_mask
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule, Schedule
+from jaxsparse.targets import TargetOptions
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
 
 
-@algorithm(skip_update=True)
 def rigl(
-    spec: Spec,
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None = None,
     *,
+    key: Key,
     every: int = 100,
     start: int | None = None,
     stop: int | None = None,
@@ -33,7 +44,9 @@ def rigl(
     accumulate: int | None = None,
     min_salient: float | None = None,
     keep_units: str | Sequence[str] | None = None,
-) -> Rule:
+    skip_update: bool = True,
+    **options: Unpack[SparseOptions],
+) -> optax.GradientTransformationExtraArgs:
     """Drops the smallest weights of every layer and grows where the dense gradient is largest.
 
     Every `every` steps, instead of a weight step, a layer with a living weights drops the
@@ -67,7 +80,8 @@ def rigl(
         are also attention and all linear layers of a ResNet. () removes units of every layer; None
         does so with a warning.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state: as for `jaxsparse.sparsify`.
+      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`; a mask update replaces
+        the weight step here, as published, unless `skip_update` is False.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -98,6 +112,35 @@ def rigl(
       >>> int(params["kernel"].sum())
       10
     """
+    shared, wrapping = split(rigl, options, TargetOptions)
+    rule = rigl_rule(
+        sparsity,
+        every=every,
+        start=start,
+        stop=stop,
+        drop_fraction=drop_fraction,
+        accumulate=accumulate,
+        min_salient=min_salient,
+        keep_units=keep_units,
+        **shared,
+    )
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def rigl_rule(
+    sparsity: Sparsity | None = None,
+    *,
+    every: int = 100,
+    start: int | None = None,
+    stop: int | None = None,
+    drop_fraction: float | Schedule | None = None,
+    accumulate: int | None = None,
+    min_salient: float | None = None,
+    keep_units: str | Sequence[str] | None = None,
+    **options: Unpack[TargetOptions],
+) -> Rule:
+    """The rule of `rigl`, for `sparsify` and for methods of your own."""
+    target = target_of(rigl_rule, sparsity, options)
     fires = periodic(every, start, stop)
     fraction = annealed(drop_fraction, 0.3, stop)
     window = 1 if accumulate is None else accumulate
@@ -112,10 +155,10 @@ def rigl(
         check_fraction("min_salient", min_salient)
         if isinstance(min_salient, int | float) and min_salient == 0:
             raise ValueError("min_salient must be in (0, 1], got 0; None removes no unit.")
-        if spec.pattern is not fan_in:
+        if target.pattern is not fan_in:
             raise ValueError(
                 f"min_salient needs pattern=fan_in, of which units can be removed; it is "
-                f"{spec.pattern.name}."
+                f"{target.pattern.name}."
             )
     kept_layers = _regexes(keep_units, min_salient)
     first = every if start is None else start
@@ -157,7 +200,9 @@ def rigl(
         _staying(plan, kept_layers)  # a regex without a layer is told before the first step
         return () if window == 1 else zeros(plan, params)
 
-    return dynamic_rule(spec, fires, update, state=state, observe=None if window == 1 else observe)
+    return dynamic_rule(
+        target, fires, update, state=state, observe=None if window == 1 else observe
+    )
 
 
 def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) -> tuple[str, ...]:
@@ -173,7 +218,7 @@ def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) 
             "min_salient may remove units of every layer, the last one included, where a class "
             'would lose its inputs. Name the layers whose units stay, such as keep_units="head", '
             "or say keep_units=().",
-            stacklevel=5,
+            stacklevel=4,
         )
         return ()
     regexes = (keep_units,) if isinstance(keep_units, str) else keep_units

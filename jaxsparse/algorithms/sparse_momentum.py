@@ -1,11 +1,20 @@
 """Sparse momentum (SNFS): layers and weights grow where the momentum says they are needed."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
+from jaxsparse.algorithms._base import (
+    SparseOptions,
+    annealed,
+    dynamic_rule,
+    finite,
+    split,
+    target_of,
+    zeros,
+)
 from jaxsparse.axes import all_axes
 from jaxsparse.checks import check_choice, check_decay
 from jaxsparse.patterns import fan_in, unstructured
@@ -27,18 +36,20 @@ from jaxsparse.regrowth import (
 )
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import magnitude, random_scores
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule, Schedule
+from jaxsparse.targets import Target, TargetOptions
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
 
 _DROPS = ("magnitude", "sign", "global")
 _GROWTHS = ("momentum", "random", "momentum_neuron", "global")
 _REDISTRIBUTIONS = ("momentum", "magnitude", "nonzero", "none")
 
 
-@algorithm()
 def sparse_momentum(
-    spec: Spec,
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None = None,
     *,
+    key: Key,
     every: int = 100,
     start: int | None = None,
     stop: int | None = None,
@@ -48,7 +59,9 @@ def sparse_momentum(
     drop_by: str = "magnitude",
     growth: str = "momentum",
     redistribution: str = "momentum",
-) -> Rule:
+    skip_update: bool = False,
+    **options: Unpack[SparseOptions],
+) -> optax.GradientTransformationExtraArgs:
     """Sparse momentum: drops by magnitude, then grows layers and weights by their momentum.
 
     The method keeps a dense momentum of its own, `m = momentum * m + g`, whatever the optimizer.
@@ -111,6 +124,39 @@ def sparse_momentum(
       >>> int(params["kernel"].sum())
       10
     """
+    shared, wrapping = split(sparse_momentum, options, TargetOptions)
+    rule = sparse_momentum_rule(
+        sparsity,
+        every=every,
+        start=start,
+        stop=stop,
+        drop_fraction=drop_fraction,
+        momentum=momentum,
+        second_moment=second_moment,
+        drop_by=drop_by,
+        growth=growth,
+        redistribution=redistribution,
+        **shared,
+    )
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def sparse_momentum_rule(
+    sparsity: Sparsity | None = None,
+    *,
+    every: int = 100,
+    start: int | None = None,
+    stop: int | None = None,
+    drop_fraction: float | Schedule | None = None,
+    momentum: float = 0.9,
+    second_moment: float | None = None,
+    drop_by: str = "magnitude",
+    growth: str = "momentum",
+    redistribution: str = "momentum",
+    **options: Unpack[TargetOptions],
+) -> Rule:
+    """The rule of `sparse_momentum`, for `sparsify` and for methods of your own."""
+    target = target_of(sparse_momentum_rule, sparsity, options)
     fires, rate = periodic(every, start, stop), annealed(drop_fraction, 0.2, stop, 0.005)
     check_decay("momentum", momentum)
     if second_moment is not None:
@@ -121,21 +167,21 @@ def sparse_momentum(
         ("redistribution", redistribution, _REDISTRIBUTIONS),
     ):
         check_choice(argument, value, known)
-    if spec.pattern.by_rows and redistribution != "none":
+    if target.pattern.by_rows and redistribution != "none":
         raise ValueError(
-            f"pattern {spec.pattern.name} fixes the count of every row, so weights cannot move "
+            f"pattern {target.pattern.name} fixes the count of every row, so weights cannot move "
             'between layers; use redistribution="none".'
         )
-    if spec.pattern is not unstructured and growth == "momentum_neuron":
+    if target.pattern is not unstructured and growth == "momentum_neuron":
         raise ValueError('growth="momentum_neuron" needs the unstructured pattern.')
 
-    if spec.pattern is not unstructured and drop_by == "sign":
+    if target.pattern is not unstructured and drop_by == "sign":
         raise ValueError('drop_by="sign" needs the unstructured pattern.')
     moves = redistribution != "none" or "global" in (growth, drop_by)
-    if spec.pattern.by_rows and moves:
+    if target.pattern.by_rows and moves:
         raise ValueError('drop_by and growth must not be "global" with a pattern that has rows.')
 
-    def start(plan: Plan, params: Params) -> Any:
+    def state(plan: Plan, params: Params) -> Any:
         first = zeros(plan, params)
         return first if second_moment is None else (first, zeros(plan, params))
 
@@ -190,7 +236,7 @@ def sparse_momentum(
             return grow(plan, alive, random_scores(key, params), grown), kept
         if growth == "momentum":
             return grow(plan, alive, size, grown), kept
-        rows = _by_neuron(plan, spec, params)
+        rows = _by_neuron(plan, target, params)
         quotas = [
             entry and _neuron_quotas(entry, mask, m, total)
             for entry, mask, m, total in zip(
@@ -201,13 +247,13 @@ def sparse_momentum(
 
     by_count = redistribution == "nonzero"
     conserves = "total" if moves else "layer"
-    return dynamic_rule(spec, fires, update, state=start, observe=observe, conserves=conserves)
+    return dynamic_rule(target, fires, update, state=state, observe=observe, conserves=conserves)
 
 
-def _by_neuron(plan: Plan, spec: Spec, params: Params) -> Plan:
+def _by_neuron(plan: Plan, target: Target, params: Params) -> Plan:
     """The same plan with the output units of every leaf as its rows."""
     pairs = list(zip(plan, jax.tree.leaves(params), strict=True))
-    axes = all_axes(spec.axes, {entry.path: leaf for entry, leaf in pairs if entry})
+    axes = all_axes(target.axes, {entry.path: leaf for entry, leaf in pairs if entry})
 
     def rows(entry: LeafPlan) -> LeafPlan:
         named = axes[entry.path]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxsparse import trees
-from jaxsparse.analysis._products import Products
+from jaxsparse.analysis._products import Owner, Products
 from jaxsparse.checks import check_choice, check_count, check_function, check_number, check_size
 from jaxsparse.masks import check_masks
 from jaxsparse.types import Masks, Params
@@ -104,7 +104,7 @@ def flops(
 
     named = jax.tree.leaves_with_path(params)
     sizes = [leaf.size if trees.is_float(leaf) else 0 for _, leaf in named]
-    owners = [
+    owners: list[Owner] = [
         ({i: 1} if trees.is_float(leaves[i]) else {}) if i < len(named) else None for i in places
     ]
     alive = [count for _, _, count in _living(params, masks)]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 
@@ -13,7 +13,7 @@ from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.plans import LeafPlan, Plan, select_by_layer, select_globally
 from jaxsparse.recognition import sparse_leaves
-from jaxsparse.specs import Spec
+from jaxsparse.targets import ShapeOptions, Target
 from jaxsparse.types import AxesSpec, Masks, Params, Prunable, Scores
 
 
@@ -143,8 +143,17 @@ def prune_to(
     return select_by_layer(plan, scores, kept, eligible)
 
 
+class LadderOptions(ShapeOptions, total=False):
+    """What says how `ladder` counts, besides the rates."""
+
+    scope: str
+
+
 def densities(
-    params: Params, rounds: int, rates: float | Mapping[str, float] = 0.2, **target: Any
+    params: Params,
+    rounds: int,
+    rates: float | Mapping[str, float] = 0.2,
+    **target: Unpack[LadderOptions],
 ) -> list[float]:
     """The fraction of the weights that live after 0, 1, ..., `rounds` rounds of pruning.
 
@@ -162,7 +171,7 @@ def densities(
       >>> densities({"kernel": jnp.ones((10, 10))}, 3)
       [1.0, 0.8, 0.64, 0.51]
     """
-    check_options("densities", target, ("scope", "prunable", "pattern", "axes", "min_alive"))
+    check_options(densities, target)
     counts = ladder(params, rounds, rates, **target)
     if target.get("scope", "layer") == "layer":
         chosen = sparse_leaves(params, target.get("prunable"))
@@ -182,7 +191,7 @@ def _plan(
     min_alive: int | str,
 ) -> Plan:
     # The sparsity is not asked for here: counts come from the ladder.
-    return Spec(0.5, None, scope, prunable, pattern, axes, min_alive).checked().plan(params)
+    return Target(0.5, None, scope, prunable, pattern, axes, min_alive).checked().plan(params)
 
 
 def _next_alive(entry: LeafPlan, alive: int, rate: float, number: int) -> int:
