@@ -67,11 +67,28 @@ def apply(params: Params, masks: Masks) -> Params:
     """
 
     def select(path: str, leaf: Array, mask: Array | None) -> Array:
-        if mask is None:
-            return leaf
-        return jnp.where(trees.boolean(path, mask), leaf, jnp.zeros((), leaf.dtype))
+        return leaf if mask is None else _zero_off(leaf, trees.boolean(path, mask))
 
     return trees.map_arrays(select, params, masks, what="masks")
+
+
+def zero_dead(tree: Any, masks: Masks, sparse: list[bool]) -> Any:
+    """`apply` without its checks, for any tree that fits the masks, such as gradients.
+
+    Args:
+      tree: what to set to zero off the masks.
+      masks: boolean arrays.
+      sparse: one bool per leaf: may it have dead weights? The other leaves cost nothing.
+    """
+
+    def select(mask: Any, leaf: Any, used: bool) -> Any:
+        return _zero_off(leaf, mask) if used and trees.is_array(leaf) else leaf
+
+    return jax.tree.map(select, masks, tree, jax.tree.unflatten(jax.tree.structure(masks), sparse))
+
+
+def _zero_off(leaf: Array, mask: Array) -> Array:
+    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
 
 
 def density(masks: Masks, prunable: Prunable | None = None) -> Array:

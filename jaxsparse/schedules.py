@@ -59,11 +59,6 @@ def once(at: int | Array) -> Schedule:
     return lambda count: count == at
 
 
-def never(count: Array) -> Array:
-    """False at every count."""
-    return jnp.zeros_like(count, bool)
-
-
 def cubic(final: float, start: int, stop: int) -> Schedule:
     """Zhu & Gupta's cubic sparsity: `final * (1 - (1 - (t - start) / (stop - start))^3)`.
 

@@ -109,8 +109,8 @@ def check_start(name: str, sparsity: Any, masks: Any) -> None:
 
 def dynamic_rule(
     spec: Spec,
-    fires: Schedule,
-    update: Callable[..., Any],
+    fires: Schedule | None = None,
+    update: Callable[..., tuple[Masks, Any]] | None = None,
     *,
     state: Callable[[Plan, Params], Any] = lambda plan, params: (),
     observe: Callable[..., Any] | None = None,
@@ -121,10 +121,10 @@ def dynamic_rule(
 
     Args:
       spec: the shared keywords.
-      fires: when the masks change.
-      update: as in `Rule`, with the plan as a first argument.
+      fires: when the masks change; None where they never do.
+      update: as in `Rule`, with the plan as a first argument; None where nothing fires.
       state: `(plan, params) -> rule_state` at the start.
-      observe: `(plan, rule_state, grads, count) -> rule_state`; None keeps no state.
+      observe: `(plan, rule_state, grads, count) -> rule_state`; None leaves the state alone.
       conserves: "layer", or "total" where weights move between layers.
     """
 
@@ -136,16 +136,11 @@ def dynamic_rule(
         masks = select_by_layer(plan, random_scores(key, params), kept, [None] * len(plan))
         return masks, state(plan, params)
 
-    def look(rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array) -> Any:
-        if observe is None:
-            return rule_state
-        return observe(spec.plan(params), rule_state, grads, count)
-
     def move(
         key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
     ) -> tuple[Masks, Any]:
         plan = spec.plan(params)
-        if not any(plan):
+        if update is None or not any(plan):
             return masks, rule_state  # with a sparsity of 0 there is nothing to move
         return update(plan, key, count, masks, params, grads, rule_state)
 
@@ -163,9 +158,12 @@ def dynamic_rule(
 
     return Rule(
         init=init,
-        observe=look,
-        update=move,
+        update=update and move,
         fires=fires,
+        observe=observe
+        and (
+            lambda state, grads, _, params, count: observe(spec.plan(params), state, grads, count)
+        ),
         alive=alive,
         sparse=lambda params: sparse_tree(spec.plan(params), params),
         prunable=lambda params: prunable_tree(spec, params),

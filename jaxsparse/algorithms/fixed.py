@@ -11,7 +11,6 @@ from jaxsparse.algorithms._base import check_start, dynamic_rule
 from jaxsparse.checks import check_options
 from jaxsparse.distributions import uniform
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.schedules import never
 from jaxsparse.specs import Spec
 from jaxsparse.transform import sparsify
 from jaxsparse.types import AxesSpec, Distribution, Key, Masks, Prunable, Rule
@@ -72,14 +71,13 @@ def fixed_rule(sparsity: Any = None, *, masks: Masks | None = None, **target: An
     check_options("fixed.rule", target, Spec._fields)
     check_start("fixed", sparsity, masks)
     spec = Spec(sparsity, masks=masks, **target).checked()
-    rule = dynamic_rule(spec, never, lambda plan, key, count, masks, *_: (masks, ()))
+    rule = dynamic_rule(spec)
     if masks is None:
         return rule
     # Every floating leaf may be sparse: another ticket may be set later, without a new trace.
     return rule._replace(
         init=lambda key, params: (spec.masks.given(params), ()),
         sparse=lambda params: jax.tree.map(trees.is_float, params),
-        grows=False,
     )
 
 

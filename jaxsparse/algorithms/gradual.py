@@ -125,7 +125,6 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
 
     return Rule(
         init=lambda key, params: (full_masks(params), ()),
-        observe=lambda rule_state, *_: rule_state,
         update=update,
         fires=lambda count: inside(count) | (count == stop),
         alive=alive,
