@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxsparse import counts, trees
 from jaxsparse.recognition import as_float, filter_of
-from jaxsparse.state_tree import SparseState, find, masks_by_path
+from jaxsparse.state_tree import Declared, find, masks_by_path
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 
@@ -163,7 +163,7 @@ def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, 
     return {path: mask for path, mask in found.items() if path in chosen} or found
 
 
-def _with_dead(state: SparseState) -> set[str]:
+def _with_dead(state: Declared) -> set[str]:
     found = masks_by_path([state])
     if any(isinstance(mask, jax.core.Tracer | jax.ShapeDtypeStruct) for mask in found.values()):
         return _let_through(found, None)
@@ -240,7 +240,8 @@ def unpack(packed: Any, params: Params) -> Masks:
 
     paths, treedef = jax.tree.flatten_with_path(params)
     bytes_ = trees.check_same(params, packed, "packed", shapes=False)
-    return treedef.unflatten(
+    found = [
         bits(trees.name(path), leaf, mine) if trees.is_array(leaf) else leaf
         for (path, leaf), mine in zip(paths, bytes_, strict=True)
-    )
+    ]
+    return jax.tree.unflatten(treedef, found)

@@ -1,7 +1,7 @@
 """`sparsify`: the single Optax wrapper. It keeps the masks in its state and puts a rule to work."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
 from jaxsparse.mask_update import MaskUpdate, Step, any_replicate, mask_update, no_update
 from jaxsparse.masks import check_boolean, zero_dead
-from jaxsparse.state_tree import FORMAT, SparseState, find, starting_masks
+from jaxsparse.state_tree import FORMAT, SparseState, find, is_state, starting_masks
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
 
@@ -241,7 +241,9 @@ def _check_state(grads: Any, state: Any, params: Any) -> None:
     if find(grads) or find(params):
         raise TypeError("the arguments are swapped: call tx.update(grads, opt_state, params).")
     hint = "to take over a dense run, begin with jaxsparse.take_over(tx, opt_state, params)"
-    if find(state):
+    if is_state(state) and not isinstance(state, Mapping):
+        hint = "this is the state of another sparse transformation"
+    elif find(state):
         hint = "restore a checkpoint with a template such as jax.eval_shape(tx.init, params)"
     raise TypeError(
         f"opt_state must be what tx.init(params) gives, a SparseState, got {type(state).__name__}; "
