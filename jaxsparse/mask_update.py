@@ -63,7 +63,7 @@ class MaskUpdate(NamedTuple):
 
 
 def no_update(step: Step) -> MaskUpdate:
-    """What a static rule decides: nothing."""
+    """(2) What a static rule decides: nothing."""
     state = step.state
     return MaskUpdate(
         masks=state.masks,
@@ -78,7 +78,7 @@ def no_update(step: Step) -> MaskUpdate:
 def mask_update(
     step: Step, update: RuleUpdate, scored: Callable[[], Params], wanted: Array, some: Array
 ) -> MaskUpdate:
-    """New masks where they are wanted; an update whose sources are not all finite is left pending.
+    """(2) New masks where they are wanted and all that they are made of is finite.
 
     Args:
       step: what the step is about.

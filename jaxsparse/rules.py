@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import recognition, trees
-from jaxsparse.checks import check_function
+from jaxsparse.checks import check_flag, check_function
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
 
@@ -22,6 +22,7 @@ def check_rule(rule: Any) -> None:
     for field, value in rule._asdict().items():
         if field == "init" or (field != "grows" and value is not None):
             check_function(f"rule.{field}", value, "(see jaxsparse.Rule)")
+    check_flag("rule.grows", rule.grows)
     if (rule.update is None) != (rule.fires is None):
         given, missing = ("fires", "update") if rule.update is None else ("update", "fires")
         raise ValueError(

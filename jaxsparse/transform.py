@@ -107,20 +107,7 @@ def sparsify(
         params = _fitting(grads, state, params)
         impl = jax.random.key_impl(prng.as_key(key))
         random = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
-        observed = rules.observe(rule, state.rule_state, grads, state.masks, params, state.count)
-        noise, moves = jax.random.fold_in(random, 2), rule.fires is not None
-        step = Step(
-            regrown_state=regrown_state,
-            skips=skip_update and moves,
-            grows=rule.grows and moves,
-            sparse=rules.sparse_leaves(rule, params),
-            key=random,
-            state=state,
-            params=params,
-            grads=grads,
-            adjusted=rules.adjust(rule, noise, state.count, state.masks, params, grads, observed),
-            observed=observed,
-        )
+        step = _observe(rule, random, grads, state, params, skip_update, regrown_state)
         update = functools.partial(inner.update, **extra)
         optimizer = optax.GradientTransformation(inner.init, update)
         if rule.fires is None or rule.update is None:
@@ -149,6 +136,33 @@ def sparsify(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _observe(
+    rule: Rule,
+    key: Array,
+    grads: Params,
+    state: SparseState,
+    params: Params,
+    skip_update: bool,
+    regrown_state: str,
+) -> Step:
+    """(1) What the rule makes of the dense gradients, with all else that the step is about."""
+    masks, count, moves = state.masks, state.count, rule.fires is not None
+    observed = rules.observe(rule, state.rule_state, grads, masks, params, count)
+    noise = jax.random.fold_in(key, 2)
+    return Step(
+        regrown_state=regrown_state,
+        skips=skip_update and moves,
+        grows=rule.grows and moves,
+        sparse=rules.sparse_leaves(rule, params),
+        key=key,
+        state=state,
+        params=params,
+        grads=grads,
+        adjusted=rules.adjust(rule, noise, count, masks, params, grads, observed),
+        observed=observed,
+    )
 
 
 def _reset(

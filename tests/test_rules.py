@@ -82,6 +82,7 @@ def test_a_rule_without_update_and_fires_is_static():
         ({"fires": lambda count: count > 0}, ValueError, r"rule\.fires needs rule\.update"),
         ({"init": None}, TypeError, r"rule\.init must be a function .*got None"),
         ({"observe": 3}, TypeError, r"rule\.observe must be a function .*got 3"),
+        ({"grows": None}, TypeError, r"rule\.grows must be True or False, got None"),
         ({"sparse": SPARSE}, TypeError, r"rule\.sparse must be a function"),
     ],
 )

@@ -156,14 +156,14 @@ def dynamic_rule(
             counts = [spec.masks.count(trees.name(path), leaf) for path, leaf in named]
         return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
 
+    look = observe and (
+        lambda state, grads, _, params, count: observe(spec.plan(params), state, grads, count)
+    )
     return Rule(
         init=init,
         update=update and move,
         fires=fires,
-        observe=observe
-        and (
-            lambda state, grads, _, params, count: observe(spec.plan(params), state, grads, count)
-        ),
+        observe=look,
         alive=alive,
         sparse=lambda params: sparse_tree(spec.plan(params), params),
         prunable=lambda params: prunable_tree(spec, params),
