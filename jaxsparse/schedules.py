@@ -61,11 +61,6 @@ def once(at: int | Array) -> Schedule:
     return lambda count: count == at
 
 
-def never(count: Array) -> Array:
-    """False at every count."""
-    return jnp.zeros_like(count, bool)
-
-
 class Ramp(Protocol):
     """A schedule that also takes Python ints, and then answers with a Python float."""
 

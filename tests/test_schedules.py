@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import jaxsparse
-from jaxsparse.schedules import never
 from tests import reference
 
 COUNTS = np.arange(60, dtype=np.int32)
@@ -29,9 +28,8 @@ def test_periodic(every, start, stop):
     assert set(np.flatnonzero(values(jaxsparse.periodic(every, start, stop)))) == expected
 
 
-def test_once_and_never():
+def test_once():
     assert np.flatnonzero(values(jaxsparse.once(17))).tolist() == [17]
-    assert not values(never).any()
 
 
 def test_periodic_takes_traced_settings():

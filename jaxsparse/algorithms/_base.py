@@ -69,8 +69,8 @@ def target_of(
 
 def dynamic_rule(
     target: Target,
-    fires: Schedule,
-    update: Callable[..., Any],
+    fires: Schedule | None = None,
+    update: Callable[..., tuple[Masks, Any]] | None = None,
     *,
     state: Callable[[Plan, Params], Any] = lambda plan, params: (),
     observe: Callable[..., Any] | None = None,
@@ -81,10 +81,10 @@ def dynamic_rule(
 
     Args:
       target: how sparse, where and in which shape.
-      fires: when the masks change.
-      update: as in `Rule`, with the plan as a first argument.
+      fires: when the masks change; None where they never do.
+      update: as in `Rule`, with the plan as a first argument; None where nothing fires.
       state: `(plan, params) -> rule_state` at the start.
-      observe: `(plan, rule_state, grads, count) -> rule_state`; None keeps no state.
+      observe: `(plan, rule_state, grads, count) -> rule_state`; None leaves the state alone.
       conserves: "layer", or "total" where weights move between layers.
     """
 
@@ -96,16 +96,11 @@ def dynamic_rule(
         masks = select_by_layer(plan, random_scores(key, params), kept, [None] * len(plan))
         return masks, state(plan, params)
 
-    def look(rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array) -> Any:
-        if observe is None:
-            return rule_state
-        return observe(target.plan(params), rule_state, grads, count)
-
     def move(
         key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
     ) -> tuple[Masks, Any]:
         plan = target.plan(params)
-        if not any(plan):
+        if update is None or not any(plan):
             return masks, rule_state  # with a sparsity of 0 there is nothing to move
         return update(plan, key, count, masks, params, grads, rule_state)
 
@@ -121,11 +116,14 @@ def dynamic_rule(
             counts = [target.masks.alive_at(trees.name(path), leaf) for path, leaf in named]
         return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
 
+    look = observe and (
+        lambda state, grads, _, params, count: observe(target.plan(params), state, grads, count)
+    )
     return Rule(
         init=init,
-        observe=look,
-        update=move,
+        update=update and move,
         fires=fires,
+        observe=look,
         alive=alive,
         sparse=lambda params: sparse_tree(target.plan(params), params),
         prunable=lambda params: prunable_tree(target, params),

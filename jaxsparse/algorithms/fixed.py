@@ -7,7 +7,6 @@ import optax
 
 from jaxsparse import trees
 from jaxsparse.algorithms._base import dynamic_rule, split, target_of
-from jaxsparse.schedules import never
 from jaxsparse.targets import TargetOptions
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Key, Rule, Sparsity
@@ -55,7 +54,7 @@ def fixed(
 def fixed_rule(sparsity: Sparsity | None = None, **options: Unpack[TargetOptions]) -> Rule:
     """The rule of `fixed`, for `sparsify` and for methods of your own."""
     target = target_of(fixed_rule, sparsity, options)
-    rule = dynamic_rule(target, never, lambda plan, key, count, masks, *_: (masks, ()))
+    rule = dynamic_rule(target)
     own = target.masks
     if own is None:
         return rule
@@ -63,5 +62,4 @@ def fixed_rule(sparsity: Sparsity | None = None, **options: Unpack[TargetOptions
     return rule._replace(
         init=lambda key, params: (own.given(params), ()),
         sparse=lambda params: jax.tree.map(trees.is_float, params),
-        grows=False,
     )

@@ -158,7 +158,6 @@ def gradual_rule(
 
     return Rule(
         init=lambda key, params: (full_masks(params), ()),
-        observe=lambda rule_state, *_: rule_state,
         update=update,
         fires=lambda count: inside(count) | (count == stop),
         alive=alive,
