@@ -15,7 +15,7 @@ from jaxsparse.algorithms import (
     sparse_momentum,
 )
 from jaxsparse.analysis import summary
-from jaxsparse.distributions import by_path, erdos_renyi, erk, living, uniform
+from jaxsparse.distributions import by_path, erdos_renyi, erk, target_count, uniform
 from jaxsparse.initialization import sparse_init, sparse_initializer
 from jaxsparse.masks import apply, density, overlap, pack, sparsity, unpack
 from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
@@ -69,7 +69,6 @@ __all__ = [
     "grasp",
     "init",
     "linear",
-    "living",
     "lottery",
     "magnitude",
     "metrics",
@@ -99,6 +98,7 @@ __all__ = [
     "summary",
     "synflow",
     "take_over",
+    "target_count",
     "uniform",
     "unpack",
     "unstructured",

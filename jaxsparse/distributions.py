@@ -168,7 +168,7 @@ def first_match(
     return [None if used.get(name) is None else float(values[used[name]]) for name in leaves]
 
 
-def living(size: int, sparsity: float | Array) -> int | Array:
+def target_count(size: int, sparsity: float | Array) -> int | Array:
     """The number of weights that live: `floor(size * (1 - sparsity) + 0.5)`, as a Python int.
 
     Every count in the library comes from here. The sparsity is read as a multiple of 1 / 12,000,000
@@ -181,7 +181,7 @@ def living(size: int, sparsity: float | Array) -> int | Array:
         2^31 - 1 weights.
 
     Example:
-      >>> living(1000, 0.9), living(5, 0.5), living(5, 0.9)
+      >>> target_count(1000, 0.9), target_count(5, 0.5), target_count(5, 0.9)
       (100, 3, 1)
     """
     check_size("size", size, 0)

@@ -10,7 +10,7 @@ import optax
 
 from jaxsparse import trees
 from jaxsparse.checks import check_options
-from jaxsparse.plans import Plan, select_by_layer
+from jaxsparse.plans import Plan, remembered
 from jaxsparse.schedules import as_schedule, cosine
 from jaxsparse.scores import random_scores
 from jaxsparse.specs import Spec
@@ -112,8 +112,9 @@ def dynamic_rule(
     fires: Schedule,
     update: Callable[..., Any],
     *,
-    state: Callable[[Plan, Params], Any] = lambda plan, params: (),
+    state: Callable[[Plan, Key, Params], Any] = lambda plan, key, params: (),
     observe: Callable[..., Any] | None = None,
+    adjust: Callable[..., Any] | None = None,
     conserves: str = "layer",
 ) -> Rule:
     """A rule that starts from random masks with the counts of `spec`, or from the masks of `spec`,
@@ -123,43 +124,48 @@ def dynamic_rule(
       spec: the shared keywords.
       fires: when the masks change.
       update: as in `Rule`, with the plan as a first argument.
-      state: `(plan, params) -> rule_state` at the start.
+      state: `(plan, key, params) -> rule_state` at the start.
       observe: `(plan, rule_state, grads, count) -> rule_state`; None keeps no state.
+      adjust: as in `Rule`, with the plan as a first argument.
       conserves: "layer", or "total" where weights move between layers.
     """
 
+    planned = remembered(spec.plan)
+
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
-        plan = spec.plan(params)
+        plan = planned(params)
         if spec.masks is not None:
-            return spec.masks.given(params, plan), state(plan, params)
-        kept = [entry and entry.kept(entry.sparsity) for entry in plan]
-        masks = select_by_layer(plan, random_scores(key, params), kept, [None] * len(plan))
-        return masks, state(plan, params)
+            masks = spec.masks.given(params, plan)
+        else:
+            masks = plan.select(random_scores(key, params), plan.counts(plan.sparsity))
+        return masks, state(plan, key, params)
 
     def look(rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array) -> Any:
         if observe is None:
             return rule_state
-        return observe(spec.plan(params), rule_state, grads, count)
+        return observe(planned(params), rule_state, grads, count)
 
     def move(
         key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
     ) -> tuple[Masks, Any]:
-        plan = spec.plan(params)
-        if not any(plan):
+        plan = planned(params)
+        if not plan.sparse:
             return masks, rule_state  # with a sparsity of 0 there is nothing to move
         return update(plan, key, count, masks, params, grads, rule_state)
 
+    def adapt(
+        key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
+    ) -> Params:
+        return adjust(planned(params), key, count, masks, params, grads, rule_state)
+
     def alive(params: Params, count: int) -> Any:
-        leaves, treedef = jax.tree.flatten(params)
         if spec.masks is None:
-            counts = [
-                entry.alive(entry.sparsity) if entry else jnp.size(leaf)
-                for entry, leaf in zip(spec.plan(params), leaves, strict=True)
-            ]
+            plan = planned(params)
+            weights = plan.weights(plan.counts(plan.sparsity), params)
         else:
-            named = jax.tree.leaves_with_path(params)
-            counts = [spec.masks.count(trees.name(path), leaf) for path, leaf in named]
-        return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
+            given = lambda path, leaf: spec.masks.count(trees.name(path), leaf)  # noqa: E731
+            weights = jax.tree.map_with_path(given, params)
+        return weights if conserves == "layer" else sum(jax.tree.leaves(weights))
 
     return Rule(
         init=init,
@@ -167,22 +173,18 @@ def dynamic_rule(
         update=move,
         fires=fires,
         alive=alive,
-        sparse=lambda params: sparse_tree(spec.plan(params), params),
-        prunable=lambda params: prunable_tree(spec, params),
+        adjust=adjust and adapt,
+        sparse=lambda params: sparse_tree(planned(params)),
+        prunable=lambda params: planned(params).prunable,
     )
 
 
-def sparse_tree(plan: Plan, params: Params) -> Any:
+def sparse_tree(plan: Plan) -> Any:
     """The bools of `Rule.sparse`."""
-    return jax.tree.structure(params).unflatten(entry is not None for entry in plan)
+    return plan.treedef.unflatten(leaf is not None for leaf in plan.leaves)
 
 
-def prunable_tree(spec: Spec, params: Params) -> Any:
-    """The bools of `Rule.prunable`."""
-    return jax.tree.structure(params).unflatten(spec.chosen(params))
-
-
-def zeros(plan: Plan, params: Params) -> Params:
+def zeros(params: Params) -> Params:
     """A state of zeros for every weight, in float32 at least; that of dense leaves is never used,
     but keeps the structure that tools for mapping and sharding states look for."""
     return jax.tree.map(
