@@ -165,7 +165,8 @@ def first_match(
         if all(chosen is None for chosen in used.values()):
             raise ValueError(f"{only}, so nothing is sparse; prunable= says which may be sparse.")
         warnings.warn(f"{only}; prunable= says which may be sparse.", stacklevel=2)
-    return [None if used.get(name) is None else float(values[used[name]]) for name in leaves]
+    regexes = [used.get(name) for name in leaves]
+    return [None if regex is None else float(values[regex]) for regex in regexes]
 
 
 def target_count(size: int, sparsity: float | Array) -> int | Array:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsparse import prng, trees
 from jaxsparse.axes import all_axes, leaf_axes
@@ -246,10 +245,11 @@ def _orthogonal(key: Array, mask: Array, axes: Axes, dtype: Any) -> Array:
     keys = jax.random.split(key, len(flat))
     draw = jax.nn.initializers.orthogonal()
     whole = jax.vmap(lambda one: draw(one, flat.shape[1:], dtype))(keys)
-    living = jnp.where(flat, whole, jnp.zeros((), dtype))
-    length = jnp.sqrt(jnp.sum(living**2, 1, keepdims=True))
-    unit = living / jnp.where(length > 0, length, jnp.ones((), dtype))
-    return jnp.transpose(unit.reshape(moved.shape), np.argsort(order))
+    alive = jnp.where(flat, whole, jnp.zeros((), dtype))
+    length = jnp.sqrt(jnp.sum(alive**2, 1, keepdims=True))
+    unit = alive / jnp.where(length > 0, length, jnp.ones((), dtype))
+    back = [order.index(a) for a in range(mask.ndim)]
+    return jnp.transpose(unit.reshape(moved.shape), back)
 
 
 def _fan(mask: Array, axes: Axes, fan: str) -> Array:

@@ -94,7 +94,8 @@ def drop_and_grow(
 
 def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
     """`floor(fraction * living groups)` per leaf."""
-    return plan.tree(counts.floor(plan.count_alive(masks), counts.share(fraction)))
+    dropped = counts.floor(plan.count_alive(masks), counts.share(fraction))
+    return plan.tree(jnp.asarray(dropped))
 
 
 def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
@@ -147,7 +148,7 @@ def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     return plan.map(one, masks, scores, counts)
 
 
-def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
+def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: int | Array) -> Masks:
     """Takes the `total` lowest-scored living groups out of all leaves; each keeps its least."""
     left = _all(plan.count_alive(masks)) - total
     survivors = plan.select_globally(scores, left, masks)

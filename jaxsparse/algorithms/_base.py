@@ -129,7 +129,6 @@ def dynamic_rule(
       adjust: as in `Rule`, with the plan as a first argument.
       conserves: "layer", or "total" where weights move between layers.
     """
-
     planned = remembered(spec.plan)
 
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
@@ -153,10 +152,13 @@ def dynamic_rule(
             return masks, rule_state  # with a sparsity of 0 there is nothing to move
         return update(plan, key, count, masks, params, grads, rule_state)
 
-    def adapt(
-        key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
-    ) -> Params:
-        return adjust(planned(params), key, count, masks, params, grads, rule_state)
+    def adapted(adjust: Callable[..., Any]) -> Callable[..., Any]:
+        def adapt(
+            key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
+        ) -> Params:
+            return adjust(planned(params), key, count, masks, params, grads, rule_state)
+
+        return adapt
 
     def alive(params: Params, count: int) -> Any:
         if spec.masks is None:
@@ -173,7 +175,7 @@ def dynamic_rule(
         update=move,
         fires=fires,
         alive=alive,
-        adjust=adjust and adapt,
+        adjust=None if adjust is None else adapted(adjust),
         sparse=lambda params: sparse_tree(planned(params)),
         prunable=lambda params: planned(params).prunable,
     )

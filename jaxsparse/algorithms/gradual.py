@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.algorithms._base import algorithm, sparse_tree
-from jaxsparse.checks import check_count
+from jaxsparse.checks import check_count, traced
 from jaxsparse.masks import full_masks
 from jaxsparse.plans import Counts, Plan, counts_over_time, remembered
 from jaxsparse.schedules import cubic, periodic
@@ -75,13 +75,12 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
     inside = periodic(every, start, stop)
     planned = remembered(spec.plan)
 
-    def counts(plan: Plan, progress: float) -> Counts:
+    def counts(plan: Plan, progress: float | Array) -> Counts:
         """What lives when the ramp is at `progress`."""
 
-        def at(final: float | Array) -> Array:
+        def at(final: Any) -> Any:
             """Multiplied in float32, so that a traced sparsity gives the same counts."""
-            traced = isinstance(final, jax.core.Tracer)
-            return (final.astype(jnp.float32) if traced else np.float32(final)) * ramped
+            return (final.astype(jnp.float32) if traced(final) else np.float32(final)) * ramped
 
         ramped = np.float32(progress)
         return plan.counts(jax.tree.map(at, plan.sparsity))

@@ -135,7 +135,7 @@ def sparse_momentum(
     if spec.pattern.by_rows and moves:
         raise ValueError('drop_by and growth must not be "global" with a pattern that has rows.')
 
-    def start(plan: Plan, key: Key, params: Params) -> Any:
+    def state(plan: Plan, key: Key, params: Params) -> Any:
         return zeros(params) if second_moment is None else (zeros(params), zeros(params))
 
     def observe(plan: Plan, averages: Any, grads: Params, count: Array) -> Any:
@@ -202,7 +202,7 @@ def sparse_momentum(
 
     by_count = redistribution == "nonzero"
     conserves = "total" if moves else "layer"
-    return dynamic_rule(spec, fires, update, state=start, observe=observe, conserves=conserves)
+    return dynamic_rule(spec, fires, update, state=state, observe=observe, conserves=conserves)
 
 
 def _by_neuron(plan: Plan, spec: Spec, params: Params) -> Plan:

@@ -179,7 +179,7 @@ def _plan(
 
 
 def _fewer(count: int, rate: float, least: int, number: int, what: str) -> int:
-    left = target_count(count, rate)
+    left = int(target_count(count, rate))
     if left < max(least, 1):
         warnings.warn(
             f"round {number} of pruning would leave {what} empty; it keeps {least} by min_alive.",

@@ -96,7 +96,7 @@ def find_tickets(
       >>> tickets[1].params["kernel"].tolist()
       [[0.0, 1.0], [1.0, 0.0]]
     """
-    target = {
+    target: dict[str, Any] = {
         "scope": scope,
         "prunable": prunable,
         "pattern": pattern,

@@ -91,7 +91,10 @@ def find_cut(
             digit = ((x >> shift) & unsigned.type(2**width - 1)).astype(jnp.int32)
             active &= x > 0 if among is None else among[i]
             found.append((active, digit))
-        digit, above, at = (_by_count if width == 1 else _by_histogram)(found, cut, k, axis)
+        if width == 1:
+            digit, above, at = _by_count(found, cut, k, axis)
+        else:
+            digit, above, at = _by_histogram(found, cut, k)
         return Cut(cut.digits + 1, cut.bound | (digit.astype(unsigned) << shift), above, at)
 
     start = Cut(jnp.int32(0), jnp.zeros(k.shape, unsigned), jnp.zeros_like(k), at)
@@ -112,7 +115,7 @@ def _by_count(found: _Digits, cut: Cut, k: Array, axis: int | None) -> tuple[Arr
     return one.astype(jnp.int32), above, jnp.where(one, ones, cut.at - ones)
 
 
-def _by_histogram(found: _Digits, cut: Cut, k: Array, axis: None) -> tuple[Array, Array, Array]:
+def _by_histogram(found: _Digits, cut: Cut, k: Array) -> tuple[Array, Array, Array]:
     """The next 16-bit digit of the cut, and the elements above and at it."""
     counts = jnp.zeros(2**16 + _SPARE, jnp.int32)
     for active, digit in (jnp.atleast_1d(*both) for both in found):

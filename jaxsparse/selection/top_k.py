@@ -105,7 +105,7 @@ def global_top_k_masks(score_tree: Scores, k: int | Array, *, where: Masks | Non
     """
     trees.check_tree(score_tree, "score_tree")
     leaves, treedef = jax.tree.flatten(score_tree)
-    eligible = [None] * len(leaves)
+    eligible: list[Any] = [None] * len(leaves)
     if where is not None:
         eligible = trees.check_same(score_tree, where, "where", first="score_tree")
         if any(trees.is_array(mask) and mask.dtype != jnp.bool_ for mask in eligible):
