@@ -22,7 +22,7 @@ from jaxsparse.algorithms import (
     sparse_momentum_rule,
 )
 from jaxsparse.analysis import summary
-from jaxsparse.distributions import by_path, erdos_renyi, erk, living, uniform
+from jaxsparse.distributions import by_path, erdos_renyi, erk, target_count, uniform
 from jaxsparse.initialization import sparse_init, sparse_initializer
 from jaxsparse.masks import apply, density, overlap, pack, sparsity, unpack
 from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
@@ -80,7 +80,6 @@ __all__ = [
     "grasp",
     "init",
     "linear",
-    "living",
     "lottery",
     "magnitude",
     "metrics",
@@ -113,6 +112,7 @@ __all__ = [
     "summary",
     "synflow",
     "take_over",
+    "target_count",
     "uniform",
     "unpack",
     "unstructured",

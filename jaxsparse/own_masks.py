@@ -61,12 +61,12 @@ class OwnMasks(NamedTuple):
         size = math.prod(getattr(leaf, "shape", ()))
         return (self.alive or {}).get(path, size)
 
-    def given(self, params: Params, plan: list[Any] | None = None) -> Masks:
+    def given(self, params: Params, plan: Any = None) -> Masks:
         """The masks in the structure of `params`; a leaf without a mask is dense.
 
         Args:
           params: any pytree.
-          plan: what must fit the pattern; leaves that are dense there are all True.
+          plan: the plan whose patterns they must fit; leaves that are dense there are all True.
 
         Raises:
           ValueError: the masks do not fit `params` or the pattern.
@@ -81,7 +81,7 @@ class OwnMasks(NamedTuple):
                 _check_pattern(entry, mask)
             return jnp.asarray(mask)
 
-        entries = plan or [None] * len(leaves)
+        entries = [None] * len(leaves) if plan is None else plan.leaves
         return treedef.unflatten(
             one(*each) for each in zip(jax.tree.leaves(params), leaves, entries, strict=True)
         )

@@ -12,8 +12,8 @@ from jaxsparse.axes import all_axes, check_axes
 from jaxsparse.checks import check_choice, check_function, check_regexes, check_sparsity
 from jaxsparse.own_masks import OwnMasks
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, check_countable
-from jaxsparse.recognition import sparse_leaves
+from jaxsparse.plans import LeafPlan, Plan
+from jaxsparse.recognition import asked_once, sparse_leaves
 from jaxsparse.types import (
     Array,
     Axes,
@@ -123,8 +123,10 @@ class Target(NamedTuple):
     def plan(self, params: Params, what: str = "params") -> Plan:
         """The plan for these parameters; only their paths, shapes and types are looked at."""
         trees.check_tree(params, what)
-        found = jax.tree.leaves_with_path(params)
-        targets = self._targets(params)
+        found, treedef = jax.tree.flatten_with_path(params)
+        asked = self._replace(prunable=asked_once(self.prunable))
+        chosen = asked.chosen(params)
+        targets = asked._targets(params, chosen)
         sparse = {
             trees.name(path): leaf
             for (path, leaf), target in zip(found, targets, strict=True)
@@ -132,18 +134,23 @@ class Target(NamedTuple):
         }
         uses = self.pattern.uses_axes or self.min_alive == "unit"
         axes = all_axes(self.axes, sparse) if uses else dict.fromkeys(sparse, Axes((), ()))
-        plan: Plan = []
+        leaves: list[LeafPlan | None] = []
         for (path, leaf), target in zip(found, targets, strict=True):
             name = trees.name(path)
-            plan.append(None if target == "dense" else self._leaf(name, leaf, target, axes[name]))
-        sizes = {entry.groups.size for entry in plan if entry}
-        if self.scope == "global" and len(sizes) > 1:
-            raise ValueError(
-                f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
-                f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
-            )
+            leaves.append(None if target == "dense" else self._leaf(name, leaf, axes[name]))
+        sparsity = self.sparsity
+        if self.scope == "layer":
+            sparsity = treedef.unflatten(None if each == "dense" else each for each in targets)
+        prunable = treedef.unflatten(chosen)
+        plan = Plan(treedef, tuple(leaves), self.scope, sparsity, prunable)
         if self.scope == "global":
-            check_countable(plan)
+            sizes = {leaf.groups.size for leaf in plan.sparse}
+            if len(sizes) > 1:
+                raise ValueError(
+                    f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
+                    f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
+                )
+            plan.check_countable()
         return plan
 
     def chosen(self, params: Params) -> list[bool]:
@@ -156,8 +163,7 @@ class Target(NamedTuple):
             return self.masks.chosen(params, self.prunable)
         return sparse_leaves(params, self.prunable)
 
-    def _targets(self, params: Params) -> list[Any]:
-        chosen = self.chosen(params)
+    def _targets(self, params: Params, chosen: list[bool]) -> list[Any]:
         if self.masks is not None:
             found = zip(jax.tree.leaves_with_path(params), chosen, strict=True)
             return [
@@ -189,7 +195,7 @@ class Target(NamedTuple):
             targets.append(value)
         return targets
 
-    def _leaf(self, path: str, leaf: Array, target: float | None, axes: Axes) -> LeafPlan:
+    def _leaf(self, path: str, leaf: Array, axes: Axes) -> LeafPlan:
         groups = self.pattern.groups(path, leaf.shape, axes)
         strict, units = self.min_alive == "raise", axes if self.min_alive == "unit" else None
         wanted = 0 if strict else 1
@@ -198,4 +204,4 @@ class Target(NamedTuple):
         elif isinstance(self.min_alive, int):
             wanted = self.min_alive
         least = min(-(-wanted // max(groups.rows * groups.size, 1)), groups.columns)
-        return LeafPlan(path, leaf.shape, target, self.pattern, axes, groups, least, units, strict)
+        return LeafPlan(path, leaf.shape, self.pattern, axes, groups, least, units, strict)

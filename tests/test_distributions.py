@@ -42,7 +42,7 @@ def raw_density(shape, kernel):
 
 
 def total_kept(found, shapes):
-    return sum(reference.living(math.prod(s), found[n]["kernel"]) for n, s in shapes.items())
+    return sum(reference.target_count(math.prod(s), found[n]["kernel"]) for n, s in shapes.items())
 
 
 def test_uniform():

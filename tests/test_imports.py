@@ -9,7 +9,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
     "checks": 0,
-    "keys": 0,
     "types": 0,
     "counts": 1,
     "prng": 1,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxsparse import trees
 from jaxsparse.checks import check_options
 from jaxsparse.own_masks import own_masks
-from jaxsparse.plans import Plan, select_by_layer
+from jaxsparse.plans import Plan, remembered
 from jaxsparse.schedules import as_schedule, cosine
 from jaxsparse.scores import random_scores
 from jaxsparse.targets import PruneOptions, Target, TargetOptions
@@ -72,8 +72,9 @@ def dynamic_rule(
     fires: Schedule | None = None,
     update: Callable[..., tuple[Masks, Any]] | None = None,
     *,
-    state: Callable[[Plan, Params], Any] = lambda plan, params: (),
+    state: Callable[[Plan, Key, Params], Any] = lambda plan, key, params: (),
     observe: Callable[..., Any] | None = None,
+    adjust: Callable[..., Any] | None = None,
     conserves: str = "layer",
 ) -> Rule:
     """A rule that starts from random masks with the counts of a target, or from its own masks, and
@@ -83,41 +84,49 @@ def dynamic_rule(
       target: how sparse, where and in which shape.
       fires: when the masks change; None where they never do.
       update: as in `Rule`, with the plan as a first argument; None where nothing fires.
-      state: `(plan, params) -> rule_state` at the start.
+      state: `(plan, key, params) -> rule_state` at the start.
       observe: `(plan, rule_state, grads, count) -> rule_state`; None leaves the state alone.
+      adjust: as in `Rule`, with the plan as a first argument.
       conserves: "layer", or "total" where weights move between layers.
     """
+    planned = remembered(target.plan)
 
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
-        plan = target.plan(params)
+        plan = planned(params)
         if target.masks is not None:
-            return target.masks.given(params, plan), state(plan, params)
-        kept = [entry and entry.kept(entry.sparsity) for entry in plan]
-        masks = select_by_layer(plan, random_scores(key, params), kept, [None] * len(plan))
-        return masks, state(plan, params)
+            masks = target.masks.given(params, plan)
+        else:
+            masks = plan.select(random_scores(key, params), plan.counts(plan.sparsity))
+        return masks, state(plan, key, params)
 
     def move(
         key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
     ) -> tuple[Masks, Any]:
-        plan = target.plan(params)
-        if update is None or not any(plan):
+        plan = planned(params)
+        if update is None or not plan.sparse:
             return masks, rule_state  # with a sparsity of 0 there is nothing to move
         return update(plan, key, count, masks, params, grads, rule_state)
 
+    def adapted(adjust: Callable[..., Any]) -> Callable[..., Any]:
+        def adapt(
+            key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
+        ) -> Params:
+            return adjust(planned(params), key, count, masks, params, grads, rule_state)
+
+        return adapt
+
     def alive(params: Params, count: int) -> Any:
-        leaves, treedef = jax.tree.flatten(params)
-        if target.masks is None:
-            counts = [
-                entry.alive(entry.sparsity) if entry else jnp.size(leaf)
-                for entry, leaf in zip(target.plan(params), leaves, strict=True)
-            ]
+        own = target.masks
+        if own is None:
+            plan = planned(params)
+            weights = plan.weights(plan.counts(plan.sparsity), params)
         else:
-            named = jax.tree.leaves_with_path(params)
-            counts = [target.masks.alive_at(trees.name(path), leaf) for path, leaf in named]
-        return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
+            given = lambda path, leaf: own.alive_at(trees.name(path), leaf)  # noqa: E731
+            weights = jax.tree.map_with_path(given, params)
+        return weights if conserves == "layer" else sum(jax.tree.leaves(weights))
 
     look = observe and (
-        lambda state, grads, _, params, count: observe(target.plan(params), state, grads, count)
+        lambda state, grads, _, params, count: observe(planned(params), state, grads, count)
     )
     return Rule(
         init=init,
@@ -125,22 +134,18 @@ def dynamic_rule(
         fires=fires,
         observe=look,
         alive=alive,
-        sparse=lambda params: sparse_tree(target.plan(params), params),
-        prunable=lambda params: prunable_tree(target, params),
+        adjust=None if adjust is None else adapted(adjust),
+        sparse=lambda params: sparse_tree(planned(params)),
+        prunable=lambda params: planned(params).prunable,
     )
 
 
-def sparse_tree(plan: Plan, params: Params) -> Any:
+def sparse_tree(plan: Plan) -> Any:
     """The bools of `Rule.sparse`."""
-    return jax.tree.structure(params).unflatten(entry is not None for entry in plan)
+    return plan.treedef.unflatten(leaf is not None for leaf in plan.leaves)
 
 
-def prunable_tree(target: Target, params: Params) -> Any:
-    """The bools of `Rule.prunable`."""
-    return jax.tree.structure(params).unflatten(target.chosen(params))
-
-
-def zeros(plan: Plan, params: Params) -> Params:
+def zeros(params: Params) -> Params:
     """A state of zeros for every weight, in float32 at least; that of dense leaves is never used,
     but keeps the structure that tools for mapping and sharding states look for."""
     return jax.tree.map(

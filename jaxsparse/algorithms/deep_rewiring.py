@@ -10,7 +10,7 @@ from jaxsparse import prng, trees
 from jaxsparse.algorithms._base import SparseOptions, dynamic_rule, split, target_of
 from jaxsparse.checks import check_choice, check_number
 from jaxsparse.patterns import unstructured
-from jaxsparse.plans import LeafPlan, Plan, map_plan
+from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import dropped_last, grow, refill_counts
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import random_scores
@@ -117,16 +117,22 @@ def deep_rewiring_rule(
     deviation = noise if callable(noise) else lambda count: jnp.asarray(noise, jnp.float32)
 
     def adjust(
-        key: Array, count: Array, masks: Masks, params: Params, grads: Params, signs: Any
+        plan: Plan,
+        key: Array,
+        count: Array,
+        masks: Masks,
+        params: Params,
+        grads: Params,
+        signs: Any,
     ) -> Params:
-        def leaf(entry: LeafPlan, g: Array, s: Array) -> Array:
+        def one(leaf: LeafPlan, g: Array, s: Array) -> Array:
             wide = trees.wide(g)
-            drawn = jax.random.normal(prng.leaf_key(key, entry.path), g.shape, wide)
+            drawn = jax.random.normal(prng.leaf_key(key, leaf.path), g.shape, wide)
             pull = jnp.asarray(l1, wide) * s.astype(wide)
             spread = jnp.asarray(deviation(count)).astype(wide)
             return (g.astype(wide) + pull + spread * drawn).astype(g.dtype)
 
-        return map_plan(target.plan(params), leaf, lambda g: g, grads, jax.tree.leaves(signs))
+        return plan.map(one, grads, signs)
 
     def update(
         plan: Plan,
@@ -140,21 +146,14 @@ def deep_rewiring_rule(
         def steady(_: LeafPlan, mask: Array, p: Array, s: Array) -> Array:
             return mask & (s * _sign(p) >= 0)
 
-        alive = map_plan(
-            plan, steady, lambda mask: mask, masks, jax.tree.leaves(params), jax.tree.leaves(signs)
-        )
-        drawn = dropped_last(plan, random_scores(key, params), masks, alive)
-        grown = grow(plan, alive, drawn, refill_counts(plan, masks, alive))
+        survivors = plan.map(steady, masks, params, signs)
+        drawn = dropped_last(plan, random_scores(key, params), masks, survivors)
+        grown = grow(plan, survivors, drawn, refill_counts(plan, masks, survivors))
         if sign == "free":
-            signs = map_plan(
-                plan, _left, lambda s: s, signs, *map(jax.tree.leaves, (params, alive))
-            )
+            signs = plan.map(_left, signs, params, survivors)
         return grown, signs
 
-    rule = dynamic_rule(target, periodic(every, start, stop), update)
-
-    def init(key: Key, params: Params) -> tuple[Masks, Any]:
-        masks, _ = rule.init(key, params)
+    def state(plan: Plan, key: Key, params: Params) -> Any:
         drawn = random_scores(jax.random.fold_in(prng.as_key(key), 1), params)
 
         def first(_: LeafPlan, p: Array, draw: Array) -> Array:
@@ -164,9 +163,9 @@ def deep_rewiring_rule(
             return jnp.where(p != 0, _sign(p), coin)
 
         dense = lambda p: jnp.zeros_like(p, jnp.int8) if trees.is_array(p) else p  # noqa: E731
-        return masks, map_plan(target.plan(params), first, dense, params, jax.tree.leaves(drawn))
+        return plan.map(first, params, drawn, dense=dense)
 
-    return rule._replace(init=init, adjust=adjust)
+    return dynamic_rule(target, periodic(every, start, stop), update, state=state, adjust=adjust)
 
 
 def _sign(values: Array) -> Array:

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsparse.algorithms._base import WrapOptions, prunable_tree, sparse_tree, split
-from jaxsparse.checks import check_count, check_options
-from jaxsparse.distributions import living
+from jaxsparse.algorithms._base import WrapOptions, sparse_tree, split
+from jaxsparse.checks import check_count, check_options, traced
 from jaxsparse.masks import full_masks
-from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
+from jaxsparse.plans import Counts, Plan, counts_over_time, remembered
 from jaxsparse.schedules import cubic, periodic
 from jaxsparse.scores import magnitude
 from jaxsparse.targets import PruneOptions, Target
@@ -108,60 +107,37 @@ def gradual_rule(
     ramp = cubic(1.0, start, stop)
     moments = [*range(start, stop, every), stop]
     inside = periodic(every, start, stop)
+    planned = remembered(target.plan)
 
-    def counts(plan: Plan, progress: float) -> list[int | None] | int:
-        """Groups that live when the ramp is at `progress`, per row of each leaf or in total."""
+    def counts(plan: Plan, progress: float | Array) -> Counts:
+        """What lives when the ramp is at `progress`."""
 
-        def at(final: float | Array) -> Array:
+        def at(final: Any) -> Any:
             """Multiplied in float32, so that a traced sparsity gives the same counts."""
-            traced = isinstance(final, jax.core.Tracer)
-            return (final.astype(jnp.float32) if traced else np.float32(final)) * ramped
+            return (final.astype(jnp.float32) if traced(final) else np.float32(final)) * ramped
 
         ramped = np.float32(progress)
-        if scope == "global":
-            size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-            total = living(size, at(target.sparsity))
-            check_total(plan, total)
-            return total
-        return [p and p.kept(at(p.sparsity)) for p in plan]
-
-    def table(plan: Plan) -> Any:
-        """The counts at every moment, as exact integers."""
-        rows = [counts(plan, ramp(t)) for t in moments]
-        if scope == "global":
-            return jnp.array(rows, jnp.int32)
-        return [c[0] if c[0] is None else jnp.array(c, jnp.int32) for c in zip(*rows, strict=True)]
+        return plan.counts(jax.tree.map(at, plan.sparsity))
 
     def update(
         key: Array, count: Array, masks: Masks, params: Params, grads: Params, state: Any
     ) -> tuple[Masks, Any]:
-        plan, scores, within = target.plan(params), magnitude(params), jax.tree.leaves(masks)
+        plan = planned(params)
+        table = counts_over_time([counts(plan, ramp(t)) for t in moments])
         moment = jnp.where(count >= stop, len(moments) - 1, (count - start) // every)
-        kept = jax.tree.map(lambda column: column[moment], table(plan))
-        if scope == "global":
-            return select_globally(plan, scores, kept, within), state
-        return select_by_layer(plan, scores, kept, within), state
+        now = jax.tree.map(lambda column: column[moment], table)
+        return plan.select(magnitude(params), now, masks), state
 
     def alive(params: Params, count: int) -> Any:
-        plan, leaves = target.plan(params), jax.tree.leaves(params)
-        done = [t for t in moments if t <= count]
-        at = counts(plan, ramp(done[-1]) if done else 0.0)
-        if scope == "global":
-            size = next(p.groups.size for p in plan if p)
-            dense = [jnp.size(x) for p, x in zip(plan, leaves, strict=True) if p is None]
-            return at * size + sum(dense)
-        per_leaf = [
-            p.groups.rows * p.groups.size * k if p else jnp.size(leaf)
-            for p, k, leaf in zip(plan, at, leaves, strict=True)
-        ]
-        return jax.tree.structure(params).unflatten(per_leaf)
+        plan, done = planned(params), [t for t in moments if t <= count]
+        return plan.weights(counts(plan, ramp(done[-1]) if done else 0.0), params)
 
     return Rule(
         init=lambda key, params: (full_masks(params), ()),
         update=update,
         fires=lambda count: inside(count) | (count == stop),
         alive=alive,
-        sparse=lambda params: sparse_tree(target.plan(params), params),
+        sparse=lambda params: sparse_tree(planned(params)),
         grows=False,
-        prunable=lambda params: prunable_tree(target, params),
+        prunable=lambda params: planned(params).prunable,
     )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -22,7 +21,7 @@ from jaxsparse.algorithms._base import (
 )
 from jaxsparse.checks import check_fraction, check_regex
 from jaxsparse.patterns import fan_in
-from jaxsparse.plans import LeafPlan, Plan, map_plan
+from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import drop, drop_counts, grow, in_one_row, refill_counts
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import gradient, magnitude
@@ -160,7 +159,7 @@ def rigl_rule(
                 f"min_salient needs pattern=fan_in, of which units can be removed; it is "
                 f"{target.pattern.name}."
             )
-    kept_layers = _regexes(keep_units, min_salient)
+    keeping = _regexes(keep_units, min_salient)
     first = every if start is None else start
 
     def observe(plan: Plan, total: Any, grads: Params, count: Array) -> Any:
@@ -171,7 +170,7 @@ def rigl_rule(
             before = jnp.where(opens, jnp.zeros((), so_far.dtype), so_far)
             return jnp.where(inside, before + finite(g).astype(before.dtype), so_far)
 
-        return map_plan(plan, add, lambda so_far: so_far, total, jax.tree.leaves(grads))
+        return plan.map(add, total, grads)
 
     def update(
         plan: Plan,
@@ -186,19 +185,14 @@ def rigl_rule(
         dropped = drop_counts(plan, masks, fraction(count))
         if min_salient is not None:
             moved = partial(_with_removal, counts.share(min_salient))
-            rest = (
-                jax.tree.leaves(size),
-                jax.tree.leaves(dense),
-                dropped,
-                _staying(plan, kept_layers),
-            )
-            return map_plan(plan, moved, lambda mask: mask, masks, *rest), total
-        kept = drop(plan, masks, size, dropped)
-        return grow(plan, kept, dense, refill_counts(plan, masks, kept)), total
+            stays = _staying(plan, keeping)
+            return plan.map(moved, masks, size, dense, dropped, stays, plan.sparsity), total
+        survivors = drop(plan, masks, size, dropped)
+        return grow(plan, survivors, dense, refill_counts(plan, masks, survivors)), total
 
-    def state(plan: Plan, params: Params) -> Any:
-        _staying(plan, kept_layers)  # a regex without a layer is told before the first step
-        return () if window == 1 else zeros(plan, params)
+    def state(plan: Plan, key: Key, params: Params) -> Any:
+        _staying(plan, keeping)  # a regex without a layer is told before the first step
+        return () if window == 1 else zeros(params)
 
     return dynamic_rule(
         target, fires, update, state=state, observe=None if window == 1 else observe
@@ -229,49 +223,51 @@ def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) 
     return tuple(regexes)
 
 
-def _staying(plan: Plan, regexes: tuple[str, ...]) -> list[bool]:
-    """Whether each leaf of the plan keeps all its units."""
-    paths = [entry.path for entry in plan if entry]
+def _staying(plan: Plan, regexes: tuple[str, ...]) -> Any:
+    """Whether each sparse leaf keeps all its units, as a tree."""
+    paths = [leaf.path for leaf in plan.sparse]
     for regex in regexes:
-        if plan and not any(re.search(regex, path) for path in paths):
+        if plan.leaves and not any(re.search(regex, path) for path in paths):
             raise ValueError(
                 f"keep_units: {regex!r} is found in no sparse leaf; these are {', '.join(paths)}."
             )
-    return [bool(entry) and any(re.search(r, entry.path) for r in regexes) for entry in plan]
+    return plan.tree(any(re.search(regex, path) for regex in regexes) for path in paths)
 
 
 def _with_removal(
     share: counts.Share,
-    entry: LeafPlan,
+    leaf: LeafPlan,
     mask: Array,
     size: Array,
     dense: Array,
     dropped: Array,
     stays: bool,
+    sparsity: float | Array,
 ) -> Array:
     """One layer's mask after an update that may remove output units, unless all of them stay."""
-    alive = entry.count(mask)
     if stays:
-        fans = entry.count(mask, by_rows=True)
+        fans = leaf.count_alive(mask, by_rows=True)
     else:
-        fans = _unit_sizes(share, entry, mask, size, dense, dropped)
-    everywhere = jnp.broadcast_to((fans > 0)[..., None], (*fans.shape, entry.groups.columns))
-    left = mask & entry.pattern.spread(everywhere, entry.shape, entry.axes)
-    kept = in_one_row(entry).select(size, alive - dropped, left)
-    kept = entry.select(size, fans, kept)  # a unit that comes back makes the fan-in smaller
-    return kept | entry.select(dense, fans - entry.count(kept, by_rows=True), ~kept)
+        least = _threshold(share, leaf.target_count(sparsity))
+        fans = _unit_sizes(least, leaf, mask, size, dense, dropped)
+    everywhere = jnp.broadcast_to((fans > 0)[..., None], (*fans.shape, leaf.groups.columns))
+    left = mask & leaf.pattern.spread(everywhere, leaf.shape, leaf.axes)
+    survivors = in_one_row(leaf).select(size, leaf.count_alive(mask) - dropped, left)
+    # A unit that comes back makes the fan-in smaller.
+    survivors = leaf.select(size, fans, survivors)
+    grown = leaf.select(dense, fans - leaf.count_alive(survivors, by_rows=True), ~survivors)
+    return survivors | grown
 
 
 def _unit_sizes(
-    share: counts.Share, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
+    least: Array, leaf: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
 ) -> Array:
     """How many weights every output unit is to have; zero where it goes."""
-    alive = entry.count(mask)
-    kept = in_one_row(entry).select(size, alive - dropped, mask)
-    salient = kept | in_one_row(entry).select(dense, dropped)
-    salient = entry.count(salient, by_rows=True).astype(jnp.float32)
-    needed = -(-alive // entry.groups.columns)  # units that all the weights fit into
-    least = _threshold(share, entry.kept(entry.sparsity))
+    alive = leaf.count_alive(mask)
+    survivors = in_one_row(leaf).select(size, alive - dropped, mask)
+    salient = survivors | in_one_row(leaf).select(dense, dropped)
+    salient = leaf.count_alive(salient, by_rows=True).astype(jnp.float32)
+    needed = -(-alive // leaf.groups.columns)  # units that all the weights fit into
     stays = salient >= jnp.minimum(least, kth_largest(salient, needed + 1))
     count = jnp.sum(stays, dtype=jnp.int32)
     longer = top_k_mask(salient, alive % count, where=stays)

@@ -114,10 +114,10 @@ def sparse_evolution_rule(
     ) -> tuple[Masks, Any]:
         share = fraction(count)
         if drop_by == "sign":
-            kept = drop_signs(plan, masks, params, share)
+            survivors = drop_signs(plan, masks, params, share)
         else:
-            kept = drop(plan, masks, magnitude(params), drop_counts(plan, masks, share))
+            survivors = drop(plan, masks, magnitude(params), drop_counts(plan, masks, share))
         drawn = random_scores(key, params)
-        return grow(plan, kept, drawn, refill_counts(plan, masks, kept)), state
+        return grow(plan, survivors, drawn, refill_counts(plan, masks, survivors)), state
 
     return dynamic_rule(target, periodic(every, start, stop), update)

@@ -18,7 +18,7 @@ from jaxsparse.algorithms._base import (
 from jaxsparse.axes import all_axes
 from jaxsparse.checks import check_choice, check_decay
 from jaxsparse.patterns import fan_in, unstructured
-from jaxsparse.plans import LeafPlan, Plan, map_plan
+from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.redistribution import redistribute
 from jaxsparse.regrowth import (
     check_movable,
@@ -181,69 +181,70 @@ def sparse_momentum_rule(
     if target.pattern.by_rows and moves:
         raise ValueError('drop_by and growth must not be "global" with a pattern that has rows.')
 
-    def state(plan: Plan, params: Params) -> Any:
-        first = zeros(plan, params)
-        return first if second_moment is None else (first, zeros(plan, params))
+    def state(plan: Plan, key: Key, params: Params) -> Any:
+        return zeros(params) if second_moment is None else (zeros(params), zeros(params))
 
-    def observe(plan: Plan, kept: Any, grads: Params, count: Array) -> Any:
-        def follow(decay: float, new: float, power: int) -> Any:
+    def observe(plan: Plan, averages: Any, grads: Params, count: Array) -> Any:
+        def follow(average: Params, decay: float, new: float, power: int) -> Params:
             def step(_: LeafPlan, m: Array, g: Array) -> Array:
                 g = finite(g).astype(m.dtype)
                 return jnp.asarray(decay, m.dtype) * m + jnp.asarray(new, m.dtype) * g**power
 
-            return lambda m: map_plan(plan, step, lambda m: m, m, jax.tree.leaves(grads))
+            return plan.map(step, average, grads)
 
         if second_moment is None:
-            return follow(momentum, 1, 1)(kept)
-        first, second = kept
+            return follow(averages, momentum, 1, 1)
+        first, second = averages
         return (
-            follow(momentum, 1 - momentum, 1)(first),
-            follow(second_moment, 1 - second_moment, 2)(second),
+            follow(first, momentum, 1 - momentum, 1),
+            follow(second, second_moment, 1 - second_moment, 2),
         )
 
-    def sizes(plan: Plan, kept: Any) -> Any:
+    def sizes(plan: Plan, averages: Any) -> Any:
         if second_moment is None:
-            return magnitude(kept)
+            return magnitude(averages)
 
         def normalised(_: LeafPlan, m: Array, v: Array) -> Array:
             return jnp.abs(m) / (jnp.sqrt(v) + jnp.asarray(1e-8, v.dtype))
 
-        return map_plan(plan, normalised, lambda m: m, kept[0], jax.tree.leaves(kept[1]))
+        return plan.map(normalised, *averages)
 
     def update(
-        plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, kept: Any
+        plan: Plan,
+        key: Array,
+        count: Array,
+        masks: Masks,
+        params: Params,
+        grads: Params,
+        averages: Any,
     ) -> tuple[Masks, Any]:
-        size, fraction = sizes(plan, kept), rate(count)
+        size, fraction = sizes(plan, averages), rate(count)
         if moves:
             check_movable(plan)
         by = magnitude(params) if redistribution == "magnitude" else size
         shares = count_shares(plan, masks) if by_count else mean_shares(plan, masks, by)
-        counts = limited_drop_counts(plan, masks, shares, fraction)
+        dropped = limited_drop_counts(plan, masks, shares, fraction)
         if drop_by == "magnitude":
-            alive = drop(plan, masks, magnitude(params), counts)
+            survivors = drop(plan, masks, magnitude(params), dropped)
         elif drop_by == "sign":
-            alive = drop_signs(plan, masks, params, fraction)
+            survivors = drop_signs(plan, masks, params, fraction)
         else:
-            total = sum(count for count in counts if count is not None)
-            alive = drop_globally(plan, masks, magnitude(params), total)
+            total = sum(jax.tree.leaves(dropped))
+            survivors = drop_globally(plan, masks, magnitude(params), total)
         if growth == "global":
-            return grow_globally(plan, alive, size, lost(plan, masks, alive)), kept
+            missing = lost(plan, masks, survivors)
+            return grow_globally(plan, survivors, size, missing), averages
         if redistribution == "none":
-            grown = refill_counts(plan, masks, alive)
+            grown = refill_counts(plan, masks, survivors)
         else:
-            grown = shared_counts(plan, masks, alive, shares)
+            grown = shared_counts(plan, masks, survivors, shares)
         if growth == "random":
-            return grow(plan, alive, random_scores(key, params), grown), kept
+            return grow(plan, survivors, random_scores(key, params), grown), averages
         if growth == "momentum":
-            return grow(plan, alive, size, grown), kept
+            return grow(plan, survivors, size, grown), averages
         rows = _by_neuron(plan, target, params)
-        quotas = [
-            entry and _neuron_quotas(entry, mask, m, total)
-            for entry, mask, m, total in zip(
-                rows, jax.tree.leaves(alive), jax.tree.leaves(size), grown, strict=True
-            )
-        ]
-        return grow(rows, alive, size, quotas), kept
+        quotas = rows.tree(rows.each(_neuron_quotas, survivors, size, grown))
+        return grow(rows, survivors, size, quotas), averages
 
     by_count = redistribution == "nonzero"
     conserves = "total" if moves else "layer"
@@ -252,19 +253,17 @@ def sparse_momentum_rule(
 
 def _by_neuron(plan: Plan, target: Target, params: Params) -> Plan:
     """The same plan with the output units of every leaf as its rows."""
-    pairs = list(zip(plan, jax.tree.leaves(params), strict=True))
-    axes = all_axes(target.axes, {entry.path: leaf for entry, leaf in pairs if entry})
+    axes = all_axes(target.axes, {leaf.path: p for leaf, p in plan.zip(params)})
 
-    def rows(entry: LeafPlan) -> LeafPlan:
-        named = axes[entry.path]
-        groups = fan_in.groups(entry.path, entry.shape, named)
-        return entry._replace(pattern=fan_in, axes=named, groups=groups)
+    def rows(leaf: LeafPlan) -> LeafPlan:
+        groups = fan_in.groups(leaf.path, leaf.shape, axes[leaf.path])
+        return leaf._replace(pattern=fan_in, axes=axes[leaf.path], groups=groups)
 
-    return [entry and rows(entry) for entry in plan]
+    return plan.with_leaves(rows)
 
 
-def _neuron_quotas(entry: LeafPlan, mask: Array, size: Array, total: Array) -> Array:
-    importance = jnp.mean(fan_in.gather(size, entry.axes), -1).astype(jnp.float32)
-    room = entry.groups.columns - entry.count(mask, by_rows=True)
+def _neuron_quotas(leaf: LeafPlan, mask: Array, size: Array, total: Array) -> Array:
+    importance = jnp.mean(fan_in.gather(size, leaf.axes), -1).astype(jnp.float32)
+    room = leaf.groups.columns - leaf.count_alive(mask, by_rows=True)
     quotas = redistribute(total, importance.ravel(), room.ravel())
     return quotas.reshape(room.shape)
