@@ -193,12 +193,17 @@ class Plan(NamedTuple):
     def weights(self, counts: Counts, params: Params) -> Any:
         """The weights that live at `counts`, dense leaves as a whole: a tree of numbers, or with
         scope "global" one number for all leaves together."""
-        size = lambda leaf: leaf.size if trees.is_array(leaf) else 0  # noqa: E731
+
+        def scaled(leaf: LeafPlan, _: Array, count: Any) -> Any:
+            return count * leaf.granularity
+
+        def size(leaf: Any) -> int:
+            return leaf.size if trees.is_array(leaf) else 0
+
         if self.scope == "global":
-            whole = jax.tree.leaves(self.map(lambda *_: 0, params, dense=size))
-            return counts * self.granularity + sum(whole)
-        living = lambda leaf, _, count: count * leaf.granularity  # noqa: E731
-        return self.map(living, params, counts, dense=size)
+            dense = self.map(lambda *_: 0, params, dense=size)
+            return counts * self.granularity + sum(jax.tree.leaves(dense))
+        return self.map(scaled, params, counts, dense=size)
 
     def count_alive(self, masks: Masks) -> Array:
         """Living groups of every sparse leaf, int32 of shape (leaves,); their sum may pass 2^31."""
@@ -266,7 +271,7 @@ def remembered(plan: Callable[[Params], Plan]) -> Callable[[Params], Plan]:
     """A function that plans, with its last plan at hand for parameters of the same structure,
     shapes and types.
 
-    A plan that holds a traced sparsity is valid in its own trace only, and made anew each time.
+    A plan that holds a traced sparsity is valid in its own trace only, so it is made anew.
     """
     last: list[tuple[Any, Plan]] = []
 

@@ -114,7 +114,7 @@ def test_imports_from_lower_levels_only(path):
         assert level(there) < level(here), f"{'.'.join(here)} imports {'.'.join(there)}"
 
 
-@pytest.mark.parametrize("room", ["algorithms", "analysis"])
+@pytest.mark.parametrize("room", ["algorithms", "analysis", "lottery"])
 def test_at_most_one_private_base_per_room(room):
     private = [p for p in (ROOT / "jaxsparse" / room).glob("_*.py") if p.name != "__init__.py"]
     assert len(private) <= 1, private
