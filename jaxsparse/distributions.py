@@ -14,6 +14,8 @@ from jaxsparse.checks import check_regexes, check_size, check_sparsity, traced
 from jaxsparse.recognition import sparse_leaves, why
 from jaxsparse.types import Array, Axes, AxesSpec, Params, Prunable, Sparsities
 
+__all__ = ["by_path", "erdos_renyi", "erk", "target_count", "uniform"]
+
 
 def uniform(
     params: Params, sparsity: float | Array, *, prunable: Prunable | None = None

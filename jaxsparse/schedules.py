@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxsparse.checks import check_count, check_fraction
 from jaxsparse.types import Array, Schedule
 
+__all__ = ["constant", "cosine", "cubic", "linear", "once", "periodic"]
+
 
 def periodic(
     every: int | Array, start: int | Array | None = None, stop: int | Array | None = None

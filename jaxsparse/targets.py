@@ -54,7 +54,7 @@ class Target(NamedTuple):
     Attributes:
       sparsity: in [0, 1), or `{path regex: sparsity}`; not asked for where masks are given.
       distribution: how it is spread over the leaves: a function or a tree of floats; None means
-        `jaxsparse.uniform`.
+        `jaxsparse.distributions.uniform`.
       scope: "layer", or "global" where leaves compete and only the total is fixed.
       prunable: `(path, leaf) -> bool`; None means `jaxsparse.default_prunable`.
       pattern: which weights live or die together.

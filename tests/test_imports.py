@@ -42,7 +42,10 @@ LEVELS = {
 }
 OPTAX_FROM = 6
 FRAMEWORKS = {"flax", "equinox", "chex", "haiku", "orbax"}
-PUBLIC_MODULES = {"jaxsparse", "jaxsparse.analysis", "jaxsparse.lottery", "jaxsparse.selection"}
+PUBLIC_MODULES = {"jaxsparse"} | {
+    f"jaxsparse.{name}"
+    for name in ("analysis", "distributions", "lottery", "schedules", "scores", "selection")
+}
 LINES = 300
 LONG = {
     "tests/experiments/test_damages.py": "one table of all damages, and the runs that they meet",

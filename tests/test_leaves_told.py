@@ -103,10 +103,10 @@ def test_no_leaf_says_why_of_each_and_the_largest_first():
     ):
         assert told in text
     with pytest.raises(ValueError, match=r"first/kernel \(1, 32\): prunable= leaves it out"):
-        jaxsparse.uniform(params, 0.5, prunable=lambda path, leaf: False)
+        jaxsparse.distributions.uniform(params, 0.5, prunable=lambda path, leaf: False)
     many = {f"layer{i}": {"bias": jnp.ones(3)} for i in range(20)}
     with pytest.raises(ValueError, match=r"none of the 20 .*; \.\.\.\)"):
-        jaxsparse.uniform(many, 0.5)
+        jaxsparse.distributions.uniform(many, 0.5)
 
 
 def test_a_sparsity_for_a_dense_leaf_is_a_note_and_no_error():

@@ -26,7 +26,7 @@ def move(key, count, masks, params, grads, state):
     ), state
 
 
-LEAST = jaxsparse.Rule(init=start, update=move, fires=jaxsparse.periodic(every=2))
+LEAST = jaxsparse.Rule(init=start, update=move, fires=jaxsparse.schedules.periodic(every=2))
 SPELLED_OUT = LEAST._replace(
     observe=lambda state, grads, masks, params, count: state,
     alive=lambda params, count: {"fc": {"kernel": 20, "bias": 10}, "head": {"kernel": 4}},

@@ -66,16 +66,17 @@ SCRIPTS = {
 
         @CALLS@
         jaxsparse.rigl(sgd, {"head": 0.5, "": 0.9}, key=jax.random.key(0), skip_update=False)
-        jaxsparse.rigl(sgd, masks=masks, key=0, drop_fraction=jaxsparse.cosine(0.3, 9))
+        jaxsparse.rigl(sgd, masks=masks, key=0, drop_fraction=jaxsparse.schedules.cosine(0.3, 9))
         jaxsparse.rigl(sgd, 0.5, key=0, min_salient=0.3, keep_units=["head"], accumulate=3)
         jaxsparse.sparse_evolution(sgd, 0.5, key=0, drop_fraction=0.2, drop_by="sign", stop=9)
         jaxsparse.sparse_momentum(sgd, 0.5, key=0, second_moment=0.999, growth="random")
         jaxsparse.dynamic_reparameterization(sgd, 0.5, key=0, threshold=0.1, target=0.2)
-        jaxsparse.deep_rewiring(sgd, 0.5, key=0, noise=jaxsparse.constant(0.1), sign="free")
+        jaxsparse.deep_rewiring(sgd, 0.5, key=0, noise=0.1, sign="free")
         jaxsparse.gradual(sgd, 0.5, start=0, stop=9, every=3, scope="global", key=0)
         jaxsparse.fixed(sgd, masks=masks)
         rule = jaxsparse.rigl_rule(0.9)
-        rule = jaxsparse.fixed_rule(0.9)._replace(fires=jaxsparse.periodic(every=5), grows=True)
+        often = jaxsparse.schedules.periodic(every=5)
+        rule = jaxsparse.fixed_rule(0.9)._replace(fires=often, grows=True)
         jaxsparse.sparsify(sgd, rule, key=0, skip_update=True, first_value=first_value)
     """,
     "functions": """
@@ -110,7 +111,7 @@ SCRIPTS = {
         axes = {"kernel": jaxsparse.Axes(inputs=(0,), outputs=(1,))}
         params = jaxsparse.sparse_init(0, jaxsparse.apply(params, masks), masks, axes=axes)
         text: str = jaxsparse.summary(params, masks)
-        ramp: float = jaxsparse.cubic(0.8, 0, 4)(3)
+        ramp: float = jaxsparse.schedules.cubic(0.8, 0, 4)(3)
         mask: jax.Array = selection.top_k_mask(jnp.arange(4.0), 2)
 
         def train(key: jax.Array, params: object, masks: object) -> object:

@@ -199,7 +199,7 @@ def next_masks(
 ) -> Any:
     """The masks that "set" or "rigl" would go on with."""
     make = {"set": jaxsparse.sparse_evolution_rule, "rigl": jaxsparse.rigl_rule}[algorithm]
-    fraction = jaxsparse.cosine(settings.drop_fraction, settings.iterations)
+    fraction = jaxsparse.schedules.cosine(settings.drop_fraction, settings.iterations)
     prunable = methods.prunable(settings.dense)
     rule = make(settings.sparsity, every=settings.every, drop_fraction=fraction, prunable=prunable)
     return rule.update(key, step, masks, params, grads, rule.init(key, params)[1])[0]

@@ -257,9 +257,9 @@ def _method(
     found = methods.METHODS[algorithm]
     if "drop_fraction" in found.options:
         schedules = {
-            "cosine": lambda p: jaxsparse.cosine(p, steps, 0.005),
-            "linear": lambda p: jaxsparse.linear(p, steps),
-            "constant": jaxsparse.constant,
+            "cosine": lambda p: jaxsparse.schedules.cosine(p, steps, 0.005),
+            "linear": lambda p: jaxsparse.schedules.linear(p, steps),
+            "constant": jaxsparse.schedules.constant,
         }
         known, schedule = ", ".join(schedules), settings.prune_schedule
         if schedule not in schedules:

@@ -27,7 +27,7 @@ STATISTICS = {"mean", "std", "standard_error", "min", "max", "n"}
 
 
 def lab_of_the_study():
-    options = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", replicates=2)
+    options = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", seeds=2)
     chosen, _ = lottery_ticket.resolve(options)
     return cells.build(chosen, execution.replicate_keys(0, 2))
 

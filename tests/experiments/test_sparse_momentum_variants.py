@@ -53,15 +53,19 @@ def cooling(temperature):
 
 CASES = {
     "sparse_momentum+momentum=0.6+prune_rate=0.3": (
-        direct("sparse_momentum", momentum=0.6, drop_fraction=jaxsparse.cosine(0.3, 12, 0.005)),
+        direct(
+            "sparse_momentum",
+            momentum=0.6,
+            drop_fraction=jaxsparse.schedules.cosine(0.3, 12, 0.005),
+        ),
         {"momentum": 0.6},
     ),
     "sparse_momentum+clip=0.5": (
-        direct("sparse_momentum", drop_fraction=jaxsparse.cosine(0.5, 12, 0.005)),
+        direct("sparse_momentum", drop_fraction=jaxsparse.schedules.cosine(0.5, 12, 0.005)),
         {"clip": 0.5},
     ),
     "rigl+prune_schedule=linear+period=0.67": (
-        direct("rigl", every=2, start=2, drop_fraction=jaxsparse.linear(0.5, 12)),
+        direct("rigl", every=2, start=2, drop_fraction=jaxsparse.schedules.linear(0.5, 12)),
         {},
     ),
     "dynamic_reparameterization+threshold=0.5+target=0.9": (

@@ -164,14 +164,14 @@ def sparse_method(
     if method.moves:
         options = {"every": updates.every, "start": updates.start, "stop": updates.stop}
     if "drop_fraction" in method.options and updates.drop_fraction is not None:
-        options["drop_fraction"] = jaxsparse.cosine(updates.drop_fraction, updates.stop)
+        options["drop_fraction"] = jaxsparse.schedules.cosine(updates.drop_fraction, updates.stop)
     if pattern.by_rows:
         options |= method.by_rows
     return method.make(
         inner,
         sparsity=sparsity,
         key=key,
-        distribution=getattr(jaxsparse, distribution),
+        distribution=getattr(jaxsparse.distributions, distribution),
         pattern=pattern,
         prunable=prunable,
         axes="flax",
