@@ -20,7 +20,6 @@ from experiments.common.study.options import option
 from experiments.common.study.study import Group
 from experiments.common.training import execution
 from experiments.gradient_flow import analyses, cells, lab, report
-from experiments.gradient_flow.kept import kept
 from experiments.gradient_flow.settings import METHODS, PRESETS, SHARED, scaled
 
 PROG = "python -m experiments.gradient_flow"
@@ -92,7 +91,7 @@ def prepare(options: Options) -> command.Study:
         f"gradient_flow-{options.preset}",
         command.identity(options, settings, methods=names, analyses=kinds),
         wanted,
-        kept,
+        analyses.content_of,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,

@@ -16,9 +16,10 @@ import optax
 import jaxsparse
 from experiments.common.data.batches import batch_indices
 from experiments.common.models.network import trained
-from experiments.common.study.study import Group, read_results
+from experiments.common.study.study import Content, Group, read_results
 from experiments.common.training import evaluation, methods
 from experiments.common.training.execution import fill, over_replicates, place
+from experiments.gradient_flow import cells
 from experiments.gradient_flow.cells import (
     WATCHED,
     shared,
@@ -49,6 +50,24 @@ NEEDS: dict[str, Sequence[str]] = {
     "spectra": WATCHED,
 }
 """The analyses, and the methods that each looks at."""
+_ROWS = [[float]]
+_QUADRATURE = dict.fromkeys(("eigenvalues", "weights"), [float])
+_AGREEMENT = dict.fromkeys(("accuracies", "disagreement", "disagreement_with_pruned"), [float])
+_AGREEMENT |= dict.fromkeys(("ensemble", "divergence"), float)
+_CONTENT = {
+    "signal": {"sparsities": [float]} | dict.fromkeys(("sparse", "layer", "dense"), _ROWS),
+    "agreement": dict.fromkeys((*SHARED, "prune"), _AGREEMENT),
+    "distances": {"names": [str], "distances": _ROWS, "map": _ROWS},
+    "lines": {"alphas": [float], "dense_initial_loss": [float], "losses": {...: _ROWS}},
+    "beziers": {"points": [float], "losses": {...: _ROWS}},
+}
+
+
+def content_of(name: str) -> Content:
+    """What the folder holds of an analysis or a method; `KeyError` for what is no name of one."""
+    if name.startswith("spectrum-"):
+        return Content({"step": int} | _QUADRATURE)
+    return Content(_CONTENT[name]) if name in _CONTENT else cells.content_of(name)
 
 
 def names(settings: Settings, kinds: Sequence[str]) -> list[str]:

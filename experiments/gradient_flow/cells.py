@@ -15,6 +15,7 @@ import numpy as np
 
 import jaxsparse
 from experiments.common.study.study import (
+    Content,
     Group,
     begin_from,
     named_arrays,
@@ -25,7 +26,7 @@ from experiments.common.study.study import (
 )
 from experiments.common.training import loop, methods
 from experiments.gradient_flow.lab import Examples, Lab, Tracked, next_masks
-from experiments.gradient_flow.settings import algorithm
+from experiments.gradient_flow.settings import METHODS, SHARED, algorithm
 
 Array = jax.Array
 TOGETHER = (
@@ -43,6 +44,21 @@ TOGETHER = (
 """Which methods are lanes of one program. Most stand on "prune"."""
 WATCHED = ("scratch", "scratch_plus", "rigl", "ticket")
 """The methods whose first replicate is kept along its training, for the Hessian."""
+_MEASURES = ("test_accuracy", "initial_gradient_norm", "final_gradient_norm")
+_UPDATES = ("norm_before_update", "norm_after_update")
+
+
+def content_of(name: str) -> Content:
+    """What the folder holds of a method; `KeyError` for what is no name of one."""
+    if name not in (*METHODS, *SHARED):
+        raise KeyError(name)
+    numbers = dict.fromkeys(_MEASURES, [float]) | {"seconds": float}
+    if algorithm(name) in ("set", "rigl"):
+        numbers |= dict.fromkeys(_UPDATES, [[float]])
+    arrays = {"curves.npz": f"{name}/"}
+    if algorithm(name) != "dense":
+        arrays["solutions.npz"] = f"{name}/"
+    return Content(numbers, arrays)
 
 
 def groups(lab: Lab, wanted: Sequence[str]) -> list[Group]:
@@ -228,8 +244,7 @@ def _across_updates(lab: Lab, kind: str, tracked: Tracked) -> dict[str, list[Any
 
     lanes = tracked.params, tracked.masks, lab.keys
     found = everywhere(lanes, lab.scoring(), lab.measured())
-    names = ("norm_before_update", "norm_after_update")
-    return {name: np.asarray(v, float).tolist() for name, v in zip(names, found, strict=True)}
+    return {name: np.asarray(v, float).tolist() for name, v in zip(_UPDATES, found, strict=True)}
 
 
 def _trainer(lab: Lab, name: str) -> loop.Trainer:

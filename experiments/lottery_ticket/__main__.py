@@ -66,7 +66,7 @@ def prepare(options: Options) -> command.Study:
         f"lottery_ticket-{options.preset}",
         command.identity(options, settings, controls=controls),
         [cell.name for cell in wanted],
-        study.kept,
+        study.content_of,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,

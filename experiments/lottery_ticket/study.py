@@ -1,4 +1,4 @@
-"""A study of lottery tickets: which cells there are, and what is kept of them.
+"""A study of lottery tickets: which cells there are, and what its folder holds of them.
 
 config.json    what was asked for
 results.json   the finished cells, every replicate
@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from experiments.common.study.study import (
+    Content,
     Group,
-    Kept,
     named_arrays,
     read_arrays,
     tree_of,
@@ -53,14 +53,14 @@ def schedule(wanted: Sequence[Cell], done: Iterable[str]) -> list[list[Cell]]:
     return calls
 
 
-def kept(name: str) -> Kept:
+def content_of(name: str) -> Content:
     """What the folder of a study holds of a cell; `KeyError` for what is no name of one."""
     kind, _, level = name.rpartition("-")
     if kind not in ("ticket", *cells.CONTROLS) or not level.isdecimal():
         raise KeyError(name)
     numbers = dict.fromkeys(cells.MEASURES, [float]) | {"weights_remaining": float}
     numbers |= {"kind": str, "level": int, "seconds": float}
-    return Kept(numbers, {"curves.npz": f"{name}/", "masks.npz": "ticket/"})
+    return Content(numbers, {"curves.npz": f"{name}/", "masks.npz": "ticket/"})
 
 
 def groups(lab: Lab, calls: Sequence[Sequence[Cell]], path: Path) -> list[Group]:

@@ -94,7 +94,7 @@ def prepare(options: Options) -> command.Study:
         f"sparse_momentum-{what}",
         identity,
         [cell.name for cell in wanted],
-        functools.partial(cells.kept, options.study != "tuning"),
+        functools.partial(cells.content_of, options.study != "tuning"),
         f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps",
         begin,
         report.report,

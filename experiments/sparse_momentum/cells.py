@@ -17,7 +17,7 @@ from flax import nnx
 import jaxsparse
 from experiments.common.data import datasets
 from experiments.common.models.network import Network, make_network
-from experiments.common.study.study import Group, Kept, read_arrays, read_results, write_arrays
+from experiments.common.study.study import Content, Group, read_arrays, read_results, write_arrays
 from experiments.common.training import evaluation, loop, sources
 from experiments.common.training.execution import execution
 from experiments.common.training.methods import prunable
@@ -128,7 +128,7 @@ def _residual(model: str) -> bool:
     return model.startswith(("wrn", "resnet"))
 
 
-def kept(tests: bool, name: str) -> Kept:
+def content_of(tests: bool, name: str) -> Content:
     """What the folder of a study holds of a cell; `KeyError` for what is no name of one.
 
     Args:
@@ -139,7 +139,7 @@ def kept(tests: bool, name: str) -> Kept:
         raise KeyError(name)
     numbers = {"method": str, "sparsity": float, "seconds": float, "validation_accuracy": [float]}
     numbers |= {"test_accuracy": [float]} if tests else {}
-    return Kept(numbers, {"curves.npz": f"{name}/"})
+    return Content(numbers, {"curves.npz": f"{name}/"})
 
 
 def groups(lab: Lab, wanted: Sequence[Cell], path: Path, tests: bool = True) -> list[Group]:

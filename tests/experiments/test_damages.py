@@ -238,15 +238,15 @@ def study(request, tmp_path):
     """A study with a finished cell, without training: its command, folder, cell and arrays."""
     experiment, cell, arrays = STUDIES[request.param]
     described = experiment.prepare(experiment.Options())
-    kept = described.kept(cell)
+    content = described.content_of(cell)
     files.write_json(tmp_path / "config.json", described.identity)
-    files.write_json(tmp_path / "results.json", {cell: sample(kept.numbers)})
+    files.write_json(tmp_path / "results.json", {cell: sample(content.numbers)})
     files.write_json(tmp_path / "summary.json", {"dataset_description": "digits"})
     files.write_text(tmp_path / "table.md", "")
-    for name, start in kept.arrays.items():
+    for name, start in content.arrays.items():
         write_arrays(tmp_path / name, {f"{start}x": np.arange(100.0)})
-    assert set(kept.arrays) == set(arrays)
-    assert set(read_results(tmp_path, described.kept)) == {cell}
+    assert set(content.arrays) == set(arrays)
+    assert set(read_results(tmp_path, described.content_of)) == {cell}
     return experiment, tmp_path, cell, arrays
 
 

@@ -124,5 +124,5 @@ def test_the_published_results_are_whole():
         assert found
         for file in found:
             tuning = {"study": "tuning"} if "tuning" in file.parts else {}
-            kept = kind.prepare(kind.Options(**tuning)).kept
-            assert read_results(file.parent, kept)
+            content_of = kind.prepare(kind.Options(**tuning)).content_of
+            assert read_results(file.parent, content_of)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from experiments.common.faults import in_one_line
+from experiments.common.faults import in_one_line, stop
 from experiments.common.report.console import Console
 from experiments.common.study.folder import find_run
-from experiments.common.study.options import command_line, option, parse, stop
-from experiments.common.study.study import Group, Kept, read_results, train_groups
+from experiments.common.study.options import command_line, option, parse
+from experiments.common.study.study import Content, Group, read_results, train_groups
 from experiments.common.training import execution
 
 NOTHING_YET = 3
@@ -45,7 +45,7 @@ class Study(NamedTuple):
       name: of its folder below runs/.
       identity: what makes two studies the same study, as JSON values.
       cells: the names of all cells.
-      kept: what the files of the folder hold of a cell, as for `study.read_results`.
+      content_of: what the files of the folder hold of a cell, as for `study.read_results`.
       what: the work, in a few words.
       begin: loads the data; `(folder) -> (description of the data, groups left to train)`.
       report: `(folder, cells, description, command) -> tables as Markdown`; writes them, the
@@ -55,7 +55,7 @@ class Study(NamedTuple):
     name: str
     identity: dict[str, Any]
     cells: list[str]
-    kept: Callable[[str], Kept]
+    content_of: Callable[[str], Content]
     what: str
     begin: Callable[[Path], tuple[str, list[Group]]]
     report: Callable[[Path, Sequence[str], str, str], str]
@@ -87,7 +87,7 @@ def run(
         study = prepare(options)
         path = Path(options.out or f"runs/{study.name}")
         folder = find_run(path, study.identity, resume=True)
-        finished = read_results(path, study.kept)
+        finished = read_results(path, study.content_of)
         left = sum(name not in finished for name in study.cells)
         drawn = folder.summary({"dataset_description": str})
         if left or drawn is None:

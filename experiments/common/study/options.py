@@ -9,16 +9,14 @@ import argparse
 import dataclasses
 import shlex
 import shutil
-import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-Config = TypeVar("Config")
+from experiments.common.faults import stop
 
-WRONG_VALUE = 2
-"""Exit code for a value that cannot be used, as argparse has it."""
+Config = TypeVar("Config")
 
 
 def option(
@@ -91,12 +89,6 @@ def command_line(config: Any) -> str:
 def flag(name: str) -> str:
     """The option of a field: `batch_size` is `--batch-size`."""
     return "--" + name.replace("_", "-")
-
-
-def stop(message: str, code: int = WRONG_VALUE) -> NoReturn:
-    """Ends the program with one line on stderr."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(code)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -60,8 +60,8 @@ def begin_from(state: TrainState, params: Any, masks: Any) -> TrainState:
     )
 
 
-class Kept(NamedTuple):
-    """What a folder keeps of a finished cell.
+class Content(NamedTuple):
+    """What a folder holds of a finished cell.
 
     Attributes:
       numbers: what `results.json` has under the name of the cell, as `files.check` takes it.
@@ -72,13 +72,13 @@ class Kept(NamedTuple):
     arrays: Mapping[str, str] = {}
 
 
-def read_results(path: Path, kept: Callable[[str], Kept] | None = None) -> dict[str, Any]:
+def read_results(path: Path, content_of: Callable[[str], Content] | None = None) -> dict[str, Any]:
     """The results of a folder by the names of the cells.
 
     Args:
       path: the folder.
-      kept: what is kept of the cell of a name, `KeyError` for names that no cell has; where it is
-        given, everything is held against it.
+      content_of: what the files hold of the cell of a name, `KeyError` for names that no cell has;
+        where it is given, everything is held against it.
 
     Raises:
       FolderError: a file is damaged or missing.
@@ -87,12 +87,12 @@ def read_results(path: Path, kept: Callable[[str], Kept] | None = None) -> dict[
     results = files.read_json(file)
     if results is None and (path / "table.md").exists():
         raise files.missing(file)
-    if results is None or kept is None:
+    if results is None or content_of is None:
         return results or {}
     names: dict[str, dict[str, str]] = {}
     for name, cell in results.items():
         try:
-            found = kept(name)
+            found = content_of(name)
         except KeyError:
             raise files.damaged(file, f"{name!r} is no cell of this study") from None
         files.check(file, cell, found.numbers, name)
