@@ -10,7 +10,7 @@ import pytest
 
 import jaxsparse
 from experiments.common.models.network import trained
-from experiments.common.study import study
+from experiments.common.study import engine
 from experiments.common.study.study import read_arrays, read_results
 from experiments.common.training import execution
 from experiments.gradient_flow import __main__ as gradient_flow
@@ -199,8 +199,8 @@ def test_masks_after_an_update_have_the_counts_of_those_before(made):
 def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
     finished, tmp_path, monkeypatch, call
 ):
-    monkeypatch.setattr(study, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(study, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "CHUNK_SECONDS", 0.0)
     make, calls, last = lab.build, [], 4
 
     def dying(*args):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.common.models.network import make_network
-from experiments.common.study import study as engine
+from experiments.common.study import engine
+from experiments.common.study import study as groups
 from experiments.common.study.study import named_arrays
 from experiments.common.training import execution
 from experiments.lottery_ticket import __main__ as lottery_ticket
@@ -54,7 +55,7 @@ def watched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "small"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "make_network", counted)
-        patch.setattr(engine, "REPORT_SECONDS", 0.0)
+        patch.setattr(groups, "REPORT_SECONDS", 0.0)
         patch.setattr(report, "report", lambda *args: (seen.append(len(traces)), draw(*args))[1])
         lottery_ticket.main([*SMALL, "--out", str(folder)])
     return folder, seen

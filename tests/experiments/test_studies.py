@@ -9,14 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.common.report.console import Console
-from experiments.common.study import study
-from experiments.common.study.study import (
-    CHUNK_SECONDS,
-    LONGEST_SECONDS,
-    Group,
-    read_results,
-    train_groups,
-)
+from experiments.common.study import engine, study
+from experiments.common.study.engine import CHUNK_SECONDS, LONGEST_SECONDS
+from experiments.common.study.study import Group, read_results, train_groups
 from experiments.compare import __main__ as compare
 from experiments.gradient_flow import __main__ as gradient_flow
 from experiments.lottery_ticket import __main__ as lottery_ticket
@@ -51,8 +46,9 @@ def test_calls_are_short_and_end_at_measurements(seconds, every, iterations, tmp
         return state
 
     clock = types.SimpleNamespace(perf_counter=lambda: now)
-    monkeypatch.setattr(study, "time", clock)
-    monkeypatch.setattr(study, "CHECKPOINT_SECONDS", math.inf)
+    for module in (engine, study):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", math.inf)
     group = Group(
         "cells",
         lambda: (types.SimpleNamespace(advance=advance), State()),
@@ -98,7 +94,8 @@ def test_a_study_stops_in_time_in_the_middle_of_a_group_and_goes_on_there(tmp_pa
         finish = lambda state, seconds: {name: int(state.steps[0])}  # noqa: E731
         return Group(name, begin, finish, 30, 1)
 
-    monkeypatch.setattr(study, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    for module in (engine, study):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: now))
     shared = {"what": "calls", "minutes": 1.0, "report": lambda: None}
     found, ends = [], []
     while len(found) < 2:

@@ -21,13 +21,11 @@ from experiments.common import files
 from experiments.common.faults import first_line
 from experiments.common.report.console import Console
 from experiments.common.report.progress import Display
+from experiments.common.study import engine
 from experiments.common.study.folder import RunFolder
 from experiments.common.training import execution
 from experiments.common.training.loop import Trainer, TrainState
 
-CHUNK_SECONDS = 3.0
-LONGEST_SECONDS = 60.0
-CHECKPOINT_SECONDS = 60.0
 REPORT_SECONDS = 60.0
 
 
@@ -40,8 +38,7 @@ class Group(NamedTuple):
       finish: `(state, seconds) -> results by the names of the cells`, after the last step. The
         state may have more lanes than `begin` gave it, behind the others.
       iterations: of the training; none for a group that only measures.
-      every: iterations from one measurement to the next; training stops at multiples of it, and
-        between them where they are more than `LONGEST_SECONDS` apart.
+      every: iterations from one measurement to the next.
     """
 
     name: str
@@ -129,13 +126,11 @@ def train_groups(
         for group in groups:
             if time.perf_counter() > deadline:
                 break
-            began = time.perf_counter()
-            left = sum(other.iterations for other in groups) - done
             display.update(done, group.name)
-            state, step = _train(group, path, display, done, left, deadline)
-            if step < group.iterations:
+            trained = _train(group, path, display, done, deadline)
+            if not trained.finished:
                 break
-            found = group.finish(state, time.perf_counter() - began)
+            found = group.finish(trained.states.get("group"), trained.seconds)
             files.write_json(path / "results.json", read_results(path) | found)
             files.remove(path / "unfinished")
             if time.perf_counter() - reported > REPORT_SECONDS:
@@ -197,44 +192,30 @@ def _remove_stale(path: Path) -> None:
 
 
 def _train(
-    group: Group, path: Path, display: Display, done: int, left: int, deadline: float
-) -> tuple[TrainState, int]:
-    # The state, and the step that it has reached: the last one unless time was up.
+    group: Group, path: Path, display: Display, done: int, deadline: float
+) -> engine.Trained:
+    begun = time.perf_counter()
     trainer, state = group.begin()
-    state = execution.fill(state)
+    if trainer is None:
+        return engine.Trained({}, True, time.perf_counter() - begun)
+    training = engine.Training(trainer, execution.fill(state), group.iterations, group.every)
     config = {"group": group.name}
     remedy = f"delete {path / 'unfinished'} to train it from its start"
     folder = RunFolder(path / "unfinished", config, remedy)
     if files.read_json(folder.path / "config.json") != config:
         files.remove(folder.path)
+
+    def show(name: str, chunk: engine.Chunk) -> str:
+        point = chunk.step // group.every - 1
+        return f"{group.name}: {chunk.state.tracked.shown(point)}"
+
     with folder:
-        restored = folder.restore(jax.eval_shape(lambda: state), display.say)
-        step = 0
-        if restored is not None:
-            state, step = restored.state, restored.progress["step"]
-        size, compiled = 1, False
-        saved = time.perf_counter()
-        while step < group.iterations:
-            began = time.perf_counter()
-            end = min(group.iterations, step + size)
-            whole = end - end % group.every
-            end = whole if whole > step else end
-            state = jax.block_until_ready(trainer.advance(state, step, end))
-            now = time.perf_counter()
-            per_step = (now - began) / (end - step)
-            if compiled:
-                display.estimate(per_step * (left - end))
-            compiled = True
-            size = group.every * max(1, round(CHUNK_SECONDS / per_step / group.every))
-            if per_step * group.every > LONGEST_SECONDS:
-                size = max(1, int(LONGEST_SECONDS / per_step))
-            step = end
-            if step >= group.every:
-                shown = state.tracked.shown(step // group.every - 1)
-                display.update(done + step, f"{group.name}: {shown}")
-            if (now > deadline or now - saved > CHECKPOINT_SECONDS) and step < group.iterations:
-                folder.save(step, state, {"step": step})
-                saved = time.perf_counter()
-                if now > deadline:
-                    break
-    return state, step
+        return engine.train(
+            {"group": training},
+            folder,
+            display,
+            show,
+            checkpoint_every=engine.CHECKPOINT_SECONDS,
+            deadline=deadline,
+            done=done,
+        )
