@@ -34,7 +34,7 @@ PROG = "python -m experiments.compare"
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Options:
     """Compares all sparse training methods, and dense training, at several sparsities."""
 
     dataset: str = option("digits", "data set, as for experiments.train")
@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
       args: its arguments; by default those of the process.
     """
-    study = parse(Study, PROG, args)
+    study = parse(Options, PROG, args)
     path = Path(study.out or f"runs/compare-{study.dataset.replace('/', '_')}")
     with in_one_line(ValueError, TypeError):
         wanted = cells(study)
@@ -79,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> None:
         run(study, wanted, path, first, Console(markup=False))
 
 
-def cells(study: Study) -> list[Config]:
+def cells(study: Options) -> list[Config]:
     """The configuration of every cell, dense training first.
 
     Raises:
@@ -91,7 +91,7 @@ def cells(study: Study) -> list[Config]:
         raise ValueError(
             f"--sparsities must be numbers with commas between them, got {study.sparsities!r}."
         ) from None
-    names = {field.name for field in dataclasses.fields(Study)} - {"out", "distribution"}
+    names = {field.name for field in dataclasses.fields(Options)} - {"out", "distribution"}
     given = {
         field.name: getattr(study, field.name)
         for field in dataclasses.fields(Config)
@@ -122,7 +122,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def run(
-    study: Study, wanted: Sequence[Config], path: Path, first: Job | None, console: Console
+    study: Options, wanted: Sequence[Config], path: Path, first: Job | None, console: Console
 ) -> None:
     """Trains the cells that are not in the results yet, and reports after each.
 
@@ -159,7 +159,7 @@ def run(
         console.print(text, highlight=False, soft_wrap=True)
 
 
-def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path: Path) -> None:
+def report(study: Options, wanted: Sequence[Config], results: dict[str, Any], path: Path) -> None:
     """Writes `table.md` and `accuracy.png` from the finished cells.
 
     Args:

@@ -8,9 +8,9 @@ import pytest
 
 from experiments.common import files
 from experiments.common.report.tables import statistics
+from experiments.common.study.content import read_results, write_arrays
 from experiments.common.study.folder import RunFolder
 from experiments.common.study.options import identity
-from experiments.common.study.study import read_results, write_arrays
 from experiments.compare import __main__ as compare
 from experiments.gradient_flow import __main__ as gradient_flow
 from experiments.lottery_ticket import __main__ as lottery_ticket
@@ -185,7 +185,7 @@ def test_the_summary_of_a_run(call, whole, tmp_path, damage):
 @pytest.fixture
 def compared(tmp_path):
     """A folder of the comparison, with one of two cells finished, without training."""
-    study = compare.Study(algorithms="fixed", sparsities="0.5")
+    study = compare.Options(algorithms="fixed", sparsities="0.5")
     files.write_json(tmp_path / "config.json", identity(study))
     files.write_json(tmp_path / "results.json", {"dense": SUMMARY})
     files.write_text(tmp_path / "table.md", "")

@@ -13,7 +13,7 @@ import pytest
 from experiments.common.data import datasets, tfds_reader
 from experiments.common.models import registry
 from experiments.common.models.network import normalize
-from experiments.common.study.study import read_arrays
+from experiments.common.study.content import read_arrays
 from experiments.common.training import evaluation, from_disk
 from experiments.common.training.execution import Execution
 from experiments.sparse_momentum import __main__ as sparse_momentum

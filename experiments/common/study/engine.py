@@ -165,6 +165,7 @@ def train(
 
     restored = folder.restore(jax.eval_shape(lambda: states), display.say)
     if restored is not None:
+        jax.tree.map(lambda leaf: leaf.delete(), states)  # given up, as by a call
         states, steps = restored.state, restored.progress["steps"]
         before = restored.progress["seconds"]
         display.say(f"Going on from step {min(steps.values())}.")
