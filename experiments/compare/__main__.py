@@ -24,7 +24,7 @@ from experiments.common.report.console import Console
 from experiments.common.report.tables import count, duration, markdown, percent
 from experiments.common.study.folder import find_run
 from experiments.common.study.options import command_line, identity, option, parse
-from experiments.common.training.methods import ALGORITHMS, DISTRIBUTIONS, OPTIMIZERS
+from experiments.common.training.methods import DISTRIBUTIONS, METHODS, OPTIMIZERS
 from experiments.train import measures
 from experiments.train.config import Config, resolve
 from experiments.train.job import Job, build
@@ -39,8 +39,14 @@ class Study:
 
     dataset: str = option("digits", "data set, as for experiments.train")
     model: str = option("lenet_300_100", "network, as for experiments.train")
-    algorithms: str = option(",".join(ALGORITHMS[1:6]), "sparse methods, with commas between them")
-    sparsities: str = option("0.9,0.95,0.98", "fractions of zeros, with commas between them")
+    method: str = option(
+        ",".join(name for name, method in METHODS.items() if method.compared),
+        "sparse methods, with commas between them",
+        was="algorithms",
+    )
+    sparsity: str = option(
+        "0.9,0.95,0.98", "fractions of zeros, with commas between them", was="sparsities"
+    )
     distribution: str = option(
         "erk", "how the sparsity is spread over the layers", choices=DISTRIBUTIONS
     )
@@ -52,6 +58,7 @@ class Study:
     epochs: int | None = option(None, "passes over the training set (default: the data set's)")
     batch_size: int | None = option(None, "examples a step (default: the data set's)")
     seeds: int = option(3, "replicates of every cell")
+    seed: int = option(0, "seed of the first replicate; the others count on from it", later=True)
     minutes: float = option(
         float("inf"), "start no further cell after that many minutes", identity=False
     )
@@ -86,25 +93,26 @@ def cells(study: Study) -> list[Config]:
       ValueError: a value that cannot be.
     """
     try:
-        sparsities = [float(text) for text in study.sparsities.split(",")]
+        sparsities = [float(text) for text in study.sparsity.split(",")]
     except ValueError:
         raise ValueError(
-            f"--sparsities must be numbers with commas between them, got {study.sparsities!r}."
+            f"--sparsity must be numbers with commas between them, got {study.sparsity!r}."
         ) from None
-    names = {field.name for field in dataclasses.fields(Study)} - {"out", "distribution"}
+    own = {"method", "sparsity", "distribution", "out"}
+    names = {field.name for field in dataclasses.fields(Study)} - own
     given = {
         field.name: getattr(study, field.name)
         for field in dataclasses.fields(Config)
         if field.name in names
     }
     sparse = [
-        {"algorithm": algorithm, "sparsity": sparsity, "distribution": study.distribution}
+        {"method": method, "sparsity": sparsity, "distribution": study.distribution}
         for sparsity in sparsities
-        for algorithm in study.algorithms.split(",")
+        for method in study.method.split(",")
     ]
     return [
         resolve(Config(**given, **cell, dense_twin=False))
-        for cell in ({"algorithm": "dense"}, *sparse)
+        for cell in ({"method": "dense"}, *sparse)
     ]
 
 
@@ -182,7 +190,7 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
     found: dict[str, dict[float, Any]] = {}
     for config in wanted:
         if _name(config) in results:
-            found.setdefault(config.algorithm, {})[config.sparsity] = results[_name(config)]
+            found.setdefault(config.method, {})[config.sparsity] = results[_name(config)]
     levels = sorted({config.sparsity for config in wanted} - {0.0})
     header = ["", *(f"{100 * level:g}% sparse" for level in levels)]
 
@@ -218,12 +226,12 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
 
 
 def _levels(method: str, levels: Sequence[float]) -> Sequence[float]:
-    return [0.0] * len(levels) if method == "dense" else levels
+    return [0.0] * len(levels) if METHODS[method].dense else levels
 
 
 def _name(config: Config) -> str:
-    dense = config.algorithm == "dense"
-    return config.algorithm if dense else f"{config.algorithm}-{config.sparsity:g}"
+    dense = METHODS[config.method].dense
+    return config.method if dense else f"{config.method}-{config.sparsity:g}"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ class Options(command.StudyOptions):
         "rounds after which the controls are trained, with commas between them (default: the "
         "preset's)",
     )
-    controls: str = option(",".join(cells.CONTROLS), "controls, with commas between them")
+    method: str = option(
+        ",".join(cells.CONTROLS),
+        "controls, trained beside the tickets, with commas between them",
+        was="controls",
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -57,7 +61,7 @@ def prepare(options: Options) -> command.Study:
     wanted = study.all_cells(settings.rounds, controls, settings.levels)
 
     def begin(path: Path) -> tuple[str, list[Group]]:
-        keys = execution.replicate_keys(options.seed, options.replicates)
+        keys = execution.replicate_keys(options.seed, options.seeds)
         lab = cells.build(settings, keys, options.data_dir, options.examples)
         calls = study.schedule(wanted, read_results(path))
         return lab.dataset.description, study.groups(lab, calls, path)
@@ -93,10 +97,10 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     if options.levels is not None:
         levels = _levels(options.levels, rounds)
     curves = tuple(level for level in settings.curves if level <= rounds)
-    controls = tuple(name for name in options.controls.split(",") if name)
+    controls = tuple(name for name in options.method.split(",") if name)
     for name in controls:
         if name not in cells.CONTROLS:
-            raise ValueError(f"--controls must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
+            raise ValueError(f"--method must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
     settings = dataclasses.replace(settings, rounds=rounds, levels=levels, curves=curves)
     return settings, controls
 

@@ -1,7 +1,7 @@
 """The cells of a study of methods: each is a method at a sparsity, with all its replicates.
 
 A method at all its sparsities is trained in one compiled function, the lanes side by side: what
-tells them apart is their masks, and the numbers of a variant. Gradual pruning alone has its
+tells them apart is their masks, and the numbers of a variant. Only a method that ramps has its
 sparsity in the mask update.
 """
 
@@ -20,10 +20,10 @@ from experiments.common.models.network import Network, make_network
 from experiments.common.study.study import Group, Kept, read_arrays, read_results, write_arrays
 from experiments.common.training import evaluation, loop, sources
 from experiments.common.training.execution import execution
-from experiments.common.training.methods import prunable
+from experiments.common.training.methods import METHODS, prunable
 from experiments.common.training.tracking import track
 from experiments.sparse_momentum import variants
-from experiments.sparse_momentum.settings import METHODS, Settings, method, starts_sparse
+from experiments.sparse_momentum.settings import Settings, method, starts_sparse
 
 Array = jax.Array
 TORCH = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
     @property
     def dense(self) -> bool:
         """Whether nothing is sparse."""
-        return variants.method_of(self.method) == "dense"
+        return METHODS[variants.method_of(self.method)].dense
 
 
 class Lab(NamedTuple):
@@ -148,7 +148,8 @@ def groups(lab: Lab, wanted: Sequence[Cell], path: Path, tests: bool = True) -> 
     together: dict[Any, list[Cell]] = {}
     for cell in wanted:
         if cell.name not in done:
-            alone = cell.sparsity if variants.method_of(cell.method) == "gradual" else None
+            ramps = METHODS[variants.method_of(cell.method)].ramps
+            alone = cell.sparsity if ramps else None
             together.setdefault((variants.program(cell.method), alone), []).append(cell)
     return [
         Group(
