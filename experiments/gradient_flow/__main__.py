@@ -31,8 +31,10 @@ class Options(command.StudyOptions):
     preset: str = option(
         "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
     )
-    methods: str = option(
-        ",".join((*METHODS, *SHARED)), "methods, with commas between them; most need prune"
+    method: str = option(
+        ",".join((*METHODS, *SHARED)),
+        "methods, with commas between them; most need prune",
+        was="methods",
     )
     dataset: str | None = option(None, "another data set than the preset's")
     scale: float = option(1.0, "shortens (or lengthens) every training in proportion")
@@ -68,16 +70,16 @@ def prepare(options: Options) -> command.Study:
             raise ValueError(f"--weight-decay must be at least 0, got {decay}.")
         settings = dataclasses.replace(settings, weight_decay=decay, scored_weight_decay=decay)
     settings = scaled(settings, options.scale)
-    if options.replicates < 2:
-        raise ValueError("--replicates must be at least 2: the study compares trained networks.")
-    names = _several("methods", options.methods, (*METHODS, *SHARED))
+    if options.seeds < 2:
+        raise ValueError("--seeds must be at least 2: the study compares trained networks.")
+    names = _several("method", options.method, (*METHODS, *SHARED))
     kinds = _several("analyses", options.analyses, tuple(analyses.NEEDS))
     needs = {f"--analyses {kind}": analyses.NEEDS[kind] for kind in kinds}
-    needs |= {f"--methods {name}": cells.needs(name) for name in names}
+    needs |= {f"--method {name}": cells.needs(name) for name in names}
     for what, others in needs.items():
         missing = [name for name in others if name not in names]
         if missing:
-            raise ValueError(f"{what} needs --methods {','.join(missing)} too.")
+            raise ValueError(f"{what} needs --method {','.join(missing)} too.")
     wanted = [*names, *analyses.names(settings, kinds)]
 
     def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:

@@ -38,7 +38,11 @@ class Options(command.StudyOptions):
         "rounds after which the controls are trained, with commas between them (default: the "
         "preset's)",
     )
-    controls: str = option(",".join(cells.CONTROLS), "controls, with commas between them")
+    method: str = option(
+        ",".join(cells.CONTROLS),
+        "controls, trained beside the tickets, with commas between them",
+        was="controls",
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -91,10 +95,10 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     if options.levels is not None:
         levels = _levels(options.levels, rounds)
     curves = tuple(level for level in settings.curves if level <= rounds)
-    controls = tuple(name for name in options.controls.split(",") if name)
+    controls = tuple(name for name in options.method.split(",") if name)
     for name in controls:
         if name not in cells.CONTROLS:
-            raise ValueError(f"--controls must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
+            raise ValueError(f"--method must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
     settings = dataclasses.replace(settings, rounds=rounds, levels=levels, curves=curves)
     return settings, controls
 

@@ -1,7 +1,7 @@
 """The cells of a study of methods: each is a method at a sparsity, with all its replicates.
 
 A method at all its sparsities is trained in one compiled function, the lanes side by side: what
-tells them apart is their masks, and the numbers of a variant. Gradual pruning alone has its
+tells them apart is their masks, and the numbers of a variant. Only a method that ramps has its
 sparsity in the mask update.
 """
 
@@ -18,10 +18,10 @@ from experiments.common.study.content import Content, measured
 from experiments.common.study.lab import Lab, Site, make_lab, stack
 from experiments.common.study.study import Group
 from experiments.common.training import loop, sources
-from experiments.common.training.methods import prunable
+from experiments.common.training.methods import METHODS, prunable
 from experiments.common.training.tracking import track
 from experiments.sparse_momentum import variants
-from experiments.sparse_momentum.settings import METHODS, Settings, method, starts_sparse
+from experiments.sparse_momentum.settings import Settings, method, starts_sparse
 
 Array = jax.Array
 TORCH = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -44,7 +44,7 @@ class Cell(NamedTuple):
     @property
     def dense(self) -> bool:
         """Whether nothing is sparse."""
-        return variants.method_of(self.method) == "dense"
+        return METHODS[variants.method_of(self.method)].dense
 
 
 def build(settings: Settings, site: Site) -> Lab:
@@ -111,7 +111,7 @@ def groups(lab: Lab, left: Sequence[Cell], tests: bool = True) -> list[Group]:
     """The cells that are not done yet, program by program; `tests`: with the test accuracy."""
     together: dict[Any, list[Cell]] = {}
     for cell in left:
-        alone = cell.sparsity if variants.method_of(cell.method) == "gradual" else None
+        alone = cell.sparsity if METHODS[variants.method_of(cell.method)].ramps else None
         together.setdefault((variants.program(cell.method), alone), []).append(cell)
     return [
         Group(

@@ -12,6 +12,7 @@ from experiments.common.report.progress import Display
 from experiments.common.study import engine
 from experiments.common.study.folder import RunFolder
 from experiments.common.training import loop
+from experiments.common.training.methods import METHODS
 from experiments.train import measures
 from experiments.train.job import Job, keys_of
 
@@ -41,10 +42,10 @@ def _draw(
     lines: list[dict[str, Any]],
     states: dict[str, loop.TrainState],
 ) -> None:
-    method = job.config.algorithm
+    method = job.config.method
     where = f"{job.config.model} on {job.config.dataset}"
     figures.accuracy_over_time(path / "accuracy.png", lines, list(states), where)
-    if method == "dense":
+    if METHODS[method].dense:
         return
     title = f"{method} at {100 * job.config.sparsity:.4g}% sparsity"
     figures.density_over_time(path / "density.png", lines, method, title, where)

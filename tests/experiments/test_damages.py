@@ -18,9 +18,9 @@ from experiments.sparse_momentum import __main__ as sparse_momentum
 from experiments.train import __main__ as train
 from experiments.train import measures
 
-JOB = ["--epochs", "4", "--seeds", "1", "--batch-size", "200", "--algorithm", "fixed"]
+JOB = ["--epochs", "4", "--seeds", "1", "--batch-size", "200", "--method", "fixed"]
 JOB += ["--no-dense-twin", "--checkpoint-every", "0"]
-COMPARE = ["--algorithms", "fixed", "--sparsities", "0.5"]
+COMPARE = ["--method", "fixed", "--sparsity", "0.5"]
 STUDIES = {
     "lottery_ticket": (lottery_ticket, "ticket-00", ("curves.npz", "masks.npz")),
     "sparse_momentum": (sparse_momentum, "fixed-0.9", ("curves.npz",)),
@@ -185,7 +185,7 @@ def test_the_summary_of_a_run(call, whole, tmp_path, damage):
 @pytest.fixture
 def compared(tmp_path):
     """A folder of the comparison, with one of two cells finished, without training."""
-    study = compare.Options(algorithms="fixed", sparsities="0.5")
+    study = compare.Options(method="fixed", sparsity="0.5")
     files.write_json(tmp_path / "config.json", identity(study))
     files.write_json(tmp_path / "results.json", {"dense": SUMMARY})
     files.write_text(tmp_path / "table.md", "")

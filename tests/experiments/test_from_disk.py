@@ -116,7 +116,7 @@ def test_a_study_of_a_residual_network_on_imagenet(imagenet, tmp_path, monkeypat
     small = registry.Model(functools.partial(make, blocks=(1,), features=(8,)))
     monkeypatch.setitem(registry.MODELS, "resnet_50", small)
     args = ["--preset", "resnet_50", "--image-size", "16", "--batch-size", "4", "--steps", "6"]
-    args += ["--methods", "sparse_momentum", "--densities", "0.5", "--replicates", "2"]
+    args += ["--method", "sparse_momentum", "--sparsity", "0.5", "--seeds", "2"]
     args += ["--data-dir", imagenet, "--out", str(tmp_path / "study")]
     code, out, _ = call(sparse_momentum.main, *args)
     assert code == 0 and "imagenet2012, images of 16x16x3" in out

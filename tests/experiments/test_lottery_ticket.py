@@ -20,7 +20,7 @@ from experiments.lottery_ticket import cells, claims, report, settings, study
 from experiments.lottery_ticket.cells import Cell
 from jaxsparse import lottery
 
-SMALL = ["--scale", "0.06", "--rounds", "3", "--levels", "2,3", "--replicates", "2"]
+SMALL = ["--scale", "0.06", "--rounds", "3", "--levels", "2,3", "--seeds", "2"]
 FILES = {
     *("config.json", "curves.npz", "early_stop.png", "final.png", "masks.npz", "one_shot.png"),
     *("report.html", "results.json", "summary.json", "table.md", "training.png"),
@@ -29,7 +29,7 @@ STATISTICS = {"mean", "std", "standard_error", "min", "max", "n"}
 
 
 def tickets_of(folder):
-    options = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", replicates=2)
+    options = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", seeds=2)
     chosen, _ = lottery_ticket.resolve(options)
     return cells.build(chosen, Site(execution.replicate_keys(0, 2), folder))
 
@@ -209,8 +209,8 @@ BAD = [
     (["--levels", "0"], "--levels must be rounds in [1, 18]"),
     (["--levels", "3,40"], "--levels must be rounds in [1, 18]"),
     (["--levels", "some"], "--levels must be rounds in [1, 18]"),
-    (["--controls", "magic"], "--controls must be among one_shot, reinit, random"),
-    (["--replicates", "0"], "--replicates must be at least 1"),
+    (["--method", "magic"], "--method must be among one_shot, reinit, random"),
+    (["--seeds", "0"], "--seeds must be at least 1"),
     (["--examples", "9"], "--examples must be at least 10"),
     (["--preset", "lenet_6"], "--preset"),
     (["--dataset", "nowhere"], "nowhere"),
@@ -226,7 +226,7 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call,
 
 
 def test_a_try_uses_the_first_examples(tmp_path, call):
-    small = ["--scale", "0.02", "--rounds", "1", "--controls", "", "--replicates", "1"]
+    small = ["--scale", "0.02", "--rounds", "1", "--method", "", "--seeds", "1"]
     folder = tmp_path / "try"
     code, out, _ = call(lottery_ticket.main, *small, "--examples", "100", "--out", str(folder))
     assert code == 0 and "the first 100 examples of each part" in out and "(10 examples," in out

@@ -27,7 +27,9 @@ NOTHING_YET = 3
 class StudyOptions:
     """The options of every study."""
 
-    replicates: int = option(5, "runs of every cell, each with weights and batches of its own")
+    seeds: int = option(
+        5, "replicates of every cell, each with weights and batches of its own", was="replicates"
+    )
     seed: int = option(0, "seed of the first replicate; the others count on from it")
     examples: int | None = option(
         None, "use only the first so many examples, for a try of a large net (default: all)"
@@ -86,8 +88,8 @@ def run(
     console = Console(markup=False)
     groups: list[Group] = []
     with in_one_line(ValueError, TypeError):
-        if options.replicates < 1:
-            raise ValueError(f"--replicates must be at least 1, got {options.replicates}.")
+        if options.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {options.seeds}.")
         if options.examples is not None and options.examples < 10:
             raise ValueError(f"--examples must be at least 10, got {options.examples}.")
         study = prepare(options)
@@ -97,7 +99,7 @@ def run(
         left = [name for name in study.cells if name not in finished]
         drawn = folder.summary({"dataset_description": str})
         if left or drawn is None:
-            keys = execution.replicate_keys(options.seed, options.replicates)
+            keys = execution.replicate_keys(options.seed, options.seeds)
             site = Site(keys, path, options.data_dir, options.examples)
             description, groups = study.begin(site, left)
         else:
@@ -108,7 +110,7 @@ def run(
         return study.report(read_finished(path, study.cells, description, command))
 
     cells = f"{len(left)} of {len(study.cells)} cells"
-    what = f"{cells}, {options.replicates} replicates each, {study.what}"
+    what = f"{cells}, {options.seeds} replicates each, {study.what}"
     with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
         train_groups(groups, path, console, what=what, minutes=options.minutes, report=report)
         if not read_results(path):
@@ -126,7 +128,7 @@ def identity(options: StudyOptions, settings: Any, **more: Any) -> dict[str, Any
       **more: what else belongs to it.
     """
     found = dataclasses.asdict(settings) | more
-    found |= {"replicates": options.replicates, "seed": options.seed}
+    found |= {"replicates": options.seeds, "seed": options.seed}
     if options.examples is not None:
         found["examples"] = options.examples
     return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
