@@ -1,6 +1,7 @@
 """The layout: who may import whom, and how long a file may be. Read from the source with `ast`."""
 
 import ast
+import graphlib
 import pathlib
 import warnings
 
@@ -40,6 +41,18 @@ LEVELS = {
     "lottery": 7,
     "__init__": 8,
 }
+FLOORS = {
+    "faults": 0,
+    "files": 0,
+    "data": 1,
+    "models": 1,
+    "report": 1,
+    "training": 2,
+    "study": 3,
+}
+"""The rooms of experiments/common, and the two files below them; the experiments stand on top."""
+USES = {"compare": {"train"}}
+"""The experiments that are made of another one."""
 OPTAX_FROM = 6
 FRAMEWORKS = {"flax", "equinox", "chex", "haiku", "orbax"}
 FRAMEWORK_MODULES = {"nnx": {"flax"}, "linen": {"flax"}, "equinox": {"equinox"}}
@@ -102,7 +115,7 @@ def imported_modules(path):
     """The modules that a file imports; `from package import name` may name a module."""
     for base, alias in imports(path):
         whole = (*base, alias) if alias else base
-        yield whole if whole[0] == "jaxsparse" and is_module(whole) else base
+        yield whole if is_module(whole) else base
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name)
@@ -145,6 +158,26 @@ def test_the_library_knows_no_framework(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
             assert node.attr != "_src", f"{name(path)}:{node.lineno} reaches into _src"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_experiments_stand_on_three_floors(path):
+    here = module(path)[1:]
+    for there in imported_modules(path):
+        if there[0] != "experiments" or there[1:] == here:
+            continue
+        room, other = here[1:2], there[2:3]
+        if here[0] == there[1] == "common":
+            allowed = room == other or FLOORS[other[0]] < max(1, FLOORS[room[0]])
+        else:
+            allowed = there[1] in {here[0], "common"} | USES.get(here[0], set())
+            allowed &= here[0] != "common"
+        assert allowed, f"{name(path)} imports {'.'.join(there)}"
+
+
+def test_no_circles_among_the_experiments():
+    graph = {module(path): set(imported_modules(path)) - {module(path)} for path in EXPERIMENTS}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)

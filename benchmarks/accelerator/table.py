@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.accelerator.queue import Job
 from experiments.common import files
 from experiments.common.report.tables import markdown, percent, statistics
-from experiments.common.study.study import read_results
+from experiments.common.study.content import read_results
 
 TITLE = "# Measured on an accelerator"
 

@@ -34,7 +34,7 @@ PROG = "python -m experiments.compare"
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Options:
     """Compares all sparse training methods, and dense training, at several sparsities."""
 
     dataset: str = option("digits", "data set, as for experiments.train")
@@ -74,41 +74,41 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
       args: its arguments; by default those of the process.
     """
-    study = parse(Study, PROG, args)
-    path = Path(study.out or f"runs/compare-{study.dataset.replace('/', '_')}")
+    options = parse(Options, PROG, args)
+    path = Path(options.out or f"runs/compare-{options.dataset.replace('/', '_')}")
     with in_one_line(ValueError, TypeError):
-        wanted = cells(study)
-        folder = find_run(path, identity(study), resume=True)
+        wanted = cells(options)
+        folder = find_run(path, identity(options), resume=True)
         results = read_results(path)
         missing = [config for config in wanted if _name(config) not in results]
         first = build(missing[0]) if missing else None
     with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
-        run(study, wanted, path, first, Console(markup=False))
+        run(options, wanted, path, first, Console(markup=False))
 
 
-def cells(study: Study) -> list[Config]:
+def cells(options: Options) -> list[Config]:
     """The configuration of every cell, dense training first.
 
     Raises:
       ValueError: a value that cannot be.
     """
     try:
-        sparsities = [float(text) for text in study.sparsity.split(",")]
+        sparsities = [float(text) for text in options.sparsity.split(",")]
     except ValueError:
         raise ValueError(
-            f"--sparsity must be numbers with commas between them, got {study.sparsity!r}."
+            f"--sparsity must be numbers with commas between them, got {options.sparsity!r}."
         ) from None
     own = {"method", "sparsity", "distribution", "out"}
-    names = {field.name for field in dataclasses.fields(Study)} - own
+    names = {field.name for field in dataclasses.fields(Options)} - own
     given = {
-        field.name: getattr(study, field.name)
+        field.name: getattr(options, field.name)
         for field in dataclasses.fields(Config)
         if field.name in names
     }
     sparse = [
-        {"method": method, "sparsity": sparsity, "distribution": study.distribution}
+        {"method": method, "sparsity": sparsity, "distribution": options.distribution}
         for sparsity in sparsities
-        for method in study.method.split(",")
+        for method in options.method.split(",")
     ]
     return [
         resolve(Config(**given, **cell, dense_twin=False))
@@ -130,12 +130,12 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def run(
-    study: Study, wanted: Sequence[Config], path: Path, first: Job | None, console: Console
+    options: Options, wanted: Sequence[Config], path: Path, first: Job | None, console: Console
 ) -> None:
     """Trains the cells that are not in the results yet, and reports after each.
 
     Args:
-      study: the study.
+      options: of the command line.
       wanted: its cells.
       path: its folder.
       first: the first of those cells, built; None where all are finished.
@@ -146,7 +146,7 @@ def run(
     if not any((unfinished / _name(config)).exists() for config in missing):
         files.remove(unfinished)
     for config in missing:
-        if time.perf_counter() - begun > 60 * study.minutes:
+        if time.perf_counter() - begun > 60 * options.minutes:
             break
         name = _name(config)
         with in_one_line(ValueError, TypeError):
@@ -156,22 +156,22 @@ def run(
         with find_run(unfinished / name, identity(config), resume=True, remedy=remedy) as cell:
             results[name] = cell.summary(measures.SUMMARY) or execute(job, cell, console)
         files.write_json(path / "results.json", results)
-        report(study, wanted, results, path)
+        report(options, wanted, results, path)
         files.remove(unfinished)
         if config is missing[0]:
             left = (len(missing) - 1) * (time.perf_counter() - begun)
             console.print(f"The other cells will take about {duration(left)}.")
     if results:
-        report(study, wanted, results, path)
+        report(options, wanted, results, path)
         text = (path / "table.md").read_text()
         console.print(text, highlight=False, soft_wrap=True)
 
 
-def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path: Path) -> None:
+def report(options: Options, wanted: Sequence[Config], results: dict[str, Any], path: Path) -> None:
     """Writes `table.md` and `accuracy.png` from the finished cells.
 
     Args:
-      study: the study.
+      options: of the command line.
       wanted: all its cells.
       results: summaries of the finished ones, by name.
       path: its folder.
@@ -185,7 +185,7 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
     how = (
         f"{first.epochs} epochs in batches of {first.batch_size}, optimizer {first.optimizer} with "
         f"learning rate {first.learning_rate:g} ({first.schedule}) and weight decay "
-        f"{first.weight_decay:g}, sparsity spread by {study.distribution}."
+        f"{first.weight_decay:g}, sparsity spread by {options.distribution}."
     )
     found: dict[str, dict[float, Any]] = {}
     for config in wanted:
@@ -201,11 +201,11 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
         ]
         return markdown(header, rows)
 
-    title = f"{study.model} on {study.dataset}"
+    title = f"{options.model} on {options.dataset}"
     text = [
         f"# {title}: sparse training methods",
         f"{note} {how} Data: {any_result['dataset_description']}. Made by `{PROG}"
-        f"{command_line(study)}`; std, min and max are in `results.json`.",
+        f"{command_line(options)}`; std, min and max are in `results.json`.",
         "Test accuracy:",
         table(lambda summary: percent(summary["test_accuracy"])),
         "FLOPs per example of a forward pass, living weights only:",

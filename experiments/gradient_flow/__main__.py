@@ -13,14 +13,12 @@ goes on where it was stopped, also in the middle of a cell.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.common.study import command
+from experiments.common.study.lab import Site
 from experiments.common.study.options import option
 from experiments.common.study.study import Group
-from experiments.common.training import execution
 from experiments.gradient_flow import analyses, cells, lab, report
-from experiments.gradient_flow.kept import kept
 from experiments.gradient_flow.settings import METHODS, PRESETS, SHARED, scaled
 
 PROG = "python -m experiments.gradient_flow"
@@ -84,17 +82,16 @@ def prepare(options: Options) -> command.Study:
             raise ValueError(f"{what} needs --method {','.join(missing)} too.")
     wanted = [*names, *analyses.names(settings, kinds)]
 
-    def begin(path: Path) -> tuple[str, list[Group]]:
-        keys = execution.replicate_keys(options.seed, options.seeds)
-        made = lab.build(settings, keys, path, options.data_dir, options.examples)
-        groups = [*cells.groups(made, wanted), *analyses.groups(made, wanted)]
-        return made.dataset.description, groups
+    def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:
+        flow = lab.build(settings, site)
+        groups = [*cells.groups(flow, left), *analyses.groups(flow, left)]
+        return flow.lab.source.dataset.description, groups
 
     return command.Study(
         f"gradient_flow-{options.preset}",
         command.identity(options, settings, methods=names, analyses=kinds),
         wanted,
-        kept,
+        analyses.content_of,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,

@@ -12,12 +12,11 @@ goes on where it was stopped, also in the middle of a cell.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.common.study import command
+from experiments.common.study.lab import Site
 from experiments.common.study.options import option
-from experiments.common.study.study import Group, read_results
-from experiments.common.training import execution
+from experiments.common.study.study import Group
 from experiments.lottery_ticket import cells, report, study
 from experiments.lottery_ticket.settings import PRESETS, Settings, scaled
 
@@ -60,17 +59,16 @@ def prepare(options: Options) -> command.Study:
     settings, controls = resolve(options)
     wanted = study.all_cells(settings.rounds, controls, settings.levels)
 
-    def begin(path: Path) -> tuple[str, list[Group]]:
-        keys = execution.replicate_keys(options.seed, options.seeds)
-        lab = cells.build(settings, keys, options.data_dir, options.examples)
-        calls = study.schedule(wanted, read_results(path))
-        return lab.dataset.description, study.groups(lab, calls, path)
+    def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:
+        tickets = cells.build(settings, site)
+        calls = study.schedule(wanted, {cell.name for cell in wanted}.difference(left))
+        return tickets.lab.source.dataset.description, study.groups(tickets, calls)
 
     return command.Study(
         f"lottery_ticket-{options.preset}",
         command.identity(options, settings, controls=controls),
         [cell.name for cell in wanted],
-        study.kept,
+        study.content_of,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,

@@ -15,12 +15,11 @@ and sparsities beside those that it has.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.common.study import command
+from experiments.common.study.lab import Site
 from experiments.common.study.options import flag, option
 from experiments.common.study.study import Group
-from experiments.common.training import execution
 from experiments.common.training.methods import METHODS
 from experiments.sparse_momentum import cells, report
 from experiments.sparse_momentum.settings import PRESETS, Settings, check
@@ -85,11 +84,11 @@ def prepare(options: Options) -> command.Study:
     settings, names = resolve(options)
     wanted = all_cells(settings, names)
 
-    def begin(path: Path) -> tuple[str, list[Group]]:
-        keys = execution.replicate_keys(options.seed, options.seeds)
-        lab = cells.build(settings, keys, options.data_dir, options.examples)
+    def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:
+        lab = cells.build(settings, site)
+        found = [cell for cell in wanted if cell.name in left]
         tests = options.study != "tuning"
-        return lab.dataset.description, cells.groups(lab, wanted, path, tests)
+        return lab.source.dataset.description, cells.groups(lab, found, tests)
 
     what = options.preset if options.study == "main" else f"{options.preset}-{options.study}"
     identity = command.identity(options, settings, study=options.study)
@@ -98,7 +97,7 @@ def prepare(options: Options) -> command.Study:
         f"sparse_momentum-{what}",
         identity,
         [cell.name for cell in wanted],
-        functools.partial(cells.kept, options.study != "tuning"),
+        functools.partial(cells.content_of, options.study != "tuning"),
         f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps",
         begin,
         report.report,

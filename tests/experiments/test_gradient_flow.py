@@ -10,8 +10,9 @@ import pytest
 
 import jaxsparse
 from experiments.common.models.network import trained
-from experiments.common.study import study
-from experiments.common.study.study import read_arrays, read_results
+from experiments.common.study import engine
+from experiments.common.study.content import read_arrays, read_results
+from experiments.common.study.lab import Site
 from experiments.common.training import execution
 from experiments.gradient_flow import __main__ as gradient_flow
 from experiments.gradient_flow import analyses, cells, claims, lab, settings
@@ -38,7 +39,7 @@ def finished(tmp_path_factory):
 def made(finished):
     """What trained and measured it."""
     chosen = settings.scaled(PRESETS["digits"], 0.05)
-    return lab.build(chosen, execution.replicate_keys(0, 2), finished, None, None)
+    return lab.build(chosen, Site(execution.replicate_keys(0, 2), finished))
 
 
 def test_the_files_of_a_study(finished):
@@ -199,8 +200,8 @@ def test_masks_after_an_update_have_the_counts_of_those_before(made):
 def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
     finished, tmp_path, monkeypatch, call
 ):
-    monkeypatch.setattr(study, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(study, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "CHUNK_SECONDS", 0.0)
     make, calls, last = lab.build, [], 4
 
     def dying(*args):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ import pytest
 
 import jaxsparse
 from experiments.common.data import datasets
-from experiments.common.study.study import read_arrays, read_results
+from experiments.common.study.content import read_arrays, read_results
+from experiments.common.study.lab import Site
 from experiments.common.training import loop
 from experiments.common.training.execution import replicate_keys
 from experiments.sparse_momentum import __main__ as sparse_momentum
@@ -169,9 +169,10 @@ def test_augmentation_dropout_and_dense_layers_reach_the_training(monkeypatch, m
         dense="^fc1/",
     )
     losses = []
+    site = Site(replicate_keys(0, 1), data_dir=data_dir)
     for case in ({}, {"augment": False}, {"dropout": 0.0}):
-        lab = cells.build(dataclasses.replace(recipe, **case), replicate_keys(0, 1), data_dir)
-        (group,) = cells.groups(lab, [cells.Cell("fixed", 0.5)], Path(data_dir))
+        lab = cells.build(dataclasses.replace(recipe, **case), site)
+        (group,) = cells.groups(lab, [cells.Cell("fixed", 0.5)])
         trainer, state = group.begin()
         assert group.iterations == 5 and group.every == 1
         curves = trainer.advance(state, 0, 1).tracked.curves
@@ -223,7 +224,7 @@ def test_the_initialization_is_uniform_by_fan_in():
 
 def test_biases_start_uniform_by_fan_in():
     chosen = settings.Settings("lenet_300_100", "digits", 1, 4, (0.9,))
-    lab = cells.build(chosen, replicate_keys(0, 1))
+    lab = cells.build(chosen, Site(replicate_keys(0, 1)))
     start = lab.network.init_params(jax.random.key(0))
     for layer in start:
         bias, kernel = start[layer]["bias"][...], start[layer]["kernel"][...]
@@ -234,10 +235,10 @@ def test_biases_start_uniform_by_fan_in():
 
 def test_a_sparse_initialization_counts_living_inputs():
     chosen = settings.Settings("lenet_300_100", "digits", 1, 4, (0.9,), steps=5)
-    lab = cells.build(chosen, replicate_keys(0, 2))
+    lab = cells.build(chosen, Site(replicate_keys(0, 2)))
 
     def first(name):
-        (group,) = cells.groups(lab, [cells.Cell(name, 0.9)], Path("nowhere"))
+        (group,) = cells.groups(lab, [cells.Cell(name, 0.9)])
         return group.begin()[1].params["fc1"]["kernel"][...]
 
     dense, sparse = first("fixed"), first("fixed+initialization=sparse")

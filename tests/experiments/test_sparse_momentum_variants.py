@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsparse
-from experiments.common.study.study import read_arrays
+from experiments.common.study.content import read_arrays, read_finished
 from experiments.common.training import evaluation
 from experiments.sparse_momentum import __main__ as sparse_momentum
 from experiments.sparse_momentum import report, settings, variants
@@ -178,7 +178,7 @@ def written(folder, study, cells):
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "results.json").write_text(json.dumps(results))
-    report.report(folder, list(results), "made up", "command")
+    report.report(read_finished(folder, list(results), "made up", "command"))
     return (folder / "table.md").read_text()
 
 

@@ -238,7 +238,7 @@ def test_a_study_reports_after_every_cell_and_goes_on(call, tmp_path):
     args += ["--out", str(tmp_path)]
     code, _, _ = call(compare.main, *args, "--minutes", "-1")
     assert code == 0 and not (tmp_path / "results.json").exists()
-    config = compare.cells(compare.Study(**{"method": "fixed", "sparsity": "0.5"}))
+    config = compare.cells(compare.Options(**{"method": "fixed", "sparsity": "0.5"}))
     assert [(c.method, c.sparsity, c.dense_twin) for c in config] == [
         ("dense", 0.0, False),
         ("fixed", 0.5, False),

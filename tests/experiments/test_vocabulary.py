@@ -30,7 +30,7 @@ STUDIES = {
     "gradient_flow": gradient_flow,
 }
 OPTIONS = {name: (study, study.Options) for name, study in STUDIES.items()}
-OPTIONS |= {"train": (train, Config), "compare": (compare, compare.Study)}
+OPTIONS |= {"train": (train, Config), "compare": (compare, compare.Options)}
 BIASES_AT_ZERO = ("alexnet_b", "alexnet_s", "vgg_16_c", "vgg_16_d", "vgg_16_like", "wrn_16_8")
 """Run before the study knew how biases start, and what to clip."""
 
@@ -83,7 +83,7 @@ def test_a_method_of_the_table_is_trained_by_the_study_of_methods(another, tmp_p
 
 
 def test_the_methods_that_are_compared_are_those_of_finished_folders():
-    study = compare.Study()
+    study = compare.Options()
     assert study.method == "fixed,gradual,sparse_evolution,rigl,sparse_momentum"
     assert list(METHODS)[1:6] == study.method.split(",")
 
@@ -153,9 +153,9 @@ def test_help_says_the_new_names_only(call):
 
 def test_a_seed_is_stored_where_it_is_given():
     """Folders of `compare` from before it had a seed are accepted."""
-    assert "seed" not in identity(compare.Study())
-    assert identity(compare.Study(seed=3))["seed"] == 3
-    assert {config.seed for config in compare.cells(compare.Study(seed=3))} == {3}
+    assert "seed" not in identity(compare.Options())
+    assert identity(compare.Options(seed=3))["seed"] == 3
+    assert {config.seed for config in compare.cells(compare.Options(seed=3))} == {3}
 
 
 TABLES = sorted(RESULTS.rglob("table.md"))

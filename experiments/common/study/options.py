@@ -9,16 +9,14 @@ import argparse
 import dataclasses
 import shlex
 import shutil
-import sys
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-Config = TypeVar("Config")
+from experiments.common.faults import stop
 
-WRONG_VALUE = 2
-"""Exit code for a value that cannot be used, as argparse has it."""
+Config = TypeVar("Config")
 
 
 def option(
@@ -124,12 +122,6 @@ def renamed(parser: argparse.ArgumentParser, old: str, new: str, meant: str = ""
 
     hidden = argparse.SUPPRESS
     parser.add_argument(old, action=Told, nargs="?", dest=hidden, default=hidden, help=hidden)
-
-
-def stop(message: str, code: int = WRONG_VALUE) -> NoReturn:
-    """Ends the program with one line on stderr."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(code)
 
 
 class _Parser(argparse.ArgumentParser):
