@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from tests.test_imports import LEVELS, ROOT
+from tests.test_imports import FLOORS, LEVELS, ROOT
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
@@ -29,7 +29,8 @@ def test_the_levels_are_those_of_the_library():
 
 
 def test_the_rooms_are_those_of_the_experiments():
-    assert set(rows("Rooms of the experiments")) == modules(ROOT / "experiments" / "common")
+    assert rows("Rooms of the experiments") == FLOORS
+    assert set(FLOORS) == modules(ROOT / "experiments" / "common")
 
 
 def test_the_files_that_it_names_are_there():
