@@ -1,7 +1,7 @@
 """What the form of a convolution costs a training step, in a compiled loop and call by call.
 
     python -m benchmarks.convolution                     # the networks of the studies; 10 minutes
-    python -m benchmarks.convolution --networks lenet_5 --naive
+    python -m benchmarks.convolution --model lenet_5 --naive
 
 Dense steps of SGD on made-up images, in turns within one run; milliseconds for each step and
 replicate, medians. `patches` is a loop of steps in which every convolution is slices and matrix
@@ -26,6 +26,7 @@ from benchmarks.timing import chain, ratio, take_turns  # noqa: E402
 from experiments.common.data import datasets  # noqa: E402
 from experiments.common.models import network as networks  # noqa: E402
 from experiments.common.models.network import make_network  # noqa: E402
+from experiments.common.study.options import renamed  # noqa: E402
 
 MNIST, CIFAR = (28, 28, 1), (32, 32, 3)
 NETWORKS = {
@@ -98,17 +99,18 @@ def measure(name: str, turns: int, naive: bool) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="with commas (default: all)")
+    parser.add_argument("--model", default=",".join(NETWORKS), help="with commas (default: all)")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--naive", action="store_true", help="XLA's convolution in a loop as well")
+    renamed(parser, "--networks", "--model")
     args = parser.parse_args()
     forms = [PATCHES, CALLS, *([NAIVE] if args.naive else [])]
     print(f"ms a step and replicate, {jax.device_count()} devices\n")
     print(f"| network, batch | {' | '.join(forms)} | {CALLS} / {PATCHES} |")
     print(f"| --- |{' --: |' * (len(forms) + 1)}")
-    for name in args.networks.split(","):
+    for name in args.model.split(","):
         if name not in NETWORKS:
-            parser.error(f"--networks must be among {', '.join(NETWORKS)}, got {name!r}")
+            parser.error(f"--model must be among {', '.join(NETWORKS)}, got {name!r}")
         spent = measure(name, args.turns, args.naive)
         row = [f"{1e3 * statistics.median(spent[form]):.3g}" for form in forms]
         times = ratio(spent[CALLS], spent[PATCHES])

@@ -27,6 +27,7 @@ import optax  # noqa: E402
 import jaxsparse  # noqa: E402
 from experiments.common.data import datasets  # noqa: E402
 from experiments.common.models.network import make_network  # noqa: E402
+from experiments.common.study.lab import Site  # noqa: E402
 from experiments.lottery_ticket import cells, study  # noqa: E402
 from experiments.lottery_ticket.settings import PRESETS  # noqa: E402
 
@@ -77,13 +78,13 @@ def plain_loop(settings, dataset):
 
 
 def compiled_study(settings):
-    lab = cells.build(settings, execution.replicate_keys(0, REPLICATES))
+    tickets = cells.build(settings, Site(execution.replicate_keys(0, REPLICATES)))
     side_by_side = [cells.Cell("ticket", 1)] * study.SIDE_BY_SIDE
-    begin = cells.start(lab, cells.no_masks(lab), side_by_side)
+    begin = cells.start(tickets, cells.no_masks(tickets), side_by_side)
 
     def turn():
         state = jax.tree.map(jnp.copy, begin)
-        jax.block_until_ready(lab.trainer.advance(state, 0, STEPS))
+        jax.block_until_ready(tickets.trainer.advance(state, 0, STEPS))
 
     return turn
 

@@ -1,8 +1,8 @@
 """What a training step costs with each dynamic sparse method, and what a mask update costs.
 
     python -m benchmarks.sparse_momentum                              # LeNet-5-Caffe
-    python -m benchmarks.sparse_momentum --network wrn_16_8 --turns 3
-    python -m benchmarks.sparse_momentum --network vgg_16_d --methods sparse_momentum --turns 0
+    python -m benchmarks.sparse_momentum --preset wrn_16_8 --turns 3
+    python -m benchmarks.sparse_momentum --preset vgg_16_d --method sparse_momentum --turns 0
 
 Steps of the study of methods on made-up images: its recipe and its compiled loop, batch
 normalization, dropout and augmentation included. All methods in turns within one run; medians, and
@@ -23,9 +23,11 @@ import jaxsparse
 from benchmarks.timing import chain, optimizer_step, ratio, take_turns, training_steps
 from experiments.common.data import datasets
 from experiments.common.models.network import make_network
+from experiments.common.study.options import renamed
 from experiments.common.training import loop
 from experiments.common.training.execution import execution
-from experiments.sparse_momentum.settings import METHODS, PRESETS, Settings, method
+from experiments.common.training.methods import METHODS
+from experiments.sparse_momentum.settings import PRESETS, Settings, method
 
 EXAMPLES = {
     "digits": (1298, (8, 8, 1), 10),
@@ -64,7 +66,7 @@ def steps(settings: Settings, names: list[str], sparsity: float, turns: int) -> 
             labels,
             batch_size=settings.batch_size,
             execution=execution(settings.model, jax.default_backend()),
-            start=loop.start_dense if name == "dense" else jaxsparse.init,
+            start=loop.start_dense if METHODS[name].dense else jaxsparse.init,
             forward=network.forward,
             augment=datasets.augment if settings.augment and in_memory else None,
         )
@@ -101,22 +103,24 @@ def updates(settings: Settings, names: list[str], sparsity: float) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=PRESETS, default="lenet_5_caffe")
-    parser.add_argument("--methods", default=",".join(METHODS), help="with commas (default: all)")
+    parser.add_argument("--preset", choices=PRESETS, default="lenet_5_caffe")
+    parser.add_argument("--method", default=",".join(METHODS), help="with commas (default: all)")
     parser.add_argument("--turns", type=int, default=15, help="of steps; 0 times mask updates only")
+    renamed(parser, "--network", "--preset")
+    renamed(parser, "--methods", "--method")
     args = parser.parse_args()
-    settings = PRESETS[args.network]
-    sparsity = 1 - settings.densities[0]
-    names = [name for name in args.methods.split(",") if name != "dense"]
+    settings = PRESETS[args.preset]
+    sparsity = settings.sparsities[0]
+    names = [name for name in args.method.split(",") if name != "dense"]
     for name in names:
         if name not in METHODS:
-            parser.error(f"--methods must be among {', '.join(METHODS)}, got {name!r}")
+            parser.error(f"--method must be among {', '.join(METHODS)}, got {name!r}")
     period = EXAMPLES[settings.dataset][0] // settings.batch_size
-    updating = [name for name in names if name not in ("fixed", "deep_rewiring")]
+    updating = [name for name in names if METHODS[name].moves]
     cost = updates(settings, updating, sparsity) if updating else {}
     spent = steps(settings, ["dense", *names], sparsity, args.turns) if args.turns else {}
     print(
-        f"{args.network}, {100 * (1 - sparsity):g}% of the weights, batches of "
+        f"{args.preset}, {100 * (1 - sparsity):g}% of the weights, batches of "
         f"{settings.batch_size}, masks change every {period} steps\n"
     )
     print("| method | step, ms | times the dense step | amortised | mask update, s |")

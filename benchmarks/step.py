@@ -24,11 +24,11 @@ import optax
 import jaxsparse
 from benchmarks.timing import chain, optimizer_step, ratio, take_turns
 from experiments.common.report.tables import markdown
+from experiments.common.study.options import renamed
+from experiments.common.training.methods import METHODS, Method
 
 SPARSITY = 0.9
 OBVIOUS, UPDATE = "obvious rigl", " with mask update"
-UNCHANGED = ("dense", "fixed", "deep_rewiring")
-"""Nothing changes in them from one step to another."""
 
 
 def resnet50_shapes() -> list[tuple[int, ...]]:
@@ -92,24 +92,19 @@ def variants(
     inner: optax.GradientTransformation, every: int
 ) -> dict[str, optax.GradientTransformation]:
     """The optimizers by name; masks change at steps `every`, `2 * every`, ..."""
-    common = {"key": 0, "every": every}
-    replaced = common | {"drop_fraction": 0.3}
-    # Compiling makes a table of a count for each update of gradual pruning.
-    ramp = {"start": 0, "stop": 10_000 * every, "every": every}
-    found = {
-        "dense": lambda: inner,
-        "fixed": lambda: jaxsparse.fixed(inner, SPARSITY, key=0),
-        "gradual": lambda: jaxsparse.gradual(inner, SPARSITY, **ramp),
-        "rigl": lambda: jaxsparse.rigl(inner, SPARSITY, **replaced),
-        "sparse_evolution": lambda: jaxsparse.sparse_evolution(inner, SPARSITY, **replaced),
-        "sparse_momentum": lambda: jaxsparse.sparse_momentum(inner, SPARSITY, **replaced),
-        "dynamic_reparameterization": lambda: jaxsparse.dynamic_reparameterization(
-            inner, SPARSITY, **common
-        ),
-        "deep_rewiring": lambda: jaxsparse.deep_rewiring(inner, SPARSITY, key=0),
-        OBVIOUS: lambda: obvious(inner, every),
+    given = {"every": every, "drop_fraction": 0.3}
+
+    def make(method: Method) -> optax.GradientTransformation:
+        if method.make is None:
+            return inner
+        options = {name: value for name, value in given.items() if name in method.options}
+        if method.ramps:  # compiling makes a table of a count for each of its updates
+            options |= {"start": 0, "stop": 10_000 * every}
+        return method.make(inner, sparsity=SPARSITY, key=0, **options)
+
+    return {name: make(method) for name, method in METHODS.items()} | {
+        OBVIOUS: obvious(inner, every)
     }
-    return {name: make() for name, make in found.items()}
 
 
 NAMES = tuple(variants(optax.identity(), 2))
@@ -164,7 +159,7 @@ def measure(
         call = chain(programs[name], (params, state), grads, times=times)
         call()
         calls[name] = call
-        if name not in UNCHANGED:
+        if name == OBVIOUS or METHODS[name].moves:
             calls[f"{name}{UPDATE}"] = call
     few = max(3, turns // 5)
     spent = take_turns(calls, {n: few if n.startswith(OBVIOUS) else turns for n in calls})
@@ -190,13 +185,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="momentum")
     parser.add_argument("--leaves", choices=SHAPES, default="resnet50")
-    parser.add_argument("--methods", default=",".join(NAMES), help="with commas (default: all)")
+    parser.add_argument("--method", default=",".join(NAMES), help="with commas (default: all)")
     parser.add_argument("--turns", type=int, default=15, help="timed turns of steps (default 15)")
+    renamed(parser, "--methods", "--method")
     args = parser.parse_args()
-    names = args.methods.split(",")
+    names = args.method.split(",")
     for name in names:
         if name not in NAMES:
-            parser.error(f"--methods must be among {', '.join(NAMES)}, got {name!r}")
+            parser.error(f"--method must be among {', '.join(NAMES)}, got {name!r}")
     shapes = SHAPES[args.leaves]
     total = sum(map(math.prod, shapes))
     print(f"{total:,} weights, {args.optimizer}")

@@ -4,18 +4,27 @@ Masks are a pytree beside the parameters; everything that makes or changes them 
 one Optax wrapper puts them to work, so the whole train step stays one jitted function.
 """
 
-from jaxsparse import analysis, lottery, selection, sparse
+from typing import TYPE_CHECKING
+
+from jaxsparse import analysis, distributions, lottery, schedules, scores, selection, sparse
 from jaxsparse.algorithms import (
     deep_rewiring,
+    deep_rewiring_rule,
     dynamic_reparameterization,
+    dynamic_reparameterization_rule,
     fixed,
+    fixed_rule,
     gradual,
+    gradual_rule,
     rigl,
+    rigl_rule,
     sparse_evolution,
+    sparse_evolution_rule,
     sparse_momentum,
+    sparse_momentum_rule,
 )
 from jaxsparse.analysis import summary
-from jaxsparse.distributions import by_path, erdos_renyi, erk, living, uniform
+from jaxsparse.distributions import erdos_renyi, erk, target_count
 from jaxsparse.initialization import sparse_init, sparse_initializer
 from jaxsparse.masks import apply, density, overlap, pack, sparsity, unpack
 from jaxsparse.patterns import Pattern, block, channel, fan_in, n_m, unstructured
@@ -23,16 +32,7 @@ from jaxsparse.pruning import prune, prune_by_magnitude, prune_iteratively, rand
 from jaxsparse.recognition import default_prunable
 from jaxsparse.redistribution import redistribute
 from jaxsparse.regrowth import drop_and_grow
-from jaxsparse.schedules import constant, cosine, cubic, linear, once, periodic
-from jaxsparse.scores import (
-    gradient,
-    grasp,
-    magnitude,
-    random_scores,
-    saliency,
-    snip,
-    synflow,
-)
+from jaxsparse.scores import grasp, magnitude, random_scores, saliency, snip, synflow
 from jaxsparse.state_tree import SparseState
 from jaxsparse.states import get_masks, init, metrics, reset, set_masks
 from jaxsparse.takeover import take_over
@@ -49,35 +49,31 @@ __all__ = [
     "analysis",
     "apply",
     "block",
-    "by_path",
     "channel",
-    "constant",
-    "cosine",
-    "cubic",
     "deep_rewiring",
+    "deep_rewiring_rule",
     "default_prunable",
     "density",
+    "distributions",
     "drop_and_grow",
     "dynamic_reparameterization",
+    "dynamic_reparameterization_rule",
     "erdos_renyi",
     "erk",
     "fan_in",
     "fixed",
+    "fixed_rule",
     "get_masks",
-    "gradient",
     "gradual",
+    "gradual_rule",
     "grasp",
     "init",
-    "linear",
-    "living",
     "lottery",
     "magnitude",
     "metrics",
     "n_m",
-    "once",
     "overlap",
     "pack",
-    "periodic",
     "prune",
     "prune_by_magnitude",
     "prune_iteratively",
@@ -86,21 +82,37 @@ __all__ = [
     "redistribute",
     "reset",
     "rigl",
+    "rigl_rule",
     "saliency",
+    "schedules",
+    "scores",
     "selection",
     "set_masks",
     "snip",
     "sparse",
     "sparse_evolution",
+    "sparse_evolution_rule",
     "sparse_init",
     "sparse_initializer",
     "sparse_momentum",
+    "sparse_momentum_rule",
     "sparsify",
     "sparsity",
     "summary",
     "synflow",
     "take_over",
-    "uniform",
+    "target_count",
     "unpack",
     "unstructured",
 ]
+
+_MOVED = {name: room for room in (schedules, distributions, scores) for name in room.__all__}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Names that say too little alone live in a module that explains them."""
+        if name in _MOVED:
+            home = f"{_MOVED[name].__name__}.{name}"
+            raise AttributeError(f"jaxsparse.{name} is called {home} now")
+        raise AttributeError(f"module 'jaxsparse' has no attribute {name!r}")

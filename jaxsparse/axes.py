@@ -60,10 +60,11 @@ def all_axes(axes: AxesSpec, leaves: Mapping[str, Any]) -> dict[str, Axes]:
     """
     check_axes(axes)
     found = {path: _leaf_axes(axes, path, leaf) for path, leaf in leaves.items()}
-    unknown = {path: tuple(leaves[path].shape) for path, known in found.items() if known is None}
+    known = {path: axes for path, axes in found.items() if axes is not None}
+    unknown = {path: tuple(leaf.shape) for path, leaf in leaves.items() if path not in known}
     if unknown:
         raise ValueError(_question(unknown))
-    return found
+    return known
 
 
 def _leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes | None:

@@ -4,10 +4,11 @@ Values that are traced cannot be checked, and pass.
 """
 
 import difflib
+import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -142,14 +143,22 @@ def check_regexes(argument: str, values: Mapping[str, Any]) -> None:
         check_regex(argument, regex)
 
 
-def check_options(function: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises where an option is unknown; the message names the function and the nearest option."""
-    known = sorted(known)
+def check_options(function: Callable[..., Any], given: Iterable[str]) -> None:
+    """Raises where an option is unknown; the message names the function and the nearest option.
+
+    Args:
+      function: its signature, and the `TypedDict` of its `**options`, say what is known.
+      given: the names of the options.
+    """
+    known: set[str] = set()
+    for parameter in inspect.signature(function).parameters.values():
+        unpacked = get_args(parameter.annotation) if parameter.kind is parameter.VAR_KEYWORD else ()
+        known |= unpacked[0].__annotations__.keys() if unpacked else {parameter.name}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}."
-            raise TypeError(f"{function}() has no option {name!r}; {hint}")
+            near = difflib.get_close_matches(name, sorted(known), 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}."
+            raise TypeError(f"{function.__name__}() has no option {name!r}; {hint}")
 
 
 def traced(value: Any) -> bool:

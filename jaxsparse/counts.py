@@ -52,8 +52,8 @@ def share(fraction: float | Array) -> Share:
     """
     # In units of 2^-30, which is exact from 2^-6 on and far finer than the multiples below it.
     if not isinstance(fraction, jax.Array):
-        bits = int(min(max(float(np.float32(fraction)), 0.0), 1.0) * 2**30)
-        return Share((bits * PARTS + 2**29) >> 30)
+        known = int(min(max(float(np.float32(fraction)), 0.0), 1.0) * 2**30)
+        return Share((known * PARTS + 2**29) >> 30)
     value = jnp.clip(fraction.astype(jnp.float32), 0, 1)
     bits = jnp.where(value > 0, value * 2**30, 0).astype(jnp.int32)  # NaN is no fraction: 0
     return Share(nearest(PARTS, Share(bits, 2**30)))
@@ -88,16 +88,16 @@ def nearest(count: int | Array, part: Share) -> int | Array:
 
 def _rounded(count: int | Array, part: Share, up: Callable[..., Any]) -> int | Array:
     if all(isinstance(x, int | np.integer) for x in (count, *part)):
-        whole, left = divmod(int(count) * int(part.numerator), int(part.denominator))
-        return whole + int(up(left, part.denominator))
+        known, rest = divmod(int(count) * int(part.numerator), int(part.denominator))
+        return known + int(up(rest, part.denominator))
     if isinstance(count, int) and count > _LARGEST:
         raise ValueError(
             f"a traced fraction is counted of up to {_LARGEST:,} weights, not of {count:,}; pass "
             "the fraction as a Python float."
         )
-    count, numerator, denominator = (_word(x) for x in (count, *part))
-    whole, left = _divide(count, numerator, denominator)
-    return (whole + up(left, denominator).astype(jnp.uint32)).astype(jnp.int32)
+    words = [_word(x) for x in (count, *part)]
+    whole, left = _divide(*words)
+    return (whole + up(left, words[2]).astype(jnp.uint32)).astype(jnp.int32)
 
 
 def _divide(count: Array, numerator: Array, denominator: Array) -> tuple[Array, Array]:

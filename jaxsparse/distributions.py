@@ -14,6 +14,8 @@ from jaxsparse.checks import check_regexes, check_size, check_sparsity, traced
 from jaxsparse.recognition import sparse_leaves, why
 from jaxsparse.types import Array, Axes, AxesSpec, Params, Prunable, Sparsities
 
+__all__ = ["by_path", "erdos_renyi", "erk", "target_count", "uniform"]
+
 
 def uniform(
     params: Params, sparsity: float | Array, *, prunable: Prunable | None = None
@@ -165,10 +167,11 @@ def first_match(
         if all(chosen is None for chosen in used.values()):
             raise ValueError(f"{only}, so nothing is sparse; prunable= says which may be sparse.")
         warnings.warn(f"{only}; prunable= says which may be sparse.", stacklevel=2)
-    return [None if used.get(name) is None else float(values[used[name]]) for name in leaves]
+    regexes = [used.get(name) for name in leaves]
+    return [None if regex is None else float(values[regex]) for regex in regexes]
 
 
-def living(size: int, sparsity: float | Array) -> int | Array:
+def target_count(size: int, sparsity: float | Array) -> int | Array:
     """The number of weights that live: `floor(size * (1 - sparsity) + 0.5)`, as a Python int.
 
     Every count in the library comes from here. The sparsity is read as a multiple of 1 / 12,000,000
@@ -181,7 +184,7 @@ def living(size: int, sparsity: float | Array) -> int | Array:
         2^31 - 1 weights.
 
     Example:
-      >>> living(1000, 0.9), living(5, 0.5), living(5, 0.9)
+      >>> target_count(1000, 0.9), target_count(5, 0.5), target_count(5, 0.9)
       (100, 3, 1)
     """
     check_size("size", size, 0)

@@ -246,10 +246,10 @@ def _orthogonal(key: Array, mask: Array, axes: Axes, dtype: Any) -> Array:
     keys = jax.random.split(key, len(flat))
     draw = jax.nn.initializers.orthogonal()
     whole = jax.vmap(lambda one: draw(one, flat.shape[1:], dtype))(keys)
-    living = jnp.where(flat, whole, jnp.zeros((), dtype))
-    length = jnp.sqrt(jnp.sum(living**2, 1, keepdims=True))
-    unit = living / jnp.where(length > 0, length, jnp.ones((), dtype))
-    return jnp.transpose(unit.reshape(moved.shape), np.argsort(order))
+    alive = jnp.where(flat, whole, jnp.zeros((), dtype))
+    length = jnp.sqrt(jnp.sum(alive**2, 1, keepdims=True))
+    unit = alive / jnp.where(length > 0, length, jnp.ones((), dtype))
+    return jnp.transpose(unit.reshape(moved.shape), np.argsort(order).tolist())
 
 
 def _fan(mask: Array, axes: Axes, fan: str) -> Array:

@@ -58,7 +58,7 @@ def reset_dead(
     carry, some = lax.fori_loop(0, some.astype(jnp.int32), reset, start)
     for i, leaf in zip(owners, carry, strict=True):
         leaves[i] = leaf
-    return treedef.unflatten(leaves), some
+    return jax.tree.unflatten(treedef, leaves), some
 
 
 def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[bool]) -> int | None:
@@ -89,4 +89,4 @@ def project(inner_state: Any, fresh: Any, params: Params, masks: Masks) -> Any:
     for (path, leaf), initial in zip(found, jax.tree.leaves(fresh), strict=True):
         w = _weight(path, leaf, params, sparse)
         leaves.append(leaf if w is None else jnp.where(masks[w], leaf, initial))
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxsparse import counts, trees
 from jaxsparse.recognition import as_float, filter_of
-from jaxsparse.state_tree import SparseState, find, masks_by_path
+from jaxsparse.state_tree import Declared, find, masks_by_path
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 
@@ -67,11 +67,28 @@ def apply(params: Params, masks: Masks) -> Params:
     """
 
     def select(path: str, leaf: Array, mask: Array | None) -> Array:
-        if mask is None:
-            return leaf
-        return jnp.where(trees.boolean(path, mask), leaf, jnp.zeros((), leaf.dtype))
+        return leaf if mask is None else _zero_off(leaf, trees.boolean(path, mask))
 
     return trees.map_arrays(select, params, masks, what="masks")
+
+
+def zero_dead(tree: Any, masks: Masks, sparse: list[bool]) -> Any:
+    """`apply` without its checks, for any tree that fits the masks, such as gradients.
+
+    Args:
+      tree: what to set to zero off the masks.
+      masks: boolean arrays.
+      sparse: one bool per leaf: may it have dead weights? The other leaves cost nothing.
+    """
+
+    def select(mask: Any, leaf: Any, used: bool) -> Any:
+        return _zero_off(leaf, mask) if used and trees.is_array(leaf) else leaf
+
+    return jax.tree.map(select, masks, tree, jax.tree.unflatten(jax.tree.structure(masks), sparse))
+
+
+def _zero_off(leaf: Array, mask: Array) -> Array:
+    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
 
 
 def density(masks: Masks, prunable: Prunable | None = None) -> Array:
@@ -146,7 +163,7 @@ def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, 
     return {path: mask for path, mask in found.items() if path in chosen} or found
 
 
-def _with_dead(state: SparseState) -> set[str]:
+def _with_dead(state: Declared) -> set[str]:
     found = masks_by_path([state])
     if any(isinstance(mask, jax.core.Tracer | jax.ShapeDtypeStruct) for mask in found.values()):
         return _let_through(found, None)
@@ -223,7 +240,8 @@ def unpack(packed: Any, params: Params) -> Masks:
 
     paths, treedef = jax.tree.flatten_with_path(params)
     bytes_ = trees.check_same(params, packed, "packed", shapes=False)
-    return treedef.unflatten(
+    found = [
         bits(trees.name(path), leaf, mine) if trees.is_array(leaf) else leaf
         for (path, leaf), mine in zip(paths, bytes_, strict=True)
-    )
+    ]
+    return jax.tree.unflatten(treedef, found)

@@ -56,17 +56,17 @@ class OwnMasks(NamedTuple):
             return None
         return 1 - self.alive.get(path, leaf.size) / max(leaf.size, 1)
 
-    def count(self, path: str, leaf: Any) -> int:
+    def alive_at(self, path: str, leaf: Any) -> int:
         """Living weights of a leaf; without a mask it lives whole."""
         size = math.prod(getattr(leaf, "shape", ()))
         return (self.alive or {}).get(path, size)
 
-    def given(self, params: Params, plan: list[Any] | None = None) -> Masks:
+    def given(self, params: Params, plan: Any = None) -> Masks:
         """The masks in the structure of `params`; a leaf without a mask is dense.
 
         Args:
           params: any pytree.
-          plan: what must fit the pattern; leaves that are dense there are all True.
+          plan: the plan whose patterns they must fit; leaves that are dense there are all True.
 
         Raises:
           ValueError: the masks do not fit `params` or the pattern.
@@ -81,13 +81,13 @@ class OwnMasks(NamedTuple):
                 _check_pattern(entry, mask)
             return jnp.asarray(mask)
 
-        entries = plan or [None] * len(leaves)
+        entries = [None] * len(leaves) if plan is None else plan.leaves
         return treedef.unflatten(
             one(*each) for each in zip(jax.tree.leaves(params), leaves, entries, strict=True)
         )
 
     def _has_dead(self, path: str, leaf: Any) -> bool:
-        return trees.is_array(leaf) and self.count(path, leaf) < leaf.size
+        return trees.is_array(leaf) and self.alive_at(path, leaf) < leaf.size
 
 
 def own_masks(masks: Masks) -> OwnMasks:

@@ -45,9 +45,9 @@ class Pattern(NamedTuple):
     """
 
     name: str
-    groups: Callable[[str, tuple[int, ...], Axes | None], Groups]
-    gather: Callable[[Array, Axes | None], Array]
-    spread: Callable[[Array, tuple[int, ...], Axes | None], Array]
+    groups: Callable[[str, tuple[int, ...], Axes], Groups]
+    gather: Callable[[Array, Axes], Array]
+    spread: Callable[[Array, tuple[int, ...], Axes], Array]
     fixed: int | None = None
     by_rows: bool = False
     uses_axes: bool = True
@@ -210,7 +210,7 @@ def block(rows: int, columns: int) -> Pattern:
 
 def select(
     pattern: Pattern,
-    axes: Axes | None,
+    axes: Axes,
     scores: Array,
     k: int | Array,
     where: Array | None = None,
@@ -233,7 +233,7 @@ def select(
     return pattern.spread(chosen, scores.shape, axes)
 
 
-def group_mask(pattern: Pattern, axes: Axes | None, mask: Array) -> Array:
+def group_mask(pattern: Pattern, axes: Axes, mask: Array) -> Array:
     """The mask of the groups that are alive as a whole."""
     if pattern is unstructured:
         return mask

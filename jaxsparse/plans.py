@@ -3,22 +3,24 @@ live. Plans are made from shapes and Python numbers while tracing, so they cost 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.distributions import living
+from jaxsparse import trees
+from jaxsparse.checks import traced
+from jaxsparse.distributions import target_count
 from jaxsparse.masks import full_mask
 from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select
 from jaxsparse.selection import global_top_k_masks
-from jaxsparse.types import (
-    Array,
-    Axes,
-    Masks,
-    Scores,
-)
+from jaxsparse.types import Array, Axes, Masks, Params, Scores
+
+Counts = Any
+"""How many groups of weights: a tree in the structure of the parameters, with one number for every
+sparse leaf (or one for each of its rows) and None for a dense one; or, where all leaves compete,
+one number for all of them together."""
 
 
 class LeafPlan(NamedTuple):
@@ -27,9 +29,8 @@ class LeafPlan(NamedTuple):
     Attributes:
       path: the leaf's name, such as `"fc1/kernel"`.
       shape: its shape.
-      sparsity: its target in [0, 1), or None where only the total is fixed.
       pattern: which weights live or die together.
-      axes: its axes, where the pattern uses them.
+      axes: what its axes mean; empty where neither the pattern nor `units` asks.
       groups: rows, columns and weights per group.
       least: groups that each row keeps at least.
       units: the axes by which every output unit keeps a weight; None where units may be empty.
@@ -38,37 +39,37 @@ class LeafPlan(NamedTuple):
 
     path: str
     shape: tuple[int, ...]
-    sparsity: float | Array | None
     pattern: Pattern
-    axes: Axes | None
+    axes: Axes
     groups: Groups
     least: int
     units: Axes | None = None
     strict: bool = False
 
-    def kept(self, sparsity: float | Array) -> int | Array:
+    @property
+    def granularity(self) -> int:
+        """Weights by which the leaf grows or shrinks: one group in every row."""
+        return self.groups.rows * self.groups.size
+
+    def target_count(self, sparsity: float | Array) -> int | Array:
         """Groups per row that live at a sparsity."""
         if self.pattern.fixed is not None:
-            return self._fixed(sparsity)
-        count = living(self.groups.columns, sparsity)
-        if isinstance(count, int):
-            if count < 1 and self.strict:
-                raise ValueError(
-                    f"sparsity {sparsity} leaves no weight of {self.path!r}; lower it, or let "
-                    "min_alive keep some."
-                )
-            if count < self.least:
-                warnings.warn(
-                    f"sparsity {sparsity} leaves {count} in {self.path!r}; it keeps {self.least} "
-                    "by min_alive.",
-                    stacklevel=2,
-                )
-            return min(max(count, self.least), self.groups.columns)
-        return jnp.clip(count, self.least, self.groups.columns)
-
-    def alive(self, sparsity: float | Array) -> int | Array:
-        """Weights that live at a sparsity."""
-        return self.kept(sparsity) * self.groups.rows * self.groups.size
+            return self._fixed(self.pattern.fixed, sparsity)
+        count = target_count(self.groups.columns, sparsity)
+        if not isinstance(count, int):
+            return jnp.clip(count, self.least, self.groups.columns)
+        if count < 1 and self.strict:
+            raise ValueError(
+                f"sparsity {sparsity} leaves no weight of {self.path!r}; lower it, or let "
+                "min_alive keep some."
+            )
+        if count < self.least:
+            warnings.warn(
+                f"sparsity {sparsity} leaves {count} in {self.path!r}; it keeps {self.least} "
+                "by min_alive.",
+                stacklevel=2,
+            )
+        return min(max(count, self.least), self.groups.columns)
 
     def select(self, scores: Array, k: int | Array, where: Array | None = None) -> Array:
         """The mask of the `k` best groups of every row; see `jaxsparse.patterns.select`."""
@@ -79,14 +80,17 @@ class LeafPlan(NamedTuple):
         left = k - jnp.sum(safe, dtype=jnp.int32)
         return safe | select(self.pattern, self.axes, scores, left, others)
 
-    def count(self, mask: Array, by_rows: bool = False) -> Array:
-        """Living groups of a mask, an int32 scalar, or one per row."""
-        groups = group_mask(self.pattern, self.axes, mask)
-        return jnp.sum(groups, -1 if by_rows else None, dtype=jnp.int32)
+    def alive_groups(self, mask: Array) -> Array:
+        """The mask of the groups that live."""
+        return group_mask(self.pattern, self.axes, mask)
 
-    def _fixed(self, sparsity: float | Array) -> int:
-        n, m = self.pattern.fixed, self.groups.columns
-        if not isinstance(sparsity, jax.core.Tracer) and living(m, sparsity) != n:
+    def count_alive(self, mask: Array, by_rows: bool = False) -> Array:
+        """Living groups of a mask, an int32 scalar, or one per row."""
+        return jnp.sum(self.alive_groups(mask), -1 if by_rows else None, dtype=jnp.int32)
+
+    def _fixed(self, n: int, sparsity: float | Array) -> int:
+        m = self.groups.columns
+        if not traced(sparsity) and target_count(m, sparsity) != n:
             raise ValueError(
                 f"sparsity {sparsity} at {self.path!r} cannot be reached: pattern "
                 f"{self.pattern.name} keeps {n} of {m}; ask for sparsity={1 - n / m}."
@@ -94,81 +98,192 @@ class LeafPlan(NamedTuple):
         return n
 
 
-Plan = list[LeafPlan | None]
-"""One entry per leaf of the tree, in flattening order; None = the leaf is dense."""
+class Plan(NamedTuple):
+    """What is decided about a whole tree of parameters.
 
+    Its methods take trees in the structure of the parameters; of those, functions see the sparse
+    leaves only.
 
-def map_plan(
-    plan: Plan,
-    function: Callable[..., Any],
-    otherwise: Callable[[Any], Any],
-    tree: Any,
-    *rest: list[Any],
-) -> Any:
-    """Maps `(leaf plan, leaf, *others)` over the sparse leaves and `otherwise` over the others."""
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten(
-        function(entry, leaf, *(other[i] for other in rest)) if entry else otherwise(leaf)
-        for i, (entry, leaf) in enumerate(zip(plan, leaves, strict=True))
-    )
+    Attributes:
+      treedef: the structure of the parameters.
+      leaves: a plan for every leaf, in flattening order; None = the leaf is dense.
+      scope: "layer", or "global" where all sparse leaves compete.
+      sparsity: the target in [0, 1) of every sparse leaf, as a tree with None for dense leaves
+        (and where it cannot be told); with scope "global" one number for all leaves together.
+      prunable: a tree of bools: the leaves that count in a density, those that stay whole as well.
+    """
 
+    treedef: Any
+    leaves: tuple[LeafPlan | None, ...]
+    scope: str
+    sparsity: Any
+    prunable: Any
 
-def select_by_layer(
-    plan: Plan, scores: Scores, kept: list[int | Array | None], eligible: list[Array | None]
-) -> Masks:
-    """Masks of the `kept[i]` best groups per row of every sparse leaf."""
+    @property
+    def sparse(self) -> list[LeafPlan]:
+        """The plans of the sparse leaves."""
+        return [leaf for leaf in self.leaves if leaf is not None]
 
-    def leaf(entry: LeafPlan, score: Array, k: int | Array, where: Array | None) -> Array:
-        return entry.select(score, k, where)
+    @property
+    def granularity(self) -> int:
+        """Weights per group where all leaves compete."""
+        return self.sparse[0].granularity
 
-    return map_plan(plan, leaf, full_mask, scores, kept, eligible)
+    def tree(self, values: Iterable[Any]) -> Any:
+        """A tree of one value for every sparse leaf, with None for the dense ones."""
+        found = iter(values)
+        return self.treedef.unflatten(leaf and next(found) for leaf in self.leaves)
 
+    def zip(self, *values: Any) -> list[tuple[Any, ...]]:
+        """`(leaf plan, *leaves)` of every sparse leaf; None is a tree of Nones."""
+        found = zip(self.leaves, *map(self._flat, values), strict=True)
+        return [each for each in found if each[0] is not None]
 
-def select_globally(
-    plan: Plan, scores: Scores, total: int | Array, eligible: list[Array | None]
-) -> Masks:
-    """Masks of the `total` best groups of all sparse leaves; each keeps its own `least` first."""
-    leaves = jax.tree.leaves(scores)
-    sparse = [i for i, entry in enumerate(plan) if entry]
-    check_countable(plan)
-    check_total(plan, total)
-    gathered = {i: plan[i].pattern.gather(leaves[i], plan[i].axes) for i in sparse}
-    safe, where = [], []
-    for i in sparse:
-        entry, alive = plan[i], jnp.ones(gathered[i].shape, bool)
-        if eligible[i] is not None:
-            alive = group_mask(entry.pattern, entry.axes, eligible[i])
-        best = entry.select(leaves[i], entry.least, eligible[i])
-        best = group_mask(entry.pattern, entry.axes, best)
-        safe.append(best)
-        where.append(alive & ~best)
-    spent = sum(jnp.sum(mask, dtype=jnp.int32) for mask in safe) if safe else 0
-    chosen = global_top_k_masks([gathered[i] for i in sparse], total - spent, where=where)
-    masks = {
-        i: plan[i].pattern.spread(best | more, plan[i].shape, plan[i].axes)
-        for i, best, more in zip(sparse, safe, chosen, strict=True)
-    }
-    return jax.tree.structure(scores).unflatten(
-        masks[i] if i in masks else full_mask(leaf) for i, leaf in enumerate(leaves)
-    )
+    def each(self, function: Callable[..., Any], *values: Any) -> list[Any]:
+        """`function(leaf plan, *leaves)` of every sparse leaf."""
+        return [function(*found) for found in self.zip(*values)]
 
-
-def check_countable(plan: Plan) -> None:
-    """Raises where the sparse leaves have more groups than one selection can count."""
-    groups = sum(entry.groups.rows * entry.groups.columns for entry in plan if entry)
-    if groups > 2**31 - 1:
-        raise ValueError(
-            f"a global choice counts at most {2**31 - 1:,} weights (or groups of a pattern), but "
-            f'these leaves have {groups:,}; choose by layer (scope="layer"), group the weights by '
-            "a pattern, or leave more of them dense with prunable=."
+    def map(
+        self,
+        function: Callable[..., Any],
+        tree: Any,
+        *others: Any,
+        dense: Callable[[Any], Any] = lambda leaf: leaf,
+    ) -> Any:
+        """A tree of `function(leaf plan, leaf, *others)`; dense leaves of `tree` go through
+        `dense`, and so stay what they are by default."""
+        found = iter(self.each(function, tree, *others))
+        return self.treedef.unflatten(
+            dense(leaf) if plan is None else next(found)
+            for plan, leaf in zip(self.leaves, self._flat(tree), strict=True)
         )
 
+    def with_leaves(self, change: Callable[[LeafPlan], LeafPlan]) -> "Plan":
+        """The same plan with another one for every sparse leaf."""
+        return self._replace(leaves=tuple(leaf and change(leaf) for leaf in self.leaves))
 
-def check_total(plan: Plan, total: int | Array) -> None:
-    """Raises where a total is too small for every leaf to keep what it keeps at least."""
-    least = sum(entry.least for entry in plan if entry)
-    if isinstance(total, int) and total < least:
-        raise ValueError(
-            f"sparsity leaves {total} groups of weights in all, but min_alive keeps {least}, some "
-            "in every leaf; lower one of them."
-        )
+    def groups(self) -> list[int]:
+        """Groups of every sparse leaf, alive or dead."""
+        return [leaf.groups.rows * leaf.groups.columns for leaf in self.sparse]
+
+    def total(self) -> int:
+        """Groups of all sparse leaves together, alive or dead."""
+        return sum(self.groups())
+
+    def whole(self) -> Counts:
+        """The counts at which everything lives."""
+        if self.scope == "global":
+            return self.total()
+        return self.tree(leaf.groups.columns for leaf in self.sparse)
+
+    def counts(self, sparsity: Any) -> Counts:
+        """Groups per row that live at a sparsity (or groups in all, with scope "global").
+
+        Args:
+          sparsity: one for all leaves, or a tree like the attribute `sparsity`.
+        """
+        if self.scope == "global":
+            total = target_count(self.total(), sparsity)
+            self.check_total(total)
+            return total
+        if jax.tree_util.all_leaves([sparsity]):
+            return self.tree(leaf.target_count(sparsity) for leaf in self.sparse)
+        return self.tree(self.each(LeafPlan.target_count, sparsity))
+
+    def weights(self, counts: Counts, params: Params) -> Any:
+        """The weights that live at `counts`, dense leaves as a whole: a tree of numbers, or with
+        scope "global" one number for all leaves together."""
+
+        def scaled(leaf: LeafPlan, _: Array, count: Any) -> Any:
+            return count * leaf.granularity
+
+        def size(leaf: Any) -> int:
+            return leaf.size if trees.is_array(leaf) else 0
+
+        if self.scope == "global":
+            dense = self.map(lambda *_: 0, params, dense=size)
+            return counts * self.granularity + sum(jax.tree.leaves(dense))
+        return self.map(scaled, params, counts, dense=size)
+
+    def count_alive(self, masks: Masks) -> Array:
+        """Living groups of every sparse leaf, int32 of shape (leaves,); their sum may pass 2^31."""
+        found = self.each(LeafPlan.count_alive, masks)
+        return jnp.stack(found) if found else jnp.zeros(0, jnp.int32)
+
+    def select(self, scores: Scores, counts: Counts, within: Masks | None = None) -> Masks:
+        """Masks of the best groups, as many as `counts` says; dense leaves are all True."""
+        if self.scope == "global":
+            return self.select_globally(scores, counts, within)
+        return self.map(LeafPlan.select, scores, counts, within, dense=full_mask)
+
+    def select_globally(
+        self, scores: Scores, total: int | Array, within: Masks | None = None
+    ) -> Masks:
+        """Masks of the `total` best groups of all sparse leaves; each keeps its `least` first."""
+        self.check_countable()
+        self.check_total(total)
+
+        def first(leaf: LeafPlan, score: Array, where: Array | None) -> Array:
+            return leaf.alive_groups(leaf.select(score, leaf.least, where))
+
+        def others(leaf: LeafPlan, where: Array | None, mask: Array) -> Array:
+            return ~mask if where is None else leaf.alive_groups(where) & ~mask
+
+        def join(leaf: LeafPlan, _: Array, mask: Array, more: Array) -> Array:
+            return leaf.pattern.spread(mask | more, leaf.shape, leaf.axes)
+
+        gathered = self.each(lambda leaf, s: leaf.pattern.gather(s, leaf.axes), scores)
+        safe = self.each(first, scores, within)
+        left = total - sum(jnp.sum(mask, dtype=jnp.int32) for mask in safe)
+        where = self.each(others, within, self.tree(safe))
+        chosen = global_top_k_masks(gathered, left, where=where)
+        return self.map(join, scores, self.tree(safe), self.tree(chosen), dense=full_mask)
+
+    def check_countable(self) -> None:
+        """Raises where the sparse leaves have more groups than one selection can count."""
+        groups = self.total()
+        if groups > 2**31 - 1:
+            raise ValueError(
+                f"a global choice counts at most {2**31 - 1:,} weights (or groups of a pattern), "
+                f'but these leaves have {groups:,}; choose by layer (scope="layer"), group the '
+                "weights by a pattern, or leave more of them dense with prunable=."
+            )
+
+    def check_total(self, total: int | Array) -> None:
+        """Raises where a total is too small for every leaf to keep what it keeps at least."""
+        least = sum(leaf.least for leaf in self.sparse)
+        if isinstance(total, int) and total < least:
+            raise ValueError(
+                f"sparsity leaves {total} groups of weights in all, but min_alive keeps {least}, "
+                "some in every leaf; lower one of them."
+            )
+
+    def _flat(self, tree: Any) -> list[Any]:
+        return [None] * len(self.leaves) if tree is None else self.treedef.flatten_up_to(tree)
+
+
+def counts_over_time(counts: Sequence[Counts]) -> Counts:
+    """Counts of several moments as one, with the moments along the first axis, int32."""
+    return jax.tree.map(lambda *moments: jnp.array(moments, jnp.int32), *counts)
+
+
+def remembered(plan: Callable[[Params], Plan]) -> Callable[[Params], Plan]:
+    """A function that plans, with its last plan at hand for parameters of the same structure,
+    shapes and types.
+
+    A plan that holds a traced sparsity is valid in its own trace only, so it is made anew.
+    """
+    last: list[tuple[Any, Plan]] = []
+
+    def look_up(params: Params) -> Plan:
+        leaves, treedef = jax.tree.flatten(params)
+        key = treedef, [(x.shape, x.dtype) if trees.is_array(x) else None for x in leaves]
+        for known, made in last:
+            if known == key:
+                return made
+        made = plan(params)
+        if not any(map(traced, jax.tree.leaves(made.sparsity))):
+            last[:] = [(key, made)]
+        return made
+
+    return look_up

@@ -24,12 +24,13 @@ def as_key(key: Key) -> Array:
         if not -(2**63) <= key < 2**63:
             raise ValueError(f"key must be an int of 64 bits, got {key}.")
         return jax.random.key(int(key))
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+    scalar = key.ndim == 0
+    if isinstance(key, jax.Array) and scalar and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
-    if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
+    if scalar and jnp.issubdtype(key.dtype, jnp.integer):
         return jax.random.key(key)
     if key.ndim == 1 and key.dtype == jnp.uint32:
-        return jax.random.wrap_key_data(key)
+        return jax.random.wrap_key_data(jnp.asarray(key))
     raise TypeError(f"key must be a single random key, got an array {key.dtype}{key.shape}.")
 
 

@@ -1,21 +1,29 @@
 """Scores -> masks: one-shot and iterative pruning, per layer and globally; random masks."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.checks import check_flag, check_function, check_options, check_size, check_sparsity
-from jaxsparse.distributions import living, uniform
+from jaxsparse.checks import (
+    check_flag,
+    check_function,
+    check_options,
+    check_size,
+    check_sparsity,
+    traced,
+)
+from jaxsparse.distributions import uniform
 from jaxsparse.masks import apply, check_masks, full_mask
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
+from jaxsparse.plans import Counts, Plan, counts_over_time
 from jaxsparse.scores import magnitude, random_scores
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
+from jaxsparse.targets import ShapeOptions, Target
+from jaxsparse.types import AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
 
 
 def prune(
@@ -74,18 +82,15 @@ def prune(
       [[False, False], [False, False]]
     """
     check_flag("signed", signed)
-    spec = Spec(sparsity, distribution, scope, prunable, pattern, axes, min_alive).checked()
-    plan = spec.plan(scores, "scores")
-    eligible = [None] * len(plan)
+    target = Target(sparsity, distribution, scope, prunable, pattern, axes, min_alive).checked()
+    plan = target.plan(scores, "scores")
     if within is not None:
-        eligible = trees.check_same(scores, within, "within")
+        trees.check_same(scores, within, "within")
         check_masks(within, "within")
     if not signed:
         _warn_of_signs(plan, scores)
-    if scope == "global":
-        total = living(sum(p.groups.rows * p.groups.columns for p in plan if p), sparsity)
-        return _report_collapse(plan, select_globally(plan, scores, total, eligible))
-    return select_by_layer(plan, scores, [p and p.kept(p.sparsity) for p in plan], eligible)
+    masks = plan.select(scores, plan.counts(plan.sparsity), within)
+    return _report_collapse(plan, masks) if scope == "global" else masks
 
 
 def prune_by_magnitude(
@@ -184,7 +189,7 @@ def prune_iteratively(
     *,
     rounds: int = 100,
     scope: str = "global",
-    **options: Any,
+    **options: Unpack[ShapeOptions],
 ) -> Masks:
     """Prunes in rounds, scoring the survivors anew each time; after round r a density of
     `(1 - sparsity)^(r / rounds)` is left.
@@ -219,44 +224,28 @@ def prune_iteratively(
     check_sparsity(sparsity)
     check_size("rounds", rounds)
     check_function("score", score, "(params) -> scores")
-    check_options("prune_iteratively", options, ("prunable", "pattern", "axes", "min_alive"))
-    spec = Spec(sparsity, scope=scope, **options).checked()
-    plan = spec.plan(params)
+    check_options(prune_iteratively, options)
+    target = Target(sparsity, scope=scope, **options).checked()
+    plan = target.plan(params)
     steps = [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds)] + [sparsity]
-    size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-    totals = [living(size, s) for s in steps]
-    if scope == "global":
-        check_total(plan, totals[-1])
-        totals = jnp.array(totals, jnp.int32)
-    else:
-        kept = [p and jnp.array([p.kept(s) for s in steps], jnp.int32) for p in plan]
+    counts = counts_over_time([plan.counts(s) for s in steps])
 
-    arrays, treedef = jax.tree.flatten(jax.tree.map(full_mask, params))
-    traced = [i for i, leaf in enumerate(arrays) if trees.is_array(leaf)]
+    def whole(survivors: Masks) -> Masks:
+        return plan.map(lambda _, leaf, mask: mask, params, survivors, dense=full_mask)
 
-    def one_round(carry: list[Array], r: Array) -> tuple[list[Array], None]:
-        within = list(arrays)
-        for i, mask in zip(traced, carry, strict=True):
-            within[i] = mask
-        scores = score(apply(params, treedef.unflatten(within)))
-        if scope == "global":
-            masks = select_globally(plan, scores, totals[r], within)
-        else:
-            counts = [None if k is None else k[r] for k in kept]
-            masks = select_by_layer(plan, scores, counts, within)
-        return [jax.tree.leaves(masks)[i] for i in traced], None
+    def one_round(survivors: Masks, counts: Counts) -> tuple[Masks, None]:
+        masks = plan.select(score(apply(params, whole(survivors))), counts, survivors)
+        return plan.tree(mask for _, mask in plan.zip(masks)), None
 
-    final, _ = jax.lax.scan(one_round, [arrays[i] for i in traced], jnp.arange(rounds))
-    for i, mask in zip(traced, final, strict=True):
-        arrays[i] = mask
-    masks = treedef.unflatten(arrays)
+    everything = plan.tree(full_mask(leaf) for _, leaf in plan.zip(params))
+    survivors, _ = jax.lax.scan(one_round, everything, counts, length=rounds)
+    masks = whole(survivors)
     return _report_collapse(plan, masks) if scope == "global" else masks
 
 
 def _warn_of_signs(plan: Plan, scores: Scores) -> None:
     """Warns where the scores of sparse leaves have both signs, as parameters have."""
-    pairs = zip(plan, jax.tree.leaves(scores), strict=True)
-    found = [score for entry, score in pairs if entry]
+    found = [score for _, score in plan.zip(scores)]
     if any(isinstance(score, jax.core.Tracer | jax.ShapeDtypeStruct) for score in found):
         return
     with jax.ensure_compile_time_eval():  # the caller may be traced where the scores are not
@@ -272,14 +261,13 @@ def _warn_of_signs(plan: Plan, scores: Scores) -> None:
 
 def _report_collapse(plan: Plan, masks: Masks) -> Masks:
     """Names the layers in which a global choice leaves no more than `min_alive` saves."""
-    for entry, mask in zip(plan, jax.tree.leaves(masks), strict=True):
-        if entry is None or isinstance(mask, jax.core.Tracer):
+    for leaf, mask in plan.zip(masks):
+        if traced(mask):
             continue
-        alive = int(entry.count(mask)) * entry.groups.size
-        size = entry.groups.rows * entry.groups.columns * entry.groups.size
-        found = f"layer collapse: {alive} of {size} weights of {entry.path!r} are left"
-        if entry.strict and not alive:
+        alive, size = int(leaf.count_alive(mask)) * leaf.groups.size, math.prod(leaf.shape)
+        found = f"layer collapse: {alive} of {size} weights of {leaf.path!r} are left"
+        if leaf.strict and not alive:
             raise ValueError(f"{found}; lower the sparsity, or let min_alive keep some.")
-        if alive <= entry.least * entry.groups.size and alive < size:
+        if alive <= leaf.least * leaf.groups.size and alive < size:
             warnings.warn(f"{found}.", stacklevel=3)
     return masks

@@ -44,6 +44,21 @@ def default_prunable(path: str, leaf: Any) -> bool:
     return why_dense(path, leaf) is None
 
 
+def asked_once(prunable: Prunable | None) -> Prunable | None:
+    """The same filter, which remembers its answers; None stays the default one."""
+    if prunable is None:
+        return None
+    answers: dict[Any, bool] = {}
+
+    def ask(path: str, leaf: Any) -> bool:
+        question = path, getattr(leaf, "shape", None)
+        if question not in answers:
+            answers[question] = prunable(path, leaf)
+        return answers[question]
+
+    return ask
+
+
 def why_dense(path: str, leaf: Any) -> str | None:
     """Why the default filter leaves a leaf dense, in a few words; None where it may be sparse."""
     if not trees.is_float(leaf):

@@ -53,7 +53,7 @@ def redistribute(total: int | Array, shares: Array, room: Array, cap: Array | No
         raise ValueError(f"room must be at least 0, got {room}.")
     layers = shares.shape[0]
     room = room.astype(jnp.int32)
-    total = counts.smaller(_checked(total), counts.add_up(room))
+    goal = counts.smaller(_checked(total), counts.add_up(room))
     cap = room.astype(jnp.float32) if cap is None else cap
     usable = jnp.all(jnp.isfinite(shares)) & (jnp.sum(shares) > 0)
     shares = jnp.where(usable, shares / jnp.sum(shares), jnp.float32(1 / layers))
@@ -66,10 +66,10 @@ def redistribute(total: int | Array, shares: Array, room: Array, cap: Array | No
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         return (carry[1] >= 1) & (carry[2] < 1000)
 
-    start = (shares * counts.as_float(total), jnp.float32(jnp.inf), jnp.int32(0))
+    start = (shares * counts.as_float(goal), jnp.float32(jnp.inf), jnp.int32(0))
     quotas, _, _ = lax.while_loop(unfinished, spread, start)
     below = jnp.clip(jnp.floor(quotas).astype(jnp.int32), 0, room)
-    return _settle(jnp.where(quotas < room.astype(jnp.float32), below, room), quotas, room, total)
+    return _settle(jnp.where(quotas < room.astype(jnp.float32), below, room), quotas, room, goal)
 
 
 def _checked(total: int | Array) -> counts.Total:

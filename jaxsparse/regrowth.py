@@ -5,20 +5,16 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxsparse import counts, trees
 from jaxsparse.checks import check_choice, check_fraction
 from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, map_plan, select_globally
+from jaxsparse.plans import Counts, LeafPlan, Plan
 from jaxsparse.redistribution import redistribute
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, AxesSpec, Masks, Prunable, Scores
-
-Counts = list[Array | None]
-"""Groups per leaf (or per row of a leaf) as int32, in the order of the plan; None = dense."""
+from jaxsparse.targets import Target
+from jaxsparse.types import Array, AxesSpec, Masks, Params, Prunable, Scores
 
 
 def drop_and_grow(
@@ -75,130 +71,125 @@ def drop_and_grow(
     trees.check_same(drop_scores, masks, "masks", first="drop_scores")
     trees.check_same(drop_scores, grow_scores, "grow_scores", first="drop_scores")
     check_masks(masks)
-    plan = Spec(0.5, prunable=prunable, pattern=pattern, axes=axes).checked().plan(drop_scores)
+    plan = Target(0.5, prunable=prunable, pattern=pattern, axes=axes).checked().plan(drop_scores)
     check_choice("scope", scope, ("layer", "global"))
     if scope == "global":
         if importance is not None:
             raise ValueError('importance: with scope="global" the scores decide; leave it out.')
         check_movable(plan)
-        total = counts.floor(_all(living(plan, masks)), counts.share(fraction))
-        kept = drop_globally(plan, masks, drop_scores, total)
-        return grow_globally(plan, kept, grow_scores, lost(plan, masks, kept))
+        total = counts.floor(_all(plan.count_alive(masks)), counts.share(fraction))
+        survivors = drop_globally(plan, masks, drop_scores, total)
+        return grow_globally(plan, survivors, grow_scores, lost(plan, masks, survivors))
     if importance is None:
         dropped = drop_counts(plan, masks, fraction)
-        kept = drop(plan, masks, drop_scores, dropped)
-        return grow(plan, kept, grow_scores, refill_counts(plan, masks, kept))
+        survivors = drop(plan, masks, drop_scores, dropped)
+        return grow(plan, survivors, grow_scores, refill_counts(plan, masks, survivors))
     trees.check_same(drop_scores, importance, "importance", first="drop_scores")
     check_movable(plan)
     shares = mean_shares(plan, masks, importance)
-    kept = drop(plan, masks, drop_scores, limited_drop_counts(plan, masks, shares, fraction))
-    return grow(plan, kept, grow_scores, shared_counts(plan, masks, kept, shares))
+    dropped = limited_drop_counts(plan, masks, shares, fraction)
+    survivors = drop(plan, masks, drop_scores, dropped)
+    return grow(plan, survivors, grow_scores, shared_counts(plan, masks, survivors, shares))
 
 
 def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
     """`floor(fraction * living groups)` per leaf."""
-    return _by_leaf(plan, counts.floor(living(plan, masks), counts.share(fraction)))
+    dropped = counts.floor(plan.count_alive(masks), counts.share(fraction))
+    return plan.tree(jnp.asarray(dropped))
 
 
 def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
     """The living groups that went missing, per leaf, or per row where a pattern has rows."""
 
-    def missing(entry: LeafPlan, old: Array, new: Array) -> Array:
-        rows = entry.pattern.by_rows
-        return entry.count(old, rows) - entry.count(new, rows)
+    def missing(leaf: LeafPlan, old: Array, new: Array) -> Array:
+        rows = leaf.pattern.by_rows
+        return leaf.count_alive(old, rows) - leaf.count_alive(new, rows)
 
-    pairs = zip(plan, jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return [entry and missing(entry, old, new) for entry, old, new in pairs]
+    return plan.tree(plan.each(missing, before, after))
 
 
 def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
-    """Takes the `counts[i]` lowest-scored living groups out of every leaf, over all its rows."""
+    """Takes the lowest-scored living groups out of every leaf, over all its rows."""
 
-    def leaf(entry: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
-        return in_one_row(entry).select(score, entry.count(mask) - count, mask)
+    def one(leaf: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
+        return in_one_row(leaf).select(score, leaf.count_alive(mask) - count, mask)
 
-    return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(scores), counts)
+    return plan.map(one, masks, scores, counts)
 
 
-def drop_signs(plan: Plan, masks: Masks, params: Any, fraction: float | Array) -> Masks:
+def drop_signs(plan: Plan, masks: Masks, params: Params, fraction: float | Array) -> Masks:
     """SET's own drop: of the positive weights of every leaf the `floor(fraction * count)` smallest,
     and of the negative ones the `floor(fraction * count)` closest to zero."""
 
     def sides(mask: Array, weights: Array) -> tuple[Array, Array]:
         return mask & (weights >= 0), mask & (weights < 0)
 
-    def leaf(entry: LeafPlan, mask: Array, weights: Array, count: Array) -> Array:
-        kept = [
-            entry.select(jnp.abs(weights), count[i], side)
-            for i, side in enumerate(sides(mask, weights))
-        ]
-        return kept[0] | kept[1]
+    def count(leaf: LeafPlan, mask: Array, weights: Array) -> Array:
+        return jnp.stack([leaf.count_alive(side) for side in sides(mask, weights)])
 
-    pairs = list(zip(sparse_pairs(plan, masks), sparse_pairs(plan, params), strict=True))
-    if not pairs:
+    def one(leaf: LeafPlan, mask: Array, weights: Array, left: Array) -> Array:
+        positive, negative = sides(mask, weights)
+        sizes = jnp.abs(weights)
+        return leaf.select(sizes, left[0], positive) | leaf.select(sizes, left[1], negative)
+
+    if not plan.sparse:
         return masks
-    alive = jnp.stack(
-        [jnp.stack([entry.count(s) for s in sides(mask, w)]) for (entry, mask), (_, w) in pairs]
-    )
-    left = _by_leaf(plan, alive - counts.floor(alive, counts.share(fraction)))
-    return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(params), left)
+    alive = jnp.stack(plan.each(count, masks, params))
+    left = alive - counts.floor(alive, counts.share(fraction))
+    return plan.map(one, masks, params, plan.tree(left))
 
 
 def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
-    """Brings the `counts[i]` highest-scored dead groups of every leaf (or row) to life."""
+    """Brings the highest-scored dead groups of every leaf (or row) to life."""
 
-    def leaf(entry: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
-        return mask | entry._replace(units=None).select(score, count, ~mask)
+    def one(leaf: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
+        return mask | leaf._replace(units=None).select(score, count, ~mask)
 
-    return map_plan(plan, leaf, lambda mask: mask, masks, jax.tree.leaves(scores), counts)
+    return plan.map(one, masks, scores, counts)
 
 
-def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: Array) -> Masks:
+def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: int | Array) -> Masks:
     """Takes the `total` lowest-scored living groups out of all leaves; each keeps its least."""
-    eligible = jax.tree.leaves(masks)
-    chosen = select_globally(plan, scores, _all(living(plan, masks)) - total, eligible)
-    both = lambda _, mask, new: new & mask  # noqa: E731
-    return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
+    left = _all(plan.count_alive(masks)) - total
+    survivors = plan.select_globally(scores, left, masks)
+    return plan.map(lambda _, mask, new: new & mask, masks, survivors)
 
 
 def grow_globally(plan: Plan, masks: Masks, scores: Scores, missing: Array) -> Masks:
     """Brings the highest-scored dead groups of all leaves to life, as many as are missing."""
-    free = [entry and entry._replace(least=0, units=None) for entry in plan]
-    dead = [~mask for mask in jax.tree.leaves(masks)]
-    chosen = select_globally(free, scores, _all(missing), dead)
-    both = lambda _, mask, new: new | mask  # noqa: E731
-    return map_plan(plan, both, lambda mask: mask, masks, jax.tree.leaves(chosen))
+    free = plan.with_leaves(lambda leaf: leaf._replace(least=0, units=None))
+    dead = plan.map(lambda _, mask: ~mask, masks)
+    grown = free.select_globally(scores, _all(missing), dead)
+    return plan.map(lambda _, mask, new: new | mask, masks, grown)
 
 
-def mean_shares(plan: Plan, masks: Masks, values: Any) -> Array:
+def mean_shares(plan: Plan, masks: Masks, values: Params) -> Array:
     """Each sparse leaf's share by the mean value of its living weights; float32, with sum 1."""
-    means = []
-    for (entry, mask), (_, leaf) in zip(
-        sparse_pairs(plan, masks), sparse_pairs(plan, values), strict=True
-    ):
-        alive = entry.count(mask).astype(jnp.float32) * entry.groups.size
-        total = jnp.sum(jnp.where(mask, leaf, 0).astype(jnp.float32))
-        means.append(total / jnp.maximum(alive, 1))
-    return _normalised(jnp.stack(means))
+
+    def mean(leaf: LeafPlan, mask: Array, value: Array) -> Array:
+        alive = leaf.count_alive(mask).astype(jnp.float32) * leaf.groups.size
+        total = jnp.sum(jnp.where(mask, value, 0).astype(jnp.float32))
+        return total / jnp.maximum(alive, 1)
+
+    return _normalised(jnp.stack(plan.each(mean, masks, values)))
 
 
 def count_shares(plan: Plan, masks: Masks) -> Array:
     """Each sparse leaf's share by its number of living weights; float32, with sum 1."""
-    found = [entry.count(mask) * entry.groups.size for entry, mask in sparse_pairs(plan, masks)]
+    found = plan.each(lambda leaf, mask: leaf.count_alive(mask) * leaf.groups.size, masks)
     return _normalised(jnp.stack(found).astype(jnp.float32))
 
 
 def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float | Array) -> Counts:
     """`ceil(fraction * living groups)` per leaf; a leaf more than 0.8 dense with more than an
     average share drops at most its sparsity."""
-    sparse = [entry for entry in plan if entry]
-    alive, size = living(plan, masks), _sizes(plan)
-    least = jnp.array([entry.least * entry.groups.rows for entry in sparse], jnp.int32)
+    alive, size = plan.count_alive(masks), jnp.array(plan.groups(), jnp.int32)
+    least = jnp.array([leaf.least * leaf.groups.rows for leaf in plan.sparse], jnp.int32)
     wanted = counts.ceil(alive, counts.share(fraction))
     limited = counts.ceil(alive, counts.Share(size - alive, jnp.maximum(size, 1)))
-    nearly_full = (size - alive < -(-size // 5)) & (shares > 1 / len(sparse))
+    nearly_full = (size - alive < -(-size // 5)) & (shares > 1 / len(plan.sparse))
     wanted = jnp.where(nearly_full, jnp.minimum(wanted, limited), wanted)
-    return _by_leaf(plan, jnp.clip(wanted, 0, jnp.maximum(alive - least, 0)))
+    return plan.tree(jnp.clip(wanted, 0, jnp.maximum(alive - least, 0)))
 
 
 def shared_counts(
@@ -210,75 +201,51 @@ def shared_counts(
     """
     room = free_places(plan, after)
     caps = 0.99 * room.astype(jnp.float32) if caps is None else caps
-    return _by_leaf(plan, redistribute(lost(plan, before, after), shares, room, caps))
+    return plan.tree(redistribute(lost(plan, before, after), shares, room, caps))
 
 
 def free_places(plan: Plan, masks: Masks) -> Array:
     """Dead groups of every sparse leaf, int32 of shape (leaves,)."""
-    return _sizes(plan) - living(plan, masks)
+    return jnp.array(plan.groups(), jnp.int32) - plan.count_alive(masks)
 
 
-def in_one_row(entry: LeafPlan) -> LeafPlan:
+def lost(plan: Plan, before: Masks, after: Masks) -> Array:
+    """How many living groups went missing in every sparse leaf, int32 of shape (leaves,)."""
+    return plan.count_alive(before) - plan.count_alive(after)
+
+
+def dropped_last(plan: Plan, scores: Scores, before: Masks, after: Masks) -> Scores:
+    """Scores in [0, 1) by which what was just dropped grows only where no other place is left."""
+
+    def one(_: LeafPlan, score: Array, old: Array, new: Array) -> Array:
+        return jnp.where(old & ~new, score - 1, score)
+
+    return plan.map(one, scores, before, after)
+
+
+def in_one_row(leaf: LeafPlan) -> LeafPlan:
     """The same leaf with all its groups in one competition."""
-    return entry._replace(pattern=entry.pattern._replace(by_rows=False))
+    return leaf._replace(pattern=leaf.pattern._replace(by_rows=False))
 
 
 def check_movable(plan: Plan) -> None:
     """Raises where groups of weights cannot move between leaves."""
-    for entry in plan:
-        if entry and entry.pattern.by_rows:
+    for leaf in plan.sparse:
+        if leaf.pattern.by_rows:
             raise ValueError(
-                f"pattern {entry.pattern.name} fixes the count of every row, so weights cannot "
+                f"pattern {leaf.pattern.name} fixes the count of every row, so weights cannot "
                 "move between layers."
             )
-    if len({entry.groups.size for entry in plan if entry}) > 1:
+    if len({leaf.groups.size for leaf in plan.sparse}) > 1:
         raise ValueError(
             "groups of weights cannot move between layers, because here they differ in size; use "
             "the unstructured pattern, or keep the counts of the layers."
         )
 
 
-def sparse_pairs(plan: Plan, tree: Any) -> list[tuple[LeafPlan, Any]]:
-    """`(leaf plan, leaf)` of every sparse leaf."""
-    return [(e, leaf) for e, leaf in zip(plan, jax.tree.leaves(tree), strict=True) if e]
-
-
-def living(plan: Plan, masks: Masks) -> Array:
-    """Living groups of every sparse leaf, int32 of shape (leaves,); their sum may pass 2^31."""
-    found = [entry.count(mask) for entry, mask in sparse_pairs(plan, masks)]
-    return jnp.stack(found) if found else jnp.zeros(0, jnp.int32)
-
-
-def lost(plan: Plan, before: Masks, after: Masks) -> Array:
-    """How many living groups went missing in every sparse leaf, int32 of shape (leaves,)."""
-    return living(plan, before) - living(plan, after)
-
-
-def _sizes(plan: Plan) -> Array:
-    """Groups of every sparse leaf, alive or dead, int32 of shape (leaves,)."""
-    sizes = [entry.groups.rows * entry.groups.columns for entry in plan if entry]
-    return jnp.array(sizes, jnp.int32)
-
-
-def _by_leaf(plan: Plan, groups: Array) -> Counts:
-    """An entry for every leaf of the tree, from one for every sparse leaf."""
-    found = iter(groups)
-    return [entry and next(found) for entry in plan]
-
-
 def _all(groups: Array) -> Array:
     """The groups of all leaves together, which a selection over all of them can count."""
     return jnp.sum(groups, dtype=jnp.int32)
-
-
-def dropped_last(plan: Plan, scores: Scores, before: Masks, after: Masks) -> Scores:
-    """Scores in [0, 1) by which what was just dropped grows only where no other place is left."""
-
-    def leaf(_: LeafPlan, score: Array, old: Array, new: Array) -> Array:
-        return jnp.where(old & ~new, score - 1, score)
-
-    masks = jax.tree.leaves(before), jax.tree.leaves(after)
-    return map_plan(plan, leaf, lambda score: score, scores, *masks)
 
 
 def _normalised(shares: Array) -> Array:

@@ -3,11 +3,15 @@
 A schedule is a function of the step count, a traced int32 scalar. Counts are compared as integers.
 """
 
+from typing import Protocol, overload
+
 import jax
 import jax.numpy as jnp
 
 from jaxsparse.checks import check_count, check_fraction
 from jaxsparse.types import Array, Schedule
+
+__all__ = ["constant", "cosine", "cubic", "linear", "once", "periodic"]
 
 
 def periodic(
@@ -59,12 +63,16 @@ def once(at: int | Array) -> Schedule:
     return lambda count: count == at
 
 
-def never(count: Array) -> Array:
-    """False at every count."""
-    return jnp.zeros_like(count, bool)
+class Ramp(Protocol):
+    """A schedule that also takes Python ints, and then answers with a Python float."""
+
+    @overload
+    def __call__(self, count: int, /) -> float: ...
+    @overload
+    def __call__(self, count: Array, /) -> Array: ...
 
 
-def cubic(final: float, start: int, stop: int) -> Schedule:
+def cubic(final: float, start: int, stop: int) -> Ramp:
     """Zhu & Gupta's cubic sparsity: `final * (1 - (1 - (t - start) / (stop - start))^3)`.
 
     Zero up to `start`, `final` from `stop` on. Also takes Python ints, and then answers exactly
@@ -91,7 +99,12 @@ def cubic(final: float, start: int, stop: int) -> Schedule:
     if stop <= start:
         raise ValueError(f"stop must be larger than start = {start}, got {stop}.")
 
+    @overload
+    def at(count: int) -> float: ...
+    @overload
+    def at(count: Array) -> Array: ...
     def at(count: int | Array) -> float | Array:
+        progress: float | Array
         if isinstance(count, int):
             progress = min(max((count - start) / (stop - start), 0.0), 1.0)
         else:

@@ -16,6 +16,8 @@ from jaxsparse.checks import check_function
 from jaxsparse.recognition import sparse_leaves
 from jaxsparse.types import Array, Key, Params, Prunable, Scores
 
+__all__ = ["gradient", "grasp", "magnitude", "random_scores", "saliency", "snip", "synflow"]
+
 Loss = Callable[[Params, Any], Array]
 
 

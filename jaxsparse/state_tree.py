@@ -1,6 +1,7 @@
-"""What a sparse state is, and how it is found in any tree: by its fields, not by its type alone."""
+"""What a sparse state is, and how it is found in any tree: by what it declares, not by its type."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -11,6 +12,29 @@ from jaxsparse import trees
 from jaxsparse.types import Array, Masks
 
 FORMAT = 1
+
+
+class Declared(NamedTuple):
+    """What makes a node a sparse state, whatever its type: it has these fields, and maybe others.
+
+    A node is a NamedTuple, a dataclass or a mapping. `get_masks`, `set_masks`, `metrics`,
+    `density`, `init` and `reset` ask for no more; `set_masks` with `tx` and `take_over` ask for an
+    `inner_state` too.
+
+    Attributes:
+      masks: booleans in the structure of the parameters; dense leaves are all True.
+      postponed: int32, steps at which a mask update had to wait for finite scores.
+      last_update: int32, the count of the last mask update, -1 before the first.
+      churn: float32 in [0, 1], the fraction of living weights that were dead before it.
+      sparse: the paths of the leaves that count in a density. It may be missing, or None, and is
+        then told from the masks.
+    """
+
+    masks: Masks
+    postponed: Array
+    last_update: Array
+    churn: Array
+    sparse: tuple[str, ...] | None = None
 
 
 class SparseState(NamedTuple):
@@ -32,7 +56,7 @@ class SparseState(NamedTuple):
     """
 
     version: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # a tuple has a method of that name
     key: Array
     masks: Masks
     inner_state: Any
@@ -75,8 +99,9 @@ def replaced(old: Masks, masks: Masks) -> Masks:
     """
     given = {trees.name(path): mask for path, mask in jax.tree.leaves_with_path(masks)}
 
-    def one(path: tuple[Any, ...], mask: Any) -> Any:
-        path, new = trees.name(path), given.get(trees.name(path))
+    def one(keys: tuple[Any, ...], mask: Any) -> Any:
+        path = trees.name(keys)
+        new = given.get(path)
         if not trees.is_array(mask):
             return mask
         if new is None:
@@ -91,8 +116,7 @@ def replaced(old: Masks, masks: Masks) -> Masks:
 
 
 ARRAYS = SparseState._fields[:-1]
-# What every copy of a state has, also one that leaves out the nodes without arrays.
-_DECLARED = frozenset(ARRAYS) - {"inner_state", "rule_state"}
+_NEEDED = frozenset(Declared._fields) - {"sparse"}
 VALUE = "/value"  # how the path of a Flax variable ends in a checkpoint without a template
 
 
@@ -124,32 +148,62 @@ jax.tree_util.register_pytree_with_keys(
         [(jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in ARRAYS],
         _Paths(state.sparse),
     ),
-    lambda paths, children: SparseState(*children, sparse=paths.paths),
+    lambda paths, children: SparseState._make((*children, paths.paths)),
     lambda state: (state[: len(ARRAYS)], _Paths(state.sparse)),
 )
 
 
 def is_state(node: Any) -> bool:
-    """Whether a node is a sparse state: the type itself, or a mapping that declares its fields, as
-    an `nnx.State` has one and a checkpoint that was restored without a template."""
-    return isinstance(node, SparseState) or (
-        isinstance(node, Mapping) and _DECLARED <= set(node.keys())
-    )
+    """Whether a node is a sparse state: it declares the fields of `Declared`. A mapping does so in
+    an `nnx.State`, and where a checkpoint was restored without a template."""
+    return _NEEDED <= set(_names(node))
 
 
-def find(tree: Any) -> list[SparseState]:
-    """The sparse states in any tree, or in an object that has one as `opt_state`."""
+def find(tree: Any) -> list[Declared]:
+    """What the sparse states in any tree declare, or in an object that has one as `opt_state`."""
     nodes = jax.tree.leaves(getattr(tree, "opt_state", tree), is_leaf=is_state)
     return [
-        node
-        if isinstance(node, SparseState)
-        else SparseState(*(node[name] if name in node else () for name in ARRAYS))
+        Declared(**{name: _get(node, name) for name in Declared._fields if name in _names(node)})
         for node in nodes
         if is_state(node)
     ]
 
 
-def masks_by_path(states: list[SparseState]) -> dict[str, Array]:
+def field(node: Any, name: str, asked_by: str) -> Any:
+    """A field that a sparse state may have beyond those of `Declared`.
+
+    Raises:
+      TypeError: it has none.
+    """
+    if name not in _names(node):
+        raise TypeError(
+            f"{asked_by} needs a state with the field {name!r}, but {type(node).__name__} has only "
+            f"{', '.join(map(str, _names(node)))}."
+        )
+    return _get(node, name)
+
+
+def replace(node: Any, **changes: Any) -> Any:
+    """A state of the same type with other values in some of its fields."""
+    if hasattr(type(node), "_replace"):
+        return node._replace(**changes)
+    if dataclasses.is_dataclass(type(node)):
+        return dataclasses.replace(node, **changes)
+    return type(node)({**node, **changes})
+
+
+def _names(node: Any) -> Collection[Any]:
+    if isinstance(node, Mapping):
+        return node.keys()
+    kind = type(node)
+    return getattr(kind, "_fields", getattr(kind, "__dataclass_fields__", ()))
+
+
+def _get(node: Any, name: str) -> Any:
+    return node[name] if isinstance(node, Mapping) else getattr(node, name)
+
+
+def masks_by_path(states: list[Declared]) -> dict[str, Array]:
     """The masks of all the states; a leaf that several of them hold lives where all let it."""
     found: dict[str, Array] = {}
     for state in states:
@@ -158,7 +212,7 @@ def masks_by_path(states: list[SparseState]) -> dict[str, Array]:
     return found
 
 
-def _own_masks(state: SparseState) -> dict[str, Array]:
+def _own_masks(state: Declared) -> dict[str, Array]:
     leaves = jax.tree.leaves_with_path(state.masks)
     found = {trees.name(path): leaf for path, leaf in leaves if trees.is_array(leaf)}
     if state.sparse is None and all(path.endswith(VALUE) for path in found):

@@ -1,5 +1,7 @@
 """How to begin with a sparse state, and to read and replace the masks inside any state."""
 
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -11,10 +13,12 @@ from jaxsparse.masks import apply, density
 from jaxsparse.recognition import as_float
 from jaxsparse.state_tree import (
     VALUE,
-    SparseState,
+    Declared,
+    field,
     find,
     is_state,
     masks_by_path,
+    replace,
     replaced,
     starting_from,
 )
@@ -25,8 +29,9 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
     """The masks inside an optimizer state, in the structure of `params`.
 
     Finds them through `chain`, `partition`, `masked`, `MultiSteps`, `inject_hyperparams`, in an
-    `nnx.Optimizer` or an `nnx.State`, and in the plain dict that a checkpoint gives back without a
-    template; leaves that no part of the state knows are dense.
+    `nnx.Optimizer` or an `nnx.State`, in the plain dict that a checkpoint gives back without a
+    template, and in any state that declares `masks`, `churn`, `last_update` and `postponed`; leaves
+    that no part of the state knows are dense.
 
     Args:
       opt_state: any state that holds the state of a sparse algorithm, or an object that has one as
@@ -103,14 +108,15 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
         raise ValueError("tx and params go together: both make the state of weights that revive.")
 
     def state(node: Any, fresh: Any = None) -> Any:
-        if isinstance(node, SparseState):
-            new = node._replace(masks=replaced(node.masks, masks))
-            return new if tx is None else _with_fresh(new, node.masks, fresh)
         if not is_state(node):
             return node
-        if tx is not None:
+        before = field(node, "masks", "set_masks")
+        new = replace(node, masks=replaced(before, masks))
+        if tx is None:
+            return new
+        if type(node) is not type(fresh):
             raise ValueError("opt_state must be what tx.init gives, where tx is given.")
-        return type(node)({**node, "masks": replaced(node["masks"], masks)})
+        return _with_fresh(new, before, fresh)
 
     if tx is None:
         return jax.tree.map(state, opt_state, is_leaf=is_state)
@@ -124,11 +130,13 @@ def _fresh(tx: Any, params: Params, masks: Masks) -> Any:
         return tx.init(params)
 
 
-def _with_fresh(state: SparseState, before: Masks, fresh: SparseState) -> SparseState:
+def _with_fresh(state: Any, before: Masks, fresh: Any) -> Any:
     """The state, fresh where weights live that did not before."""
-    kept = jax.tree.map(lambda a, b: a | ~b if trees.is_array(a) else a, before, state.masks)
+    old, new = (field(node, "inner_state", "set_masks with tx") for node in (state, fresh))
+    after = field(state, "masks", "set_masks")
+    kept = jax.tree.map(lambda a, b: a | ~b if trees.is_array(a) else a, before, after)
     like = jax.tree.map(lambda m: as_float(m) if trees.is_array(m) else m, kept)
-    return state._replace(inner_state=project(state.inner_state, fresh.inner_state, like, kept))
+    return replace(state, inner_state=project(old, new, like, kept))
 
 
 def init(tx: Any, params: Params) -> tuple[Params, Any]:
@@ -184,7 +192,8 @@ def reset(tx: Any, opt_state: Any, params: Params) -> Any:
       >>> int(reset(tx, state, params).count)
       0
     """
-    return _fresh(tx, params, get_masks(opt_state, params))
+    masks = get_masks(opt_state, params)
+    return set_masks(_fresh(tx, params, masks), masks)
 
 
 def metrics(
@@ -227,12 +236,12 @@ def metrics(
         "density": density(states, prunable),
         "churn": jnp.stack(each("churn"))[jnp.argmax(latest)],
         "last_update": jnp.max(latest),
-        "postponed": sum(each("postponed")),
+        "postponed": functools.reduce(operator.add, each("postponed")),
     }
     return found if params is None else found | {"off_mask": _off_mask(states, params)}
 
 
-def _off_mask(states: list[SparseState], params: Params) -> Array:
+def _off_mask(states: list[Declared], params: Params) -> Array:
     masks, most = get_masks(states, params), jnp.iinfo(jnp.int32).max
     total = jnp.int32(0)
     for leaf, mask in zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True):
@@ -250,7 +259,7 @@ def _check_transformation(tx: Any, params: Any) -> None:
     raise TypeError(f"tx must be an Optax transformation, got {type(tx).__name__}.")
 
 
-def _find(opt_state: Any, other: Any = None) -> list[SparseState]:
+def _find(opt_state: Any, other: Any = None) -> list[Declared]:
     """The sparse states; `other` is what the caller was given beside them."""
     states = find(opt_state)
     if states:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.inner_state import project
-from jaxsparse.state_tree import SparseState, is_state
+from jaxsparse.state_tree import field, is_state, replace
 from jaxsparse.states import get_masks, init
 from jaxsparse.types import Params
 
@@ -48,16 +48,17 @@ def take_over(tx: Any, dense_state: Any, params: Params) -> tuple[Params, Any]:
     """
     sparse_params, opt_state = init(tx, params)
     leaves, treedef = jax.tree.flatten(opt_state, is_leaf=is_state)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, SparseState)]
+    places = [i for i, leaf in enumerate(leaves) if is_state(leaf)]
     if len(places) > 1:
         raise ValueError(
             f"tx holds {len(places)} sparse algorithms: take over each of them by itself."
         )
     state = leaves[places[0]]
-    given = _in_structure(state.inner_state, getattr(dense_state, "opt_state", dense_state))
-    inner_state = project(given, state.inner_state, params, get_masks(state, params))
-    leaves[places[0]] = state._replace(inner_state=inner_state)
-    return sparse_params, treedef.unflatten(leaves)
+    fresh = field(state, "inner_state", "take_over")
+    given = _in_structure(fresh, getattr(dense_state, "opt_state", dense_state))
+    inner_state = project(given, fresh, params, get_masks(state, params))
+    leaves[places[0]] = replace(state, inner_state=inner_state)
+    return sparse_params, jax.tree.unflatten(treedef, leaves)
 
 
 def _in_structure(like: Any, state: Any) -> Any:
@@ -79,4 +80,4 @@ def _in_structure(like: Any, state: Any) -> Any:
                 f"inside tx has {leaf.dtype}{list(leaf.shape)} there."
             )
         found.append(mine)
-    return jax.tree.structure(like).unflatten(found)
+    return jax.tree.unflatten(jax.tree.structure(like), found)

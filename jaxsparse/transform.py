@@ -1,20 +1,19 @@
 """`sparsify`: the single Optax wrapper. It keeps the masks in its state and puts a rule to work."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from jaxsparse import counts, prng, trees
+from jaxsparse import prng, rules, trees
 from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
-from jaxsparse.masks import check_boolean
-from jaxsparse.schedules import never
-from jaxsparse.state_tree import FORMAT, SparseState, find, starting_masks
+from jaxsparse.mask_update import MaskUpdate, Step, any_replicate, mask_update, no_update
+from jaxsparse.masks import check_boolean, zero_dead
+from jaxsparse.state_tree import FORMAT, SparseState, find, is_state, starting_masks
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
 
@@ -63,7 +62,7 @@ def sparsify(
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse, optax
-      >>> tx = sparsify(optax.sgd(0.1), jaxsparse.rigl.rule(sparsity=0.5), key=0)
+      >>> tx = sparsify(optax.sgd(0.1), jaxsparse.rigl_rule(sparsity=0.5), key=0)
       >>> params = {"kernel": jnp.ones((2, 2))}
       >>> state = tx.init(params)
       >>> updates, state = tx.update({"kernel": jnp.ones((2, 2))}, state, params)
@@ -74,158 +73,180 @@ def sparsify(
         inner = inner.gradient_transformation()
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
-    if not isinstance(rule, Rule):
-        raise TypeError(f"rule must be a jaxsparse.Rule, got {rule!r}.")
+    rules.check_rule(rule)
     check_choice("regrown_state", regrown_state, ("reset", "keep", "dense"))
     check_flag("skip_update", skip_update)
     if first_value is not None:
         check_function("first_value", first_value, "(key, params) -> tree of values")
     prng.as_key(key)
     inner = optax.with_extra_args_support(inner)
-    static = rule.fires is never
 
     def init_fn(params: Params) -> SparseState:
         random = prng.as_key(key)
         masks, rule_state = rule.init(random, params)
         check_boolean(masks, "the masks of rule.init")
         masks = starting_masks(masks)
+        living = zero_dead(params, masks, rules.sparse_leaves(rule, params))
         return SparseState(
             version=jnp.int32(FORMAT),
             count=jnp.int32(0),
             key=jax.random.key_data(random),
             masks=masks,
-            inner_state=inner.init(_living(params, masks, _sparse(rule, params))),
+            inner_state=inner.init(living),
             rule_state=rule_state,
             pending=jnp.asarray(False),
             postponed=jnp.int32(0),
             last_update=jnp.int32(-1),
             churn=jnp.float32(0),
-            sparse=_prunable_paths(rule, params),
+            sparse=rules.prunable_paths(rule, params),
         )
 
     def update_fn(
         grads: Params, state: SparseState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, SparseState]:
-        if params is None:
-            raise ValueError(
-                "update needs the parameters: call tx.update(grads, opt_state, params)."
-            )
-        _check_state(grads, state, params)
-        params = trees.cut(params, state.masks)
-        trees.check_same(params, grads, "grads")
-        trees.check_same(params, state.masks, "masks")
-        sparse, old = _sparse(rule, params), state.masks
+        params = _fitting(grads, state, params)
         impl = jax.random.key_impl(prng.as_key(key))
         random = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
-        observed = rule.observe(state.rule_state, grads, old, params, state.count)
-        adjusted = grads
-        if rule.adjust is not None:
-            noise = jax.random.fold_in(random, 2)
-            adjusted = rule.adjust(noise, state.count, old, params, grads, observed)
-
-        def seen(masks: Masks) -> Params:
-            """The gradients as the inner optimizer sees them."""
-            return adjusted if regrown_state == "dense" else _living(adjusted, masks, sparse)
-
-        def reset(inner_state: Any, masks: Masks, when: Array, some: Array) -> tuple[Any, Array]:
-            if regrown_state != "reset":
-                return inner_state, some
-            fresh = lambda: inner.init(_living(params, masks, sparse))  # noqa: E731
-            return reset_dead(inner_state, fresh, params, masks, sparse, when, some)
-
-        def attempt() -> tuple[Masks, Any, Array, Array]:
-            scored = _living(params, old, sparse)
-            if not skip_update:
-                moves, _ = inner.update(seen(old), inner_state, scored, **extra)
-                scored = _living(optax.apply_updates(scored, moves), old, sparse)
-            masks, kept = rule.update(random, state.count, old, scored, grads, observed)
-            masks = _replace_sparse(sparse, old, masks)
-            churn = _churn(sparse, old, masks)
-            fired = wanted & _finite(_only(sparse, scored, grads)) & _finite([observed])
-            # The churn is always finite, but waiting for it lets the select, as the last reader of
-            # the old masks, write over them in place; otherwise every step would copy them.
-            last = fired & jnp.isfinite(churn)
-            return _where(last, masks, old), _where(fired, kept, observed), fired, churn
-
-        if static:
-            masks, rule_state, pending, churn = old, observed, state.pending, state.churn
-            fired = jnp.asarray(False)
-            inner_state = state.inner_state
+        step = _observe(rule, random, grads, state, params, skip_update, regrown_state)
+        update = functools.partial(inner.update, **extra)
+        optimizer = optax.GradientTransformation(inner.init, update)
+        if rule.fires is None or rule.update is None:
+            decided, inner_state = no_update(step), state.inner_state
         else:
             wanted = rule.fires(state.count) | state.pending
             # Under vmap a batched predicate would run both branches at every step.
-            some = _any_replicate(wanted)
+            some = any_replicate(wanted)
             # The state of a dead weight drifts from its initial value as the inner optimizer
             # decays it, and `set_masks` leaves what it was; the update may bring it to life.
-            inner_state, some = reset(state.inner_state, old, wanted, some)
-            masks, rule_state, fired, churn = lax.cond(
-                some,
-                attempt,
-                lambda: (old, observed, jnp.zeros_like(wanted), jnp.float32(0)),
-            )
-            pending, churn = wanted & ~fired, jnp.where(fired, churn, state.churn)
-            inner_state, _ = reset(inner_state, masks, fired, some)
-
-        updates, inner_state = inner.update(
-            seen(masks), inner_state, _living(params, masks, sparse), **extra
-        )
-
-        def emit(u: Array, p: Array, mask: Array, before: Array, used: bool, first: Any) -> Array:
-            if not trees.is_array(u) or not jnp.issubdtype(u.dtype, jnp.inexact):
-                return u
-            u = u.astype(p.dtype)
-            if skip_update and not static:
-                u = jnp.where(fired, jnp.zeros((), p.dtype), u)
-            if not used:
-                return u
-            if first is not None:
-                u = jnp.where(fired & ~before, first.astype(p.dtype) - p, u)
-            elif rule.grows and not (skip_update or static):
-                u = jnp.where(fired, jnp.where(before, u, -p), u)
-            return jnp.where(mask, u, -p)
-
-        treedef = jax.tree.structure(params)
-        first = [None] * len(sparse)
-        if first_value is not None:
-            first = treedef.flatten_up_to(first_value(jax.random.fold_in(random, 1), params))
-        flat = [treedef.flatten_up_to(tree) for tree in (updates, params, masks, old)]
-        updates = treedef.unflatten(map(emit, *flat, sparse, first))
-        return updates, SparseState(
-            version=state.version,
+            clean, some = _reset(optimizer, step, state.masks, state.inner_state, wanted, some)
+            scored = functools.partial(_scored, optimizer, step, clean)
+            decided = mask_update(step, rule.update, scored, wanted, some)
+            inner_state, _ = _reset(optimizer, step, decided.masks, clean, decided.fired, some)
+        updates, inner_state = _inner_step(optimizer, step, decided.masks, inner_state)
+        updates = _emit(step, decided, updates, first_value)
+        return updates, state._replace(
             count=optax.safe_increment(state.count),
-            key=state.key,
-            masks=masks,
+            masks=decided.masks,
             inner_state=inner_state,
-            rule_state=rule_state,
-            pending=pending,
-            postponed=state.postponed + pending.astype(jnp.int32),
-            last_update=jnp.where(fired, state.count, state.last_update),
-            churn=churn,
-            sparse=state.sparse,
+            rule_state=decided.rule_state,
+            pending=decided.pending,
+            postponed=state.postponed + decided.pending.astype(jnp.int32),
+            last_update=jnp.where(decided.fired, state.count, state.last_update),
+            churn=decided.churn,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-@jax.custom_batching.custom_vmap
-def _any_replicate(flag: Array) -> Array:
-    """Whether any replicate under `vmap` raises the flag; the answer itself is not batched."""
-    return flag
+def _observe(
+    rule: Rule,
+    key: Array,
+    grads: Params,
+    state: SparseState,
+    params: Params,
+    skip_update: bool,
+    regrown_state: str,
+) -> Step:
+    """(1) What the rule makes of the dense gradients, with all else that the step is about."""
+    masks, count, moves = state.masks, state.count, rule.fires is not None
+    observed = rules.observe(rule, state.rule_state, grads, masks, params, count)
+    noise = jax.random.fold_in(key, 2)
+    return Step(
+        regrown_state=regrown_state,
+        skips=skip_update and moves,
+        grows=rule.grows and moves,
+        sparse=rules.sparse_leaves(rule, params),
+        key=key,
+        state=state,
+        params=params,
+        grads=grads,
+        adjusted=rules.adjust(rule, noise, count, masks, params, grads, observed),
+        observed=observed,
+    )
 
 
-@_any_replicate.def_vmap
-def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
-    return _any_replicate(jnp.any(flag)), False
+def _reset(
+    inner: optax.GradientTransformation,
+    step: Step,
+    masks: Masks,
+    inner_state: Any,
+    when: Array,
+    some: Array,
+) -> tuple[Any, Array]:
+    """(3) Inner state of weights off the masks goes back to what `inner.init` gives there."""
+    if step.regrown_state != "reset":
+        return inner_state, some
+
+    def fresh() -> Any:
+        return inner.init(zero_dead(step.params, masks, step.sparse))
+
+    return reset_dead(inner_state, fresh, step.params, masks, step.sparse, when, some)
 
 
-def _sparse(rule: Rule, params: Params) -> list[bool]:
-    return jax.tree.leaves(rule.sparse(params))
+def _inner_step(
+    inner: optax.GradientTransformation, step: Step, masks: Masks, inner_state: Any
+) -> tuple[Params, Any]:
+    """(4) What the inner optimizer makes of the living weights."""
+    grads = step.adjusted
+    if step.regrown_state != "dense":
+        grads = zero_dead(grads, masks, step.sparse)
+    return inner.update(grads, inner_state, zero_dead(step.params, masks, step.sparse))
 
 
-def _prunable_paths(rule: Rule, params: Params) -> tuple[str, ...]:
-    chosen = (rule.prunable or rule.sparse)(params)
-    found = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(chosen), strict=True)
-    return tuple(trees.name(path) for (path, _), use in found if use)
+def _scored(inner: optax.GradientTransformation, step: Step, inner_state: Any) -> Params:
+    """The parameters that new masks are scored on: as they are, or as the step leaves them."""
+    masks = step.state.masks
+    params = zero_dead(step.params, masks, step.sparse)
+    if step.skips:
+        return params
+    moves, _ = _inner_step(inner, step, masks, inner_state)
+    return zero_dead(optax.apply_updates(params, moves), masks, step.sparse)
+
+
+def _emit(
+    step: Step,
+    decided: MaskUpdate,
+    updates: Params,
+    first_value: Callable[[Array, Params], Params] | None,
+) -> Params:
+    """(5) Updates that land exactly on the masks."""
+    fired = decided.fired
+
+    def leaf(p: Array, u: Any, mask: Array, before: Array, used: bool, value: Any) -> Any:
+        if not trees.is_array(u) or not jnp.issubdtype(u.dtype, jnp.inexact):
+            return u
+        u = u.astype(p.dtype)
+        if step.skips:
+            u = jnp.where(fired, jnp.zeros((), p.dtype), u)
+        if not used:
+            return u
+        if value is not None:
+            u = jnp.where(fired & ~before, value.astype(p.dtype) - p, u)
+        elif step.grows and not step.skips:
+            u = jnp.where(fired, jnp.where(before, u, -p), u)
+        return jnp.where(mask, u, -p)
+
+    used = jax.tree.unflatten(jax.tree.structure(step.params), step.sparse)
+    first = jax.tree.map(lambda _: None, step.params)
+    if first_value is not None:
+        first = first_value(jax.random.fold_in(step.key, 1), step.params)
+    return jax.tree.map(leaf, step.params, updates, decided.masks, decided.before, used, first)
+
+
+def _fitting(grads: Params, state: Any, params: Params | None) -> Params:
+    """The parameters, without what the masks have no place for.
+
+    Raises:
+      TypeError: arguments of another kind, or in another order.
+      ValueError: no parameters, or trees that differ from them.
+    """
+    if params is None:
+        raise ValueError("update needs the parameters: call tx.update(grads, opt_state, params).")
+    _check_state(grads, state, params)
+    params = trees.cut(params, state.masks)
+    trees.check_same(params, grads, "grads")
+    trees.check_same(params, state.masks, "masks")
+    return params
 
 
 def _check_state(grads: Any, state: Any, params: Any) -> None:
@@ -234,53 +255,11 @@ def _check_state(grads: Any, state: Any, params: Any) -> None:
     if find(grads) or find(params):
         raise TypeError("the arguments are swapped: call tx.update(grads, opt_state, params).")
     hint = "to take over a dense run, begin with jaxsparse.take_over(tx, opt_state, params)"
-    if find(state):
+    if is_state(state) and not isinstance(state, Mapping):
+        hint = "this is the state of another sparse transformation"
+    elif find(state):
         hint = "restore a checkpoint with a template such as jax.eval_shape(tx.init, params)"
     raise TypeError(
         f"opt_state must be what tx.init(params) gives, a SparseState, got {type(state).__name__}; "
         f"{hint}."
     )
-
-
-def _living(tree: Any, masks: Masks, sparse: list[bool]) -> Any:
-    """Zero off the masks; leaves that are never sparse cost nothing."""
-    leaves, treedef = jax.tree.flatten(masks)
-    found = treedef.flatten_up_to(tree)
-    return treedef.unflatten(
-        jnp.where(mask, leaf, jnp.zeros((), leaf.dtype)) if used and trees.is_array(leaf) else leaf
-        for leaf, mask, used in zip(found, leaves, sparse, strict=True)
-    )
-
-
-def _only(sparse: list[bool], *found: Any) -> list[Array]:
-    return [
-        x for tree in found for x, used in zip(jax.tree.leaves(tree), sparse, strict=True) if used
-    ]
-
-
-def _finite(found: list[Any]) -> Array:
-    # No array of the flags: it can be empty, and jaxlib 0.11 on a CPU crashes while compiling an
-    # empty constant inside shard_map.
-    arrays = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    flags = [jnp.all(jnp.isfinite(x)) for x in arrays]
-    return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
-
-
-def _where(flag: Array, new: Any, old: Any) -> Any:
-    """Selects leaf by leaf; what did not change is passed on as it is, and so costs nothing."""
-    return jax.tree.map(lambda a, b: a if a is b else jnp.where(flag, a, b), new, old)
-
-
-def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
-    leaves, treedef = jax.tree.flatten(old)
-    found = trees.check_same(old, new, "the masks of rule.update")
-    check_boolean(new, "the masks of rule.update")
-    return treedef.unflatten(
-        b if used else a for a, b, used in zip(leaves, found, sparse, strict=True)
-    )
-
-
-def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:
-    before, after = _only(sparse, old), _only(sparse, new)
-    born = [jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True)]
-    return counts.ratio(born, [jnp.sum(b, dtype=jnp.int32) for b in after])

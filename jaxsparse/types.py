@@ -1,7 +1,7 @@
 """The vocabulary of the library: type aliases and the data that every part agrees on."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -17,6 +17,9 @@ Masks = Any
 
 Scores = Any
 """A pytree of floating arrays with the structure of its params; higher = kept or grown first."""
+
+Sparsity = float | Array | Mapping[str, float]
+"""The fraction of zeros in [0, 1), traced or not, or `{path regex: sparsity}`."""
 
 Sparsities = Any
 """A pytree of Python floats in [0, 1) with the structure of its params; 0.0 = a dense leaf."""
@@ -49,23 +52,81 @@ AxesSpec = str | Axes | Mapping[str, Any] | Callable[[str, Any], Axes] | None
 """A preset's name, one `Axes`, `{path regex: preset or Axes}`, or `(path, leaf) -> Axes`."""
 
 
+class RuleInit(Protocol):
+    """The masks that training starts from, and what the rule keeps from step to step."""
+
+    def __call__(self, key: Key, params: Params, /) -> tuple[Masks, Any]: ...
+
+
+class RuleUpdate(Protocol):
+    """New masks and what the rule keeps then; `params` are zero off the masks."""
+
+    def __call__(
+        self,
+        key: Key,
+        count: Array,
+        masks: Masks,
+        params: Params,
+        grads: Params,
+        rule_state: Any,
+        /,
+    ) -> tuple[Masks, Any]: ...
+
+
+class RuleObserve(Protocol):
+    """What the rule keeps after a look at the dense gradients of one step."""
+
+    def __call__(
+        self, rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array, /
+    ) -> Any: ...
+
+
+class RuleAdjust(Protocol):
+    """The gradients as the inner optimizer sees them, on living weights."""
+
+    def __call__(
+        self,
+        key: Key,
+        count: Array,
+        masks: Masks,
+        params: Params,
+        grads: Params,
+        rule_state: Any,
+        /,
+    ) -> Params: ...
+
+
+class RuleAlive(Protocol):
+    """How many weights live after the update at `count`: a tree of ints, or their total."""
+
+    def __call__(self, params: Params, count: int, /) -> Any: ...
+
+
+class RuleLeaves(Protocol):
+    """A choice of leaves: a tree of bools, told without the values of the parameters."""
+
+    def __call__(self, params: Params, /) -> Any: ...
+
+
 class Rule(NamedTuple):
     """A sparse training method as data: pure functions, put to work by `jaxsparse.sparsify`.
 
-    All trees have the structure of the parameters. `count` is the number of updates done before
-    this one, a traced int32. Functions are traced once; what they keep lives in `rule_state`.
+    Only `init` must be given; a rule whose masks move has `update` and `fires` too. All trees have
+    the structure of the parameters. `count` is the number of updates done before this one, a traced
+    int32. Functions are traced once; what they keep lives in `rule_state`. Give the fields by name.
 
     Attributes:
       init: `(key, params) -> (masks, rule_state)`.
-      observe: `(rule_state, grads, masks, params, count) -> rule_state`, at every step, with the
-        dense gradients.
       update: `(key, count, masks, params, grads, rule_state) -> (masks, rule_state)`, when the
         rule fires. `params` are zero off the masks.
-      fires: `(count) -> bool` array.
+      fires: `(count) -> bool` array: when the masks change; None means never, and costs nothing.
+      observe: `(rule_state, grads, masks, params, count) -> rule_state`, at every step, with the
+        dense gradients; None leaves the rule state alone.
       alive: `(params, count) -> living weights` that the masks hold after the update at `count`:
         a tree of ints, or one int where only the total is fixed. For tests and reports; never
-        traced.
+        traced. None means what the masks of `init` hold.
       sparse: `(params) -> tree of bool`: the leaves that may be sparse. The others cost nothing.
+        None means those that `jaxsparse.default_prunable` lets through.
       grows: whether `update` may bring weights to life.
       adjust: `(key, count, masks, params, grads, rule_state) -> grads` as the inner optimizer sees
         them, on living weights; None leaves them alone. For methods that add noise or a penalty.
@@ -73,12 +134,12 @@ class Rule(NamedTuple):
         them is left whole; None means those of `sparse`.
     """
 
-    init: Callable[..., Any]
-    observe: Callable[..., Any]
-    update: Callable[..., Any]
-    fires: Callable[[Array], Array]
-    alive: Callable[..., Any]
-    sparse: Callable[[Params], Any]
+    init: RuleInit
+    update: RuleUpdate | None = None
+    fires: Schedule | None = None
+    observe: RuleObserve | None = None
+    alive: RuleAlive | None = None
+    sparse: RuleLeaves | None = None
     grows: bool = True
-    adjust: Callable[..., Any] | None = None
-    prunable: Callable[[Params], Any] | None = None
+    adjust: RuleAdjust | None = None
+    prunable: RuleLeaves | None = None

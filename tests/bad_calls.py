@@ -98,7 +98,7 @@ CALLS = {
         {"params": PARAMS, "sparsity": 0.5},
         WHERE | {"params": bad.TREE, "sparsity": bad.ONE_SPARSITY},
     ),
-    "living": (
+    "target_count": (
         {"size": 100, "sparsity": 0.5},
         {"size": bad.SIZE, "sparsity": bad.ONE_SPARSITY},
     ),
@@ -196,7 +196,7 @@ CALLS = {
         | DRAWN,
     ),
     "sparsify": (
-        {"inner": SGD, "rule": jaxsparse.rigl.rule(0.5), "key": 0},
+        {"inner": SGD, "rule": jaxsparse.rigl_rule(0.5), "key": 0},
         {
             "inner": bad.INNER,
             "rule": [None, "rigl", 3, jaxsparse.rigl, {}, object()],

@@ -13,7 +13,7 @@ def part(fraction, count):
     return Fraction(f"{float(fraction):.7f}") * count
 
 
-def living(size, sparsity):
+def target_count(size, sparsity):
     return math.floor(size - part(sparsity, size) + Fraction(1, 2))
 
 

@@ -12,12 +12,20 @@ import optax
 import pytest
 
 import jaxsparse
-from jaxsparse import analysis, lottery, selection
+from jaxsparse import analysis, distributions, lottery, schedules, scores, selection
 from tests.bad_calls import CALLS, GIVEN
 from tests.bad_calls_rooms import ANALYSIS, LOTTERY, SELECTION
 from tests.bad_values import PARAMS
 
-TABLES = [(jaxsparse, CALLS), (analysis, ANALYSIS), (lottery, LOTTERY), (selection, SELECTION)]
+FLAT = set(jaxsparse.__all__)
+NAMED = (distributions, schedules, scores)  # what stands in both is called once
+TABLES = [
+    (jaxsparse, {name: CALLS[name] for name in CALLS if name in FLAT}),
+    *((room, {name: CALLS[name] for name in room.__all__ if name not in FLAT}) for room in NAMED),
+    (analysis, ANALYSIS),
+    (lottery, LOTTERY),
+    (selection, SELECTION),
+]
 EXPORTED = [
     pytest.param(room, name, table, id=f"{room.__name__}.{name}")
     for room, table in TABLES
@@ -41,9 +49,10 @@ def refusals(table, name):
 
 
 def test_the_tables_hold_every_exported_function():
+    rules = {f"{name}_rule" for name in METHODS}  # their methods call them with the same arguments
     for room, table in TABLES:
         exported = {name for name in room.__all__ if inspect.isfunction(getattr(room, name))}
-        assert exported == set(table), room.__name__
+        assert exported - rules - (FLAT if room in NAMED else set()) == set(table), room.__name__
     assert sum(1 for _, table in TABLES for name in table for _ in refusals(table, name)) >= 1000
 
 
@@ -71,12 +80,20 @@ def test_refuses(room, name, table):
 @pytest.mark.parametrize("name", METHODS)
 def test_an_unknown_option_names_the_function_and_the_nearest(name):
     given, _ = CALLS[name]
-    near = "" if name == "fixed" else ".*sparsity"  # Python itself refuses what is not in `fixed`
-    with pytest.raises(TypeError, match=rf"{name}\(\).*sparsty.{near}"):
-        getattr(jaxsparse, name)(**given, sparsty=0.9)
+    for wrong, near in (("sparsty", "sparsity"), ("min_aliv", "min_alive"), ("magic", "it takes")):
+        with pytest.raises(TypeError, match=rf"{name}\(\).*{wrong}.*{near}"):
+            getattr(jaxsparse, name)(**given, **{wrong: 1})
     rest = {key: value for key, value in given.items() if key not in ("inner", "key")}
-    with pytest.raises(TypeError, match=rf"{name}.rule\(\).*prunabel.*prunable"):
-        getattr(jaxsparse, name).rule(**rest, prunabel=None)
+    with pytest.raises(TypeError, match=rf"{name}_rule\(\).*prunabel.*prunable"):
+        getattr(jaxsparse, f"{name}_rule")(**rest, prunabel=None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_and_its_rule_have_the_same_defaults(name):
+    method, rule = getattr(jaxsparse, name), getattr(jaxsparse, f"{name}_rule")
+    own = {k: v.default for k, v in inspect.signature(rule).parameters.items()}
+    whole = {k: v.default for k, v in inspect.signature(method).parameters.items()}
+    assert own == {k: v for k, v in whole.items() if k not in ("inner", "key", "skip_update")}
 
 
 @pytest.mark.parametrize("name", ["sparse_momentum", "dynamic_reparameterization"])

@@ -188,7 +188,7 @@ def test_every_optimizer_with_rigl(name):
     for known in EXEMPT.get(name, ()):
         flags.pop(known)
     assert_flags(flags)
-    expected = jaxsparse.rigl.rule(0.7).alive(initial_params(), 0)
+    expected = jaxsparse.rigl_rule(0.7).alive(initial_params(), 0)
     jax.tree.map(lambda got, want: np.testing.assert_array_equal(got, want), alive, expected)
     np.testing.assert_array_equal(metrics["last_update"], [-1, -1, 2, 2, 4, 4, 6, 6, 8])
     assert metrics["churn"].max() > 0 and metrics["postponed"].max() == 0
@@ -240,23 +240,23 @@ def test_every_algorithm(name, inner):
 
 
 RULES = {
-    "fixed": jaxsparse.fixed.rule(0.7),
-    "gradual": jaxsparse.gradual.rule(0.7, start=1, stop=6, every=2),
-    "gradual global": jaxsparse.gradual.rule(0.7, start=1, stop=6, every=2, scope="global"),
-    "sparse_evolution": jaxsparse.sparse_evolution.rule(0.7),
-    "rigl": jaxsparse.rigl.rule(0.7),
-    "rigl accumulate": jaxsparse.rigl.rule(0.7),
-    "rigl removing units": jaxsparse.rigl.rule(
+    "fixed": jaxsparse.fixed_rule(0.7),
+    "gradual": jaxsparse.gradual_rule(0.7, start=1, stop=6, every=2),
+    "gradual global": jaxsparse.gradual_rule(0.7, start=1, stop=6, every=2, scope="global"),
+    "sparse_evolution": jaxsparse.sparse_evolution_rule(0.7),
+    "rigl": jaxsparse.rigl_rule(0.7),
+    "rigl accumulate": jaxsparse.rigl_rule(0.7),
+    "rigl removing units": jaxsparse.rigl_rule(
         0.7, pattern=jaxsparse.fan_in, min_salient=0.6, keep_units=()
     ),
-    "sparse_momentum": jaxsparse.sparse_momentum.rule(0.7),
-    "sparse_momentum by neuron": jaxsparse.sparse_momentum.rule(0.7),
-    "sparse_momentum global": jaxsparse.sparse_momentum.rule(0.7),
-    "sparse_momentum normalised": jaxsparse.sparse_momentum.rule(0.7),
-    "sparse_evolution by sign": jaxsparse.sparse_evolution.rule(0.7),
-    "dynamic_reparameterization": jaxsparse.dynamic_reparameterization.rule(0.7),
-    "deep_rewiring": jaxsparse.deep_rewiring.rule(0.7),
-    "deep_rewiring free": jaxsparse.deep_rewiring.rule(0.7, sign="free"),
+    "sparse_momentum": jaxsparse.sparse_momentum_rule(0.7),
+    "sparse_momentum by neuron": jaxsparse.sparse_momentum_rule(0.7),
+    "sparse_momentum global": jaxsparse.sparse_momentum_rule(0.7),
+    "sparse_momentum normalised": jaxsparse.sparse_momentum_rule(0.7),
+    "sparse_evolution by sign": jaxsparse.sparse_evolution_rule(0.7),
+    "dynamic_reparameterization": jaxsparse.dynamic_reparameterization_rule(0.7),
+    "deep_rewiring": jaxsparse.deep_rewiring_rule(0.7),
+    "deep_rewiring free": jaxsparse.deep_rewiring_rule(0.7, sign="free"),
 }
 
 

@@ -110,35 +110,38 @@ def test_schedules_give_the_fractions_that_they_are_made_of():
         assert counts.ceil(jnp.int32(a), part) == counts.floor(jnp.int32(a), part) == a * 3 // 10
 
 
-living = jax.jit(jaxsparse.living, static_argnums=0)
+target_count = jax.jit(jaxsparse.target_count, static_argnums=0)
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(st.sampled_from([1, 5, 50, 235_200, 2**24 + 1, LARGEST]), st.floats(0, 1, exclude_max=True))
-def test_living_is_the_same_for_a_traced_sparsity(size, sparsity):
-    found = living(size, jnp.float32(sparsity))
-    assert found.dtype == jnp.int32 and int(found) == jaxsparse.living(size, sparsity)
+def test_target_count_is_the_same_for_a_traced_sparsity(size, sparsity):
+    found = target_count(size, jnp.float32(sparsity))
+    assert found.dtype == jnp.int32 and int(found) == jaxsparse.target_count(size, sparsity)
 
 
-def test_living_is_what_it_was_but_for_halves_that_floats_miss():
+def test_target_count_is_what_it_was_but_for_halves_that_floats_miss():
     """`5 * (1 - 0.9)` is a half, which rounds up; in floats it is a little less."""
     missed = 0
     values = [k / 100 for k in range(100)] + [0.995, 0.998, 0.999, 0.9995, 0.125, 0.9375]
     for size in [*range(60), 144, 4_608, 25_088, 235_200, 2_359_296, 25_502_912, LARGEST]:
         for sparsity in values:
-            found, before = jaxsparse.living(size, sparsity), size * (1 - sparsity) + 0.5
-            assert found == reference.living(size, sparsity)
+            found, before = jaxsparse.target_count(size, sparsity), size * (1 - sparsity) + 0.5
+            assert found == reference.target_count(size, sparsity)
             if found != math.floor(before):
                 half = size * (1 - Fraction(str(sparsity))) % 1
                 assert half == Fraction(1, 2) and found == math.floor(before) + 1
                 missed += 1
     assert missed < 200
-    assert (jaxsparse.living(5, 0.9), jaxsparse.living(2**36 + 5, 0.9)) == (1, 2**36 // 10 + 1)
+    assert (jaxsparse.target_count(5, 0.9), jaxsparse.target_count(2**36 + 5, 0.9)) == (
+        1,
+        2**36 // 10 + 1,
+    )
 
 
 def test_a_traced_sparsity_of_more_weights_than_it_can_count():
     with pytest.raises(ValueError, match=r"2,147,483,647 weights, not of 4,294,967,296; .*float"):
-        jax.jit(lambda s: jaxsparse.living(2**32, s))(0.5)
+        jax.jit(lambda s: jaxsparse.target_count(2**32, s))(0.5)
 
 
 def test_sparse_momentum_drops_as_many_as_are_meant():

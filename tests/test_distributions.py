@@ -42,13 +42,15 @@ def raw_density(shape, kernel):
 
 
 def total_kept(found, shapes):
-    return sum(reference.living(math.prod(s), found[n]["kernel"]) for n, s in shapes.items())
+    return sum(reference.target_count(math.prod(s), found[n]["kernel"]) for n, s in shapes.items())
 
 
 def test_uniform():
-    found = jaxsparse.uniform(net(LENET), 0.9)
+    found = jaxsparse.distributions.uniform(net(LENET), 0.9)
     assert found == {name: {"kernel": 0.9, "bias": 0.0} for name in LENET}
-    first_dense = jaxsparse.uniform(net(LENET), 0.9, prunable=lambda path, leaf: "fc2/k" in path)
+    first_dense = jaxsparse.distributions.uniform(
+        net(LENET), 0.9, prunable=lambda path, leaf: "fc2/k" in path
+    )
     assert [layer["kernel"] for layer in first_dense.values()] == [0.0, 0.9, 0.0]
 
 
@@ -57,7 +59,7 @@ def test_uniform():
 @pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.8, 0.9, 0.98])
 def test_erdos_renyi_and_erk(shapes, distribution, sparsity):
     """The formula, the layers that fill up, and the number of weights that are kept."""
-    found = getattr(jaxsparse, distribution)(net(shapes), sparsity)
+    found = getattr(jaxsparse.distributions, distribution)(net(shapes), sparsity)
     raw = [raw_density(shape, distribution == "erk") for shape in shapes.values()]
     sizes = [math.prod(shape) for shape in shapes.values()]
     expected = reference.erdos_renyi_densities(raw, sizes, sparsity)
@@ -140,7 +142,7 @@ def test_axes(axes, path, shape, expected):
 
 
 def test_by_path_takes_the_first_match():
-    found = jaxsparse.by_path(net(LENET), {"fc1": 0.9, "fc[12]": 0.5})
+    found = jaxsparse.distributions.by_path(net(LENET), {"fc1": 0.9, "fc[12]": 0.5})
     assert [layer["kernel"] for layer in found.values()] == [0.9, 0.5, 0.0]
     assert all(layer["bias"] == 0.0 for layer in found.values())
 

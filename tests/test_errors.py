@@ -59,7 +59,7 @@ def update(grads=PARAMS, params=PARAMS):
 
 
 def sparsify(**options):
-    rule = jaxsparse.rigl.rule(0.5)
+    rule = jaxsparse.rigl_rule(0.5)
     return lambda: jaxsparse.sparsify(**{"inner": SGD, "rule": rule, "key": 0} | options)
 
 
@@ -152,13 +152,33 @@ TABLE = [
     ("keep_units 3", remove(keep_units=3), TypeError, "keep_units.*path regex.*got 3"),
     ("keep_units of ints", remove(keep_units=[3]), TypeError, r"keep_units.*got \[3\]"),
     ("keep_units regex", remove(keep_units="("), ValueError, r"keep_units: '\('.*regular"),
-    ("periodic", lambda: jaxsparse.periodic(0), ValueError, "every.*at least 1.*got 0"),
-    ("once", lambda: jaxsparse.once(-1), ValueError, "at must.*at least 0.*got -1"),
-    ("cubic", lambda: jaxsparse.cubic(0.5, 5, 5), ValueError, "stop.*larger than start = 5, got 5"),
-    ("cubic final", lambda: jaxsparse.cubic(1.5, 0, 5), ValueError, r"final.*\[0, 1\], got 1.5"),
-    ("cosine", lambda: jaxsparse.cosine(0.3, 0), ValueError, "stop.*at least 1.*got 0"),
-    ("linear", lambda: jaxsparse.linear(2.0, 9), ValueError, r"fraction.*\[0, 1\], got 2.0"),
-    ("constant", lambda: jaxsparse.constant(-1.0), ValueError, r"fraction.*\[0, 1\], got -1.0"),
+    ("periodic", lambda: jaxsparse.schedules.periodic(0), ValueError, "every.*at least 1.*got 0"),
+    ("once", lambda: jaxsparse.schedules.once(-1), ValueError, "at must.*at least 0.*got -1"),
+    (
+        "cubic",
+        lambda: jaxsparse.schedules.cubic(0.5, 5, 5),
+        ValueError,
+        "stop.*larger than start = 5, got 5",
+    ),
+    (
+        "cubic final",
+        lambda: jaxsparse.schedules.cubic(1.5, 0, 5),
+        ValueError,
+        r"final.*\[0, 1\], got 1.5",
+    ),
+    ("cosine", lambda: jaxsparse.schedules.cosine(0.3, 0), ValueError, "stop.*at least 1.*got 0"),
+    (
+        "linear",
+        lambda: jaxsparse.schedules.linear(2.0, 9),
+        ValueError,
+        r"fraction.*\[0, 1\], got 2.0",
+    ),
+    (
+        "constant",
+        lambda: jaxsparse.schedules.constant(-1.0),
+        ValueError,
+        r"fraction.*\[0, 1\], got -1.0",
+    ),
     # The choices of a method.
     ("sign", rewire(sign="positive"), ValueError, "sign.*fixed.*free.*got 'positive'"),
     ("sign number", rewire(sign=1), ValueError, "sign.*fixed.*free.*got 1"),

@@ -76,9 +76,19 @@ TABLE = [
         "distribution at 'fc/kernel'.*got 3",
     ),
     ("distribution name", prune(distribution="erk"), (TypeError, ValueError), "distribution.*erk"),
-    ("uniform", lambda: jaxsparse.uniform(PARAMS, 1.0), ValueError, "sparsity.*got 1.0"),
+    (
+        "uniform",
+        lambda: jaxsparse.distributions.uniform(PARAMS, 1.0),
+        ValueError,
+        "sparsity.*got 1.0",
+    ),
     ("erk", lambda: jaxsparse.erk(PARAMS, -0.5), ValueError, "sparsity.*got -0.5"),
-    ("by_path", lambda: jaxsparse.by_path(PARAMS, {"fc": 2}), ValueError, "sparsity.*got 2"),
+    (
+        "by_path",
+        lambda: jaxsparse.distributions.by_path(PARAMS, {"fc": 2}),
+        ValueError,
+        "sparsity.*got 2",
+    ),
     # Patterns and axes.
     ("n_m 4:4", lambda: jaxsparse.n_m(4, 4), ValueError, "n must be smaller than m, got 4:4"),
     ("n_m 0:4", lambda: jaxsparse.n_m(0, 4), ValueError, "n must be at least 1, got 0"),

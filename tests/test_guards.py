@@ -100,7 +100,7 @@ def test_leaves_without_a_mask_stay_allowed():
 
 
 def test_a_rule_of_ones_own_makes_boolean_masks():
-    rule = jaxsparse.fixed.rule(0.5)
+    rule = jaxsparse.fixed_rule(0.5)
     floats = rule._replace(init=lambda key, params: (params, ()))
     with pytest.raises(TypeError, match="the masks of rule.init at 'fc/bias' must be boolean"):
         jaxsparse.sparsify(SGD, floats, key=0).init(PARAMS)

@@ -101,7 +101,7 @@ def test_counts_of_the_rules(net):
     """Every leaf keeps a tenth, as Python integers, whatever they sum up to."""
     params = abstract(net)
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
-    for rule in (jaxsparse.rigl.rule(0.9), jaxsparse.sparse_momentum.rule(0.9)):
+    for rule in (jaxsparse.rigl_rule(0.9), jaxsparse.sparse_momentum_rule(0.9)):
         alive = rule.alive(params, 0)
         assert sum(jax.tree.leaves(alive)) == sum((2 * n + 10) // 20 for n in sizes)
     steps = jaxsparse.lottery.ladder(params, 2, 0.5)

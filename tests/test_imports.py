@@ -1,6 +1,7 @@
 """The layout: who may import whom, and how long a file may be. Read from the source with `ast`."""
 
 import ast
+import graphlib
 import pathlib
 import warnings
 
@@ -9,7 +10,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
     "checks": 0,
-    "keys": 0,
     "types": 0,
     "counts": 1,
     "prng": 1,
@@ -23,12 +23,14 @@ LEVELS = {
     "masks": 3,
     "patterns": 3,
     "redistribution": 3,
+    "rules": 3,
     "scores": 3,
     "inner_state": 4,
+    "mask_update": 4,
     "own_masks": 4,
     "plans": 4,
     "sparse": 4,
-    "specs": 5,
+    "targets": 5,
     "states": 5,
     "pruning": 6,
     "regrowth": 6,
@@ -40,14 +42,27 @@ LEVELS = {
     "lottery": 7,
     "__init__": 8,
 }
+FLOORS = {
+    "faults": 0,
+    "files": 0,
+    "data": 1,
+    "models": 1,
+    "report": 1,
+    "training": 2,
+    "study": 3,
+}
+"""The rooms of experiments/common, and the two files below them; the experiments stand on top."""
+USES = {"compare": {"train"}}
+"""The experiments that are made of another one."""
 OPTAX_FROM = 6
 FRAMEWORKS = {"flax", "equinox", "chex", "haiku", "orbax"}
-PUBLIC_MODULES = {
-    "jaxsparse",
-    "jaxsparse.analysis",
-    "jaxsparse.lottery",
-    "jaxsparse.selection",
-    "jaxsparse.sparse",
+FRAMEWORK_MODULES = {"nnx": {"flax"}, "linen": {"flax"}, "equinox": {"equinox"}}
+"""Modules that may serve one framework, imported by nothing else."""
+PUBLIC_MODULES = {"jaxsparse"} | {
+    f"jaxsparse.{name}"
+    for name in (
+        *("analysis", "distributions", "lottery", "schedules", "scores", "selection", "sparse"),
+    )
 }
 LINES = 300
 LONG = {
@@ -103,7 +118,7 @@ def imported_modules(path):
     """The modules that a file imports; `from package import name` may name a module."""
     for base, alias in imports(path):
         whole = (*base, alias) if alias else base
-        yield whole if whole[0] == "jaxsparse" and is_module(whole) else base
+        yield whole if is_module(whole) else base
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name)
@@ -120,7 +135,7 @@ def test_imports_from_lower_levels_only(path):
         assert level(there) < level(here), f"{'.'.join(here)} imports {'.'.join(there)}"
 
 
-@pytest.mark.parametrize("room", ["algorithms", "analysis"])
+@pytest.mark.parametrize("room", ["algorithms", "analysis", "lottery"])
 def test_at_most_one_private_base_per_room(room):
     private = [p for p in (ROOT / "jaxsparse" / room).glob("_*.py") if p.name != "__init__.py"]
     assert len(private) <= 1, private
@@ -132,7 +147,11 @@ def test_at_most_one_private_base_per_room(room):
 @pytest.mark.parametrize("path", LIBRARY, ids=name)
 def test_the_library_knows_no_framework(path):
     for base, alias in imports(path):
-        assert base[0] not in FRAMEWORKS, f"{name(path)} imports {base[0]}"
+        own = FRAMEWORK_MODULES.get(module(path)[-1], set())
+        assert base[0] not in FRAMEWORKS - own, f"{name(path)} imports {base[0]}"
+        assert not {*base, alias} & set(FRAMEWORK_MODULES) or base[0] != "jaxsparse", (
+            f"{name(path)} imports a module that serves one framework"
+        )
         if base[0] == "optax":
             whole = (*base, alias or "")
             assert level(module(path)) >= OPTAX_FROM, f"{name(path)} is too low to import optax"
@@ -142,6 +161,26 @@ def test_the_library_knows_no_framework(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
             assert node.attr != "_src", f"{name(path)}:{node.lineno} reaches into _src"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_experiments_stand_on_three_floors(path):
+    here = module(path)[1:]
+    for there in imported_modules(path):
+        if there[0] != "experiments" or there[1:] == here:
+            continue
+        room, other = here[1:2], there[2:3]
+        if here[0] == there[1] == "common":
+            allowed = room == other or FLOORS[other[0]] < max(1, FLOORS[room[0]])
+        else:
+            allowed = there[1] in {here[0], "common"} | USES.get(here[0], set())
+            allowed &= here[0] != "common"
+        assert allowed, f"{name(path)} imports {'.'.join(there)}"
+
+
+def test_no_circles_among_the_experiments():
+    graph = {module(path): set(imported_modules(path)) - {module(path)} for path in EXPERIMENTS}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)

@@ -236,7 +236,7 @@ def test_real_layers(name):
         with pytest.raises(ValueError, match="cannot tell"):
             leaf_axes(None, path, leaves[path])
     # Where axes do not matter, nothing asks.
-    sparsities = jaxsparse.uniform(leaves, 0.5)
+    sparsities = jaxsparse.distributions.uniform(leaves, 0.5)
     assert {path for path, value in sparsities.items() if value} == set(expected)
 
 

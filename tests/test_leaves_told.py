@@ -103,10 +103,10 @@ def test_no_leaf_says_why_of_each_and_the_largest_first():
     ):
         assert told in text
     with pytest.raises(ValueError, match=r"first/kernel \(1, 32\): prunable= leaves it out"):
-        jaxsparse.uniform(params, 0.5, prunable=lambda path, leaf: False)
+        jaxsparse.distributions.uniform(params, 0.5, prunable=lambda path, leaf: False)
     many = {f"layer{i}": {"bias": jnp.ones(3)} for i in range(20)}
     with pytest.raises(ValueError, match=r"none of the 20 .*; \.\.\.\)"):
-        jaxsparse.uniform(many, 0.5)
+        jaxsparse.distributions.uniform(many, 0.5)
 
 
 def test_a_sparsity_for_a_dense_leaf_is_a_note_and_no_error():
@@ -121,7 +121,7 @@ def test_a_sparsity_for_a_dense_leaf_is_a_note_and_no_error():
 
 def test_masks_in_the_place_of_a_sparsity():
     masks = {"fc": {"kernel": jnp.ones((4, 6), bool)}}
-    for call in (jaxsparse.fixed, jaxsparse.fixed.rule):
+    for call in (jaxsparse.fixed, jaxsparse.fixed_rule):
         arguments = (SGD, masks) if call is jaxsparse.fixed else (masks,)
         with pytest.raises(TypeError, match="pass masks=") as error:
             call(*arguments)

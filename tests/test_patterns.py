@@ -80,7 +80,7 @@ def test_prune_keeps_the_best_groups_of_every_row(name, layout):
     (pattern, options), (shape, axes) = PATTERNS[name], LAYOUTS[layout]
     scores = random_scores(shape)
     rows = rows_of(name, shape, axes, options)
-    kept = reference.living(len(rows[0]), SPARSITY)
+    kept = reference.target_count(len(rows[0]), SPARSITY)
     given = {"pattern": pattern, "axes": axes, "signed": True}
     found = jaxsparse.prune({"w": jnp.asarray(scores)}, SPARSITY, **given)
     expected = reference.best_groups(scores, rows, kept)
@@ -99,7 +99,7 @@ def test_within_and_drop_and_grow_move_whole_groups(name):
     given = {"pattern": pattern, "axes": axes}
     masks = jaxsparse.random_masks(0, {"w": jnp.zeros(shape)}, SPARSITY, **given)
     scores = {"w": jnp.asarray(random_scores(shape, 1))}
-    kept = reference.living(len(rows[0]), SPARSITY)
+    kept = reference.target_count(len(rows[0]), SPARSITY)
     again = jaxsparse.prune(scores, SPARSITY, within=masks, signed=True, **given)
     assert np.array_equal(again["w"], masks["w"])
     others = jax.tree.map(jnp.logical_not, masks)

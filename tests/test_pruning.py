@@ -46,7 +46,7 @@ def test_per_layer(sparsity):
     scores = random_net()
     masks = jaxsparse.prune(to_jax(scores), sparsity, signed=True)
     expected = {
-        name: reference.top_k_mask(s, max(reference.living(s.size, sparsity), 1))
+        name: reference.top_k_mask(s, max(reference.target_count(s.size, sparsity), 1))
         for name, s in kernels(scores).items()
     }
     assert_masks(masks, expected)
@@ -55,10 +55,10 @@ def test_per_layer(sparsity):
 def test_one_helper_counts_in_python():
     for size in (1, 5, 266_200, 25_502_912, 2**31 - 1):
         for sparsity in (0.0, 0.5, 0.9, 0.95, 0.999):
-            found = jaxsparse.living(size, sparsity)
-            assert type(found) is int and found == reference.living(size, sparsity)
-    assert jaxsparse.living(3, 0.5) == 2 and jaxsparse.living(4, 0.9) == 0
-    traced = jax.jit(lambda s: jaxsparse.living(1000, s))(jnp.float32(0.9))
+            found = jaxsparse.target_count(size, sparsity)
+            assert type(found) is int and found == reference.target_count(size, sparsity)
+    assert jaxsparse.target_count(3, 0.5) == 2 and jaxsparse.target_count(4, 0.9) == 0
+    traced = jax.jit(lambda s: jaxsparse.target_count(1000, s))(jnp.float32(0.9))
     assert traced == 100 and traced.dtype == jnp.int32
 
 
@@ -76,7 +76,7 @@ def test_per_layer_within_masks():
     tree["c"]["kernel"][1, 1] = alive["c"][1, 1] = True
     masks = jaxsparse.prune(to_jax(scores), 0.7, within=to_jax(tree), signed=True)
     expected = {
-        name: reference.top_k_mask(s, reference.living(s.size, 0.7), alive[name])
+        name: reference.top_k_mask(s, reference.target_count(s.size, 0.7), alive[name])
         for name, s in kernels(scores).items()
     }
     assert_masks(masks, expected)
@@ -103,7 +103,7 @@ def test_globally(min_alive, limited):
     scores["c"]["kernel"] -= 100
     alive = alive if limited else {name: np.ones(s, bool) for name, s in SHAPES.items()}
     names = list(SHAPES)
-    total = reference.living(sum(math.prod(s) for s in SHAPES.values()), 0.8)
+    total = reference.target_count(sum(math.prod(s) for s in SHAPES.values()), 0.8)
     s = kernels(scores)
     safe = {n: reference.top_k_mask(s[n], min_alive, alive[n]) for n in names}
     more = reference.global_top_k_masks(
@@ -177,13 +177,13 @@ def test_iterative_pruning(scope):
         ]
         density = (1 - sparsity) ** (r / rounds)
         if scope == "layer":
-            counts = [max(reference.living(s.size, 1 - density), 1) for s in scores]
+            counts = [max(reference.target_count(s.size, 1 - density), 1) for s in scores]
             chosen = [
                 reference.top_k_mask(s, k, alive[n])
                 for n, s, k in zip(names, scores, counts, strict=True)
             ]
         else:
-            total = reference.living(sum(s.size for s in scores), 1 - density)
+            total = reference.target_count(sum(s.size for s in scores), 1 - density)
             safe = [
                 reference.top_k_mask(s, 1, alive[n]) for n, s in zip(names, scores, strict=True)
             ]

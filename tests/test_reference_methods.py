@@ -281,7 +281,7 @@ def test_snfs_as_rigl_reads_it(problem):
         optax.sgd(0.1, 0.9), SPARSITY, key=KEY, redistribution="none", **WHEN
     )
     run = library_run(tx, *problem)
-    rule = jaxsparse.sparse_momentum.rule(SPARSITY, redistribution="none", **WHEN)
+    rule = jaxsparse.sparse_momentum_rule(SPARSITY, redistribution="none", **WHEN)
     counts = rule.alive(problem[0], 0)
     for _, masks in run:
         for layer in SPARSITY:

@@ -55,7 +55,7 @@ def test_magnitude_gradient_and_saliency():
     params = net()
     grads = jax.grad(loss)(params, batches(1)[0])
     assert_close(jaxsparse.magnitude(params), numpy_tree(np.abs, params), rtol=0)
-    assert_close(jaxsparse.gradient(grads), numpy_tree(np.abs, grads), rtol=0)
+    assert_close(jaxsparse.scores.gradient(grads), numpy_tree(np.abs, grads), rtol=0)
     expected = numpy_tree(lambda p, g: np.abs(p * g), params, grads)
     assert_close(jaxsparse.saliency(params, grads), expected, rtol=1e-6)
 
@@ -65,7 +65,7 @@ def test_scores_keep_types_and_pass_other_leaves_through(dtype):
     tree = {"w": jnp.array([-2, 1], dtype), "n": jnp.array([3, 4]), "none": None, "text": "x"}
     for found in (
         jaxsparse.magnitude(tree),
-        jaxsparse.gradient(tree),
+        jaxsparse.scores.gradient(tree),
         jaxsparse.saliency(tree, tree),
         jaxsparse.random_scores(0, tree),
     ):

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxsparse import selection
-from jaxsparse.selection import global_top_k_masks, kth_largest, top_k_mask
+from jaxsparse.selection import _cut, global_top_k_masks, kth_largest, top_k_mask
 from tests import reference
 
 BATCH = 500
-FEW = selection._FEW
+FEW = _cut._FEW
 SHAPES = {"bfloat16": (9, 7), "float16": (3, 4, 5), "float32": (65,), "float64": (33,)}
 
 
@@ -26,9 +25,9 @@ def way(request):
     was compiled before is dropped. (Along an axis, digits are always counted.)
     """
     patch = pytest.MonkeyPatch()
-    patch.setattr(selection, "_FEW", 0 if request.param == "histogram" else 2**31)
+    patch.setattr(_cut, "_FEW", 0 if request.param == "histogram" else 2**31)
     jax.clear_caches()
-    assert selection._width(1, None) == (16 if request.param == "histogram" else 1)
+    assert _cut._width(1, None) == (16 if request.param == "histogram" else 1)
     yield request.param
     patch.undo()
     jax.clear_caches()
@@ -160,8 +159,8 @@ def test_ties_beyond_the_first_digit_of_the_index(way):
 
 
 def test_sizes_at_which_the_way_changes(monkeypatch):
-    monkeypatch.setattr(selection, "_FEW", FEW)
-    assert selection._width(FEW - 1, None) == 1 and selection._width(FEW, None) == 16
+    monkeypatch.setattr(_cut, "_FEW", FEW)
+    assert _cut._width(FEW - 1, None) == 1 and _cut._width(FEW, None) == 16
     rng = np.random.default_rng(8)
     for n in (FEW - 1, FEW):
         x = random_scores(rng, jnp.dtype("float32"), (12, n))[rng.integers(12, size=n), range(n)]

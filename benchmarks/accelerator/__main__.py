@@ -18,8 +18,7 @@ from pathlib import Path
 
 from benchmarks.accelerator import jobs, queue, table
 from experiments.common.data import packed
-from experiments.common.faults import in_one_line
-from experiments.common.study.options import stop
+from experiments.common.faults import in_one_line, stop
 
 PROG = "python -m benchmarks.accelerator"
 RESULTS, TINY_RESULTS = "docs/results/accelerator", "runs/accelerator-tiny"

@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
       times: optimizer steps in a call.
       images: preset of the study of methods whose training steps are timed.
       transformer: whose training steps are timed.
-      algorithms: whose optimizer steps are timed.
+      methods: whose optimizer steps are timed.
       trained: methods whose whole training steps are timed, beside dense training.
       types: in which the transformer computes.
     """
@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
     times: int
     images: str
     transformer: Transformer
-    algorithms: Sequence[str]
+    methods: Sequence[str]
     trained: Sequence[str]
     types: Sequence[str]
 
@@ -56,7 +56,7 @@ FULL = Sizes(
     times=20,
     images="resnet_50",
     transformer=Transformer(12, 768, 12, vocabulary=8192, context=1024, batch=8),
-    algorithms=[name for name in step.NAMES if name not in ("dense", "fixed", step.OBVIOUS)],
+    methods=[name for name in step.NAMES if name not in ("dense", "fixed", step.OBVIOUS)],
     trained=("fixed", "rigl"),
     types=("float32", "bfloat16"),
 )
@@ -69,7 +69,7 @@ TINY = Sizes(
     times=2,
     images="digits",
     transformer=Transformer(1, 16, 2, vocabulary=11, context=8, batch=2),
-    algorithms=["deep_rewiring"],
+    methods=["deep_rewiring"],
     trained=("rigl",),
     types=("bfloat16",),
 )
@@ -82,10 +82,10 @@ def queue(data_dir: str | None = None) -> list[Job]:
     found = [*_timed(FULL, 60.0, 150.0)]
     found += [*_methods(0, cifar, METHODS_ON_CIFAR)]
     for preset, seconds in (("conv_2", 30), ("conv_4", 50), ("conv_6", 75), ("resnet_18", 270)):
-        args = ["--preset", preset, "--replicates", "3", *cifar]
+        args = ["--preset", preset, "--seeds", "3", *cifar]
         found.append(study(f"tickets-{preset}", TICKETS, seconds, lottery_ticket, preset, args))
     for preset in ("vgg_16_thin", "vgg_16_thin_plain"):
-        args = ["--preset", preset, "--replicates", "3", *cifar]
+        args = ["--preset", preset, "--seeds", "3", *cifar]
         found.append(study(f"flow-{preset}", FLOW, 60, gradient_flow, preset, args))
     for seed in (1, 2):
         found += _methods(seed, cifar, OTHER_SEEDS)
@@ -95,9 +95,9 @@ def queue(data_dir: str | None = None) -> list[Job]:
 def tiny() -> list[Job]:
     """The same on the digits inside scikit-learn, in seconds."""
     short = partial(study, seconds=1.0, least=0.0)
-    methods = ["--steps", "5", "--replicates", "1", "--methods"]
-    tickets = ["--scale", "0.02", "--rounds", "1", "--controls", "", "--replicates", "1"]
-    flow = ["--scale", "0.04", "--replicates", "2", "--methods", "dense", "--analyses", ""]
+    methods = ["--steps", "5", "--seeds", "1", "--method"]
+    tickets = ["--scale", "0.02", "--rounds", "1", "--method", "", "--seeds", "1"]
+    flow = ["--scale", "0.04", "--seeds", "2", "--method", "dense", "--analyses", ""]
     return [
         *_timed(TINY, 1.0, 1.0, "tiny-"),
         *(
@@ -110,7 +110,7 @@ def tiny() -> list[Job]:
             )
             for name, args in (
                 ("dense", [*methods, "dense"]),
-                ("rigl-0.1", [*methods, "rigl", "--densities", "0.1"]),
+                ("rigl-0.9", [*methods, "rigl", "--sparsity", "0.9"]),
             )
         ),
         short("tickets", TICKETS, module=lottery_ticket, folder="tickets", args=tickets),
@@ -136,7 +136,7 @@ def _timed(sizes: Sizes, short: float, long: float, prefix: str = "") -> list[Jo
         ("steps-sorting", STEPS, short, steps(momentum, sizes.shapes, "fixed", step.OBVIOUS)),
         *(
             (f"steps-{name}", STEPS, short, steps(momentum, sizes.shapes, name))
-            for name in sizes.algorithms
+            for name in sizes.methods
         ),
         ("steps-adam", STEPS, long, steps(adam, sizes.shapes, *sizes.trained)),
         (
@@ -160,15 +160,15 @@ def _timed(sizes: Sizes, short: float, long: float, prefix: str = "") -> list[Jo
 
 
 def _methods(seed: int, cifar: Sequence[str], stage: str) -> list[Job]:
-    """One job for each method, network and density: a whole run of one replicate."""
+    """One job for each method, network and sparsity: a whole run of one replicate."""
     found = []
     for preset, seconds in (("wrn_28_2", 540), ("vgg_16_d", 360)):
         cells = [("dense", ["dense"])]
-        for density in ("0.05", "0.1"):
-            cells += [(f"{m}-{density}", [m, "--densities", density]) for m in METHODS]
+        for sparsity in ("0.95", "0.9"):
+            cells += [(f"{m}-{sparsity}", [m, "--sparsity", sparsity]) for m in METHODS]
         for name, methods in cells:
-            args = ["--preset", preset, "--replicates", "1", "--seed", str(seed), *cifar]
-            args += ["--methods", *methods]
+            args = ["--preset", preset, "--seeds", "1", "--seed", str(seed), *cifar]
+            args += ["--method", *methods]
             folder = f"{preset}-{seed}"
             job = study(f"{folder}-{name}", stage, seconds, sparse_momentum, folder, args)
             found.append(job)

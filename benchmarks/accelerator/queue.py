@@ -19,8 +19,8 @@ import jax
 from experiments.common import files
 from experiments.common.report.tables import duration
 from experiments.common.study import command
+from experiments.common.study.content import read_results
 from experiments.common.study.options import command_line, parse
-from experiments.common.study.study import read_results
 
 RESERVE = 30.0
 """Seconds that a study is given to write a checkpoint and its report."""

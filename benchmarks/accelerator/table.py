@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.accelerator.queue import Job
 from experiments.common import files
 from experiments.common.report.tables import markdown, percent, statistics
-from experiments.common.study.study import read_results
+from experiments.common.study.content import read_results
 
 TITLE = "# Measured on an accelerator"
 
@@ -66,7 +66,7 @@ def _on(calls: Sequence[dict[str, Any]]) -> str:
 
 
 def _methods(out: Path) -> list[str]:
-    """Test accuracy by method and density of the networks whose folders are `NETWORK-SEED`."""
+    """Test accuracy by method and sparsity of the networks whose folders are `NETWORK-SEED`."""
     found: dict[str, dict[str, dict[float, list[float]]]] = {}
     for file in sorted(out.glob("*-[0-9]/results.json")):
         network = file.parent.name.rpartition("-")[0]

@@ -2,9 +2,12 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
-from experiments.common.study.options import WRONG_VALUE, stop
+WRONG_VALUE = 2
+"""Exit code for a value that cannot be used, as argparse has it."""
 
 
 class FolderError(Exception):
@@ -17,6 +20,12 @@ class DataNotFound(Exception):
 
 class DamagedData(ValueError):
     """The files of a data set do not hold what they should; the message names file and record."""
+
+
+def stop(message: str, code: int = WRONG_VALUE) -> NoReturn:
+    """Ends the program with one line on stderr."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(code)
 
 
 @contextlib.contextmanager

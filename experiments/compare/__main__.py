@@ -24,7 +24,7 @@ from experiments.common.report.console import Console
 from experiments.common.report.tables import count, duration, markdown, percent
 from experiments.common.study.folder import find_run
 from experiments.common.study.options import command_line, identity, option, parse
-from experiments.common.training.methods import ALGORITHMS, DISTRIBUTIONS, OPTIMIZERS
+from experiments.common.training.methods import DISTRIBUTIONS, METHODS, OPTIMIZERS
 from experiments.train import measures
 from experiments.train.config import Config, resolve
 from experiments.train.job import Job, build
@@ -34,13 +34,19 @@ PROG = "python -m experiments.compare"
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Options:
     """Compares all sparse training methods, and dense training, at several sparsities."""
 
     dataset: str = option("digits", "data set, as for experiments.train")
     model: str = option("lenet_300_100", "network, as for experiments.train")
-    algorithms: str = option(",".join(ALGORITHMS[1:6]), "sparse methods, with commas between them")
-    sparsities: str = option("0.9,0.95,0.98", "fractions of zeros, with commas between them")
+    method: str = option(
+        ",".join(name for name, method in METHODS.items() if method.compared),
+        "sparse methods, with commas between them",
+        was="algorithms",
+    )
+    sparsity: str = option(
+        "0.9,0.95,0.98", "fractions of zeros, with commas between them", was="sparsities"
+    )
     distribution: str = option(
         "erk", "how the sparsity is spread over the layers", choices=DISTRIBUTIONS
     )
@@ -52,6 +58,7 @@ class Study:
     epochs: int | None = option(None, "passes over the training set (default: the data set's)")
     batch_size: int | None = option(None, "examples a step (default: the data set's)")
     seeds: int = option(3, "replicates of every cell")
+    seed: int = option(0, "seed of the first replicate; the others count on from it", later=True)
     minutes: float = option(
         float("inf"), "start no further cell after that many minutes", identity=False
     )
@@ -67,44 +74,45 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
       args: its arguments; by default those of the process.
     """
-    study = parse(Study, PROG, args)
-    path = Path(study.out or f"runs/compare-{study.dataset.replace('/', '_')}")
+    options = parse(Options, PROG, args)
+    path = Path(options.out or f"runs/compare-{options.dataset.replace('/', '_')}")
     with in_one_line(ValueError, TypeError):
-        wanted = cells(study)
-        folder = find_run(path, identity(study), resume=True)
+        wanted = cells(options)
+        folder = find_run(path, identity(options), resume=True)
         results = read_results(path)
         missing = [config for config in wanted if _name(config) not in results]
         first = build(missing[0]) if missing else None
     with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
-        run(study, wanted, path, first, Console(markup=False))
+        run(options, wanted, path, first, Console(markup=False))
 
 
-def cells(study: Study) -> list[Config]:
+def cells(options: Options) -> list[Config]:
     """The configuration of every cell, dense training first.
 
     Raises:
       ValueError: a value that cannot be.
     """
     try:
-        sparsities = [float(text) for text in study.sparsities.split(",")]
+        sparsities = [float(text) for text in options.sparsity.split(",")]
     except ValueError:
         raise ValueError(
-            f"--sparsities must be numbers with commas between them, got {study.sparsities!r}."
+            f"--sparsity must be numbers with commas between them, got {options.sparsity!r}."
         ) from None
-    names = {field.name for field in dataclasses.fields(Study)} - {"out", "distribution"}
+    own = {"method", "sparsity", "distribution", "out"}
+    names = {field.name for field in dataclasses.fields(Options)} - own
     given = {
-        field.name: getattr(study, field.name)
+        field.name: getattr(options, field.name)
         for field in dataclasses.fields(Config)
         if field.name in names
     }
     sparse = [
-        {"algorithm": algorithm, "sparsity": sparsity, "distribution": study.distribution}
+        {"method": method, "sparsity": sparsity, "distribution": options.distribution}
         for sparsity in sparsities
-        for algorithm in study.algorithms.split(",")
+        for method in options.method.split(",")
     ]
     return [
         resolve(Config(**given, **cell, dense_twin=False))
-        for cell in ({"algorithm": "dense"}, *sparse)
+        for cell in ({"method": "dense"}, *sparse)
     ]
 
 
@@ -122,12 +130,12 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def run(
-    study: Study, wanted: Sequence[Config], path: Path, first: Job | None, console: Console
+    options: Options, wanted: Sequence[Config], path: Path, first: Job | None, console: Console
 ) -> None:
     """Trains the cells that are not in the results yet, and reports after each.
 
     Args:
-      study: the study.
+      options: of the command line.
       wanted: its cells.
       path: its folder.
       first: the first of those cells, built; None where all are finished.
@@ -138,7 +146,7 @@ def run(
     if not any((unfinished / _name(config)).exists() for config in missing):
         files.remove(unfinished)
     for config in missing:
-        if time.perf_counter() - begun > 60 * study.minutes:
+        if time.perf_counter() - begun > 60 * options.minutes:
             break
         name = _name(config)
         with in_one_line(ValueError, TypeError):
@@ -148,22 +156,22 @@ def run(
         with find_run(unfinished / name, identity(config), resume=True, remedy=remedy) as cell:
             results[name] = cell.summary(measures.SUMMARY) or execute(job, cell, console)
         files.write_json(path / "results.json", results)
-        report(study, wanted, results, path)
+        report(options, wanted, results, path)
         files.remove(unfinished)
         if config is missing[0]:
             left = (len(missing) - 1) * (time.perf_counter() - begun)
             console.print(f"The other cells will take about {duration(left)}.")
     if results:
-        report(study, wanted, results, path)
+        report(options, wanted, results, path)
         text = (path / "table.md").read_text()
         console.print(text, highlight=False, soft_wrap=True)
 
 
-def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path: Path) -> None:
+def report(options: Options, wanted: Sequence[Config], results: dict[str, Any], path: Path) -> None:
     """Writes `table.md` and `accuracy.png` from the finished cells.
 
     Args:
-      study: the study.
+      options: of the command line.
       wanted: all its cells.
       results: summaries of the finished ones, by name.
       path: its folder.
@@ -177,12 +185,12 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
     how = (
         f"{first.epochs} epochs in batches of {first.batch_size}, optimizer {first.optimizer} with "
         f"learning rate {first.learning_rate:g} ({first.schedule}) and weight decay "
-        f"{first.weight_decay:g}, sparsity spread by {study.distribution}."
+        f"{first.weight_decay:g}, sparsity spread by {options.distribution}."
     )
     found: dict[str, dict[float, Any]] = {}
     for config in wanted:
         if _name(config) in results:
-            found.setdefault(config.algorithm, {})[config.sparsity] = results[_name(config)]
+            found.setdefault(config.method, {})[config.sparsity] = results[_name(config)]
     levels = sorted({config.sparsity for config in wanted} - {0.0})
     header = ["", *(f"{100 * level:g}% sparse" for level in levels)]
 
@@ -193,11 +201,11 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
         ]
         return markdown(header, rows)
 
-    title = f"{study.model} on {study.dataset}"
+    title = f"{options.model} on {options.dataset}"
     text = [
         f"# {title}: sparse training methods",
         f"{note} {how} Data: {any_result['dataset_description']}. Made by `{PROG}"
-        f"{command_line(study)}`; std, min and max are in `results.json`.",
+        f"{command_line(options)}`; std, min and max are in `results.json`.",
         "Test accuracy:",
         table(lambda summary: percent(summary["test_accuracy"])),
         "FLOPs per example of a forward pass, living weights only:",
@@ -218,12 +226,12 @@ def report(study: Study, wanted: Sequence[Config], results: dict[str, Any], path
 
 
 def _levels(method: str, levels: Sequence[float]) -> Sequence[float]:
-    return [0.0] * len(levels) if method == "dense" else levels
+    return [0.0] * len(levels) if METHODS[method].dense else levels
 
 
 def _name(config: Config) -> str:
-    dense = config.algorithm == "dense"
-    return config.algorithm if dense else f"{config.algorithm}-{config.sparsity:g}"
+    dense = METHODS[config.method].dense
+    return config.method if dense else f"{config.method}-{config.sparsity:g}"
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ goes on where it was stopped, also in the middle of a cell.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.common.study import command
+from experiments.common.study.lab import Site
 from experiments.common.study.options import option
 from experiments.common.study.study import Group
-from experiments.common.training import execution
 from experiments.gradient_flow import analyses, cells, lab, report
-from experiments.gradient_flow.kept import kept
 from experiments.gradient_flow.settings import METHODS, PRESETS, SHARED, scaled
 
 PROG = "python -m experiments.gradient_flow"
@@ -33,8 +31,10 @@ class Options(command.StudyOptions):
     preset: str = option(
         "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
     )
-    methods: str = option(
-        ",".join((*METHODS, *SHARED)), "methods, with commas between them; most need prune"
+    method: str = option(
+        ",".join((*METHODS, *SHARED)),
+        "methods, with commas between them; most need prune",
+        was="methods",
     )
     dataset: str | None = option(None, "another data set than the preset's")
     scale: float = option(1.0, "shortens (or lengthens) every training in proportion")
@@ -70,29 +70,28 @@ def prepare(options: Options) -> command.Study:
             raise ValueError(f"--weight-decay must be at least 0, got {decay}.")
         settings = dataclasses.replace(settings, weight_decay=decay, scored_weight_decay=decay)
     settings = scaled(settings, options.scale)
-    if options.replicates < 2:
-        raise ValueError("--replicates must be at least 2: the study compares trained networks.")
-    names = _several("methods", options.methods, (*METHODS, *SHARED))
+    if options.seeds < 2:
+        raise ValueError("--seeds must be at least 2: the study compares trained networks.")
+    names = _several("method", options.method, (*METHODS, *SHARED))
     kinds = _several("analyses", options.analyses, tuple(analyses.NEEDS))
     needs = {f"--analyses {kind}": analyses.NEEDS[kind] for kind in kinds}
-    needs |= {f"--methods {name}": cells.needs(name) for name in names}
+    needs |= {f"--method {name}": cells.needs(name) for name in names}
     for what, others in needs.items():
         missing = [name for name in others if name not in names]
         if missing:
-            raise ValueError(f"{what} needs --methods {','.join(missing)} too.")
+            raise ValueError(f"{what} needs --method {','.join(missing)} too.")
     wanted = [*names, *analyses.names(settings, kinds)]
 
-    def begin(path: Path) -> tuple[str, list[Group]]:
-        keys = execution.replicate_keys(options.seed, options.replicates)
-        made = lab.build(settings, keys, path, options.data_dir, options.examples)
-        groups = [*cells.groups(made, wanted), *analyses.groups(made, wanted)]
-        return made.dataset.description, groups
+    def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:
+        flow = lab.build(settings, site)
+        groups = [*cells.groups(flow, left), *analyses.groups(flow, left)]
+        return flow.lab.source.dataset.description, groups
 
     return command.Study(
         f"gradient_flow-{options.preset}",
         command.identity(options, settings, methods=names, analyses=kinds),
         wanted,
-        kept,
+        analyses.content_of,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,

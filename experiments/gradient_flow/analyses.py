@@ -16,9 +16,11 @@ import optax
 import jaxsparse
 from experiments.common.data.batches import batch_indices
 from experiments.common.models.network import trained
-from experiments.common.study.study import Group, read_results
+from experiments.common.study.content import Content
+from experiments.common.study.study import Group
 from experiments.common.training import evaluation, methods
 from experiments.common.training.execution import fill, over_replicates, place
+from experiments.gradient_flow import cells
 from experiments.gradient_flow.cells import (
     WATCHED,
     shared,
@@ -26,7 +28,7 @@ from experiments.gradient_flow.cells import (
     starting_point,
     stored,
 )
-from experiments.gradient_flow.lab import Lab
+from experiments.gradient_flow.lab import Flow
 from experiments.gradient_flow.settings import SHARED, Settings
 from experiments.gradient_flow.spectra import spectrum, steps_of
 from jaxsparse import analysis
@@ -49,6 +51,24 @@ NEEDS: dict[str, Sequence[str]] = {
     "spectra": WATCHED,
 }
 """The analyses, and the methods that each looks at."""
+_ROWS = [[float]]
+_QUADRATURE = dict.fromkeys(("eigenvalues", "weights"), [float])
+_AGREEMENT = dict.fromkeys(("accuracies", "disagreement", "disagreement_with_pruned"), [float])
+_AGREEMENT |= dict.fromkeys(("ensemble", "divergence"), float)
+_CONTENT = {
+    "signal": {"sparsities": [float]} | dict.fromkeys(("sparse", "layer", "dense"), _ROWS),
+    "agreement": dict.fromkeys((*SHARED, "prune"), _AGREEMENT),
+    "distances": {"names": [str], "distances": _ROWS, "map": _ROWS},
+    "lines": {"alphas": [float], "dense_initial_loss": [float], "losses": {...: _ROWS}},
+    "beziers": {"points": [float], "losses": {...: _ROWS}},
+}
+
+
+def content_of(name: str) -> Content:
+    """What the folder holds of an analysis or a method; `KeyError` for what is no name of one."""
+    if name.startswith("spectrum-"):
+        return Content({"step": int} | _QUADRATURE)
+    return Content(_CONTENT[name]) if name in _CONTENT else cells.content_of(name)
 
 
 def names(settings: Settings, kinds: Sequence[str]) -> list[str]:
@@ -59,43 +79,33 @@ def names(settings: Settings, kinds: Sequence[str]) -> list[str]:
     return found
 
 
-def groups(lab: Lab, wanted: Sequence[str]) -> list[Group]:
+def groups(flow: Flow, left: Sequence[str]) -> list[Group]:
     """The analyses that are not done yet."""
-    done, devices = read_results(lab.path), len(jax.local_devices())
-    left = [name for name in wanted if name not in done]
+    devices = len(jax.local_devices())
     spectra = [name for name in left if name.startswith("spectrum-")]
     together = [[name] for name in left if name in _ANALYSES]
     together += [spectra[i : i + devices] for i in range(0, len(spectra), devices)]
-    return [
-        Group(
-            ", ".join(names),
-            lambda: (None, None),
-            functools.partial(_run, lab, names),
-            0,
-            lab.settings.measure,
-        )
-        for names in together
-    ]
+    return [Group(names, functools.partial(_run, flow, names)) for names in together]
 
 
-def _run(lab: Lab, names: Sequence[str], state: None, seconds: float) -> dict[str, Any]:
+def _run(flow: Flow, names: Sequence[str], state: None) -> dict[str, Content]:
     if names[0] in _ANALYSES:
-        return {name: _ANALYSES[name](lab) for name in names}
+        return {name: Content(_ANALYSES[name](flow)) for name in names}
     # Each on a device of its own: two CPU devices that add up the parts of one product can wait for
     # each other for ever.
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = pool.map(functools.partial(spectrum, lab), names, jax.local_devices())
-        return dict(zip(names, found, strict=True))
+        found = pool.map(functools.partial(spectrum, flow), names, jax.local_devices())
+        return dict(zip(names, map(Content, found), strict=True))
 
 
-def signal(lab: Lab) -> dict[str, Any]:
+def signal(flow: Flow) -> dict[str, Any]:
     """Figure 3: the deviation of the output at initialization, by the way that it is drawn.
 
     The inputs are training images, in the paper's notebook N(0, 1) noise.
     """
-    inputs, _ = lab.measured()
-    apply = trained(lab.networks["large"])
-    shapes = jax.tree.map(lambda leaf: leaf[0], lab.new(0))
+    inputs, _ = flow.measured()
+    apply = trained(flow.networks["large"])
+    shapes = jax.tree.map(lambda leaf: leaf[0], flow.new(0))
     everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), shapes)
     params = jaxsparse.sparse_init(0, shapes, everywhere, axes="flax")
     found = {"sparsities": list(SPARSITIES)}
@@ -108,28 +118,28 @@ def signal(lab: Lab) -> dict[str, Any]:
                 key=seed,
                 init=init,
                 axes="flax",
-                prunable=methods.prunable(lab.settings.dense),
+                prunable=methods.prunable(flow.settings.dense),
             )
-            for seed in range(len(lab.keys))
+            for seed in range(len(flow.keys))
         ]
         found[init] = np.asarray(jnp.stack(values), float).tolist()
     return found
 
 
-def agreement(lab: Lab) -> dict[str, Any]:
+def agreement(flow: Flow) -> dict[str, Any]:
     """Table 2: accuracy, ensemble and disagreement of the shared group and of the prunings."""
-    everyone = {name: stored(lab, name) for name in (*SHARED, "prune")}
-    apply, test = lab.networks["large"].apply, lab.test
+    everyone = {name: stored(flow, name) for name in (*SHARED, "prune")}
+    apply, test = flow.networks["large"].apply, flow.lab.sets["test"]
     logits_of = _each(
-        lab, lambda params, inputs: jax.lax.map(lambda batch: apply(params, batch), inputs)
+        flow, lambda params, inputs: jax.lax.map(lambda batch: apply(params, batch), inputs)
     )
     labels = test.labels.reshape(-1)
     counts = labels >= 0
     logits = {}
     for name, params in everyone.items():
         found = np.asarray(logits_of((params,), test.inputs))
-        logits[name] = found.reshape(len(lab.keys), len(labels), -1)[:, counts]
-    chosen, truth = shared_replicate(lab), labels[counts]
+        logits[name] = found.reshape(len(flow.keys), len(labels), -1)[:, counts]
+    chosen, truth = shared_replicate(flow), labels[counts]
     pruned = jnp.asarray(logits["prune"][chosen])
     rows = {}
     for name, own in logits.items():
@@ -149,17 +159,17 @@ def agreement(lab: Lab) -> dict[str, Any]:
     return rows
 
 
-def distances(lab: Lab) -> dict[str, Any]:
+def distances(flow: Flow) -> dict[str, Any]:
     """L2 distances between starts and solutions around one pruning, and a map of them."""
-    chosen = shared_replicate(lab)
-    points = {"pruning solution": jax.tree.map(lambda leaf: leaf[chosen], stored(lab, "prune"))}
+    chosen = shared_replicate(flow)
+    points = {"pruning solution": jax.tree.map(lambda leaf: leaf[chosen], stored(flow, "prune"))}
     for name in SHARED[:3]:
-        start = starting_point(lab, name)[0]
+        start = starting_point(flow, name)[0]
         alone = name != "shared_scratch_new"  # the others begin from one point
-        for i in range(1 if alone else len(lab.keys)):
+        for i in range(1 if alone else len(flow.keys)):
             points[f"{name}, start {i}"] = jax.tree.map(lambda leaf: leaf[i], start)  # noqa: B023
-        end = stored(lab, name)
-        for i in range(len(lab.keys)):
+        end = stored(flow, name)
+        for i in range(len(flow.keys)):
             points[f"{name}, end {i}"] = jax.tree.map(lambda leaf: leaf[i], end)  # noqa: B023
     matrix = analysis.distances(list(points.values()))
     return {
@@ -169,35 +179,35 @@ def distances(lab: Lab) -> dict[str, Any]:
     }
 
 
-def lines(lab: Lab) -> dict[str, Any]:
+def lines(flow: Flow) -> dict[str, Any]:
     """The training loss on the line from a solution to a pruning solution, by replicate."""
     along = _each(
-        lab,
+        flow,
         lambda a, b, examples: analysis.interpolation(
-            lambda p: loss(lab, p, examples), a, b, jnp.asarray(ALPHAS, jnp.float32)
+            lambda p: loss(flow, p, examples), a, b, jnp.asarray(ALPHAS, jnp.float32)
         ),
     )
-    examples = landscape(lab)
-    start = _each(lab, functools.partial(loss, lab))((lab.new(0),), examples)
+    examples = landscape(flow)
+    start = _each(flow, functools.partial(loss, flow))((flow.new(0),), examples)
     found = {
         "alphas": ALPHAS.tolist(),
         "dense_initial_loss": np.asarray(start, float).tolist(),
         "losses": {},
     }
     for name in ENDS:
-        losses = along(_ends(lab, name), examples)
+        losses = along(_ends(flow, name), examples)
         found["losses"][name.removeprefix("shared_")] = np.asarray(losses, float).tolist()
     return found
 
 
-def beziers(lab: Lab) -> dict[str, Any]:
+def beziers(flow: Flow) -> dict[str, Any]:
     """The training loss on a trained Bezier path to a pruning solution, by replicate."""
-    chosen, n = lab.settings, len(lab.held[1])
-    inputs, labels = lab.examples(0, n)
+    chosen, n = flow.settings, len(flow.lab.source.held[1])
+    inputs, labels = flow.examples(0, n)
     optimizer = optax.sgd(
         optax.cosine_decay_schedule(chosen.learning_rate / 5, chosen.path_steps), momentum=0.9
     )
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 3))(lab.keys)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 3))(flow.keys)
 
     def path(within: bool, a: Any, b: Any, key: Array, everything: Any, examples: Any) -> Array:
         inputs, labels = everything
@@ -208,47 +218,47 @@ def beziers(lab: Lab) -> dict[str, Any]:
         rows = jnp.concatenate(orders)[: chosen.path_steps]
         masks = jax.tree.map(lambda x, y: (x != 0) | (y != 0), a, b) if within else None
         curve = analysis.train_bezier(
-            lambda p, row: lab.loss(p, (inputs[row], labels[row])), a, b, rows, optimizer,
+            lambda p, row: flow.loss(p, (inputs[row], labels[row])), a, b, rows, optimizer,
             key=jax.random.fold_in(key, epochs), masks=masks,
         )  # fmt: skip
-        return curve.values(lambda p: loss(lab, p, examples), jnp.asarray(BETWEEN, jnp.float32))
+        return curve.values(lambda p: loss(flow, p, examples), jnp.asarray(BETWEEN, jnp.float32))
 
     found: dict[str, Any] = {"points": BETWEEN.tolist(), "losses": {}}
-    spaces = {s: _each(lab, functools.partial(path, s == "sparse")) for s in ("sparse", "dense")}
-    examples = landscape(lab)
+    spaces = {s: _each(flow, functools.partial(path, s == "sparse")) for s in ("sparse", "dense")}
+    examples = landscape(flow)
     for name in ENDS[:2]:
-        ends, label = _ends(lab, name), name.removeprefix("shared_")
+        ends, label = _ends(flow, name), name.removeprefix("shared_")
         for space, paths in spaces.items():
             losses = paths((*ends, keys), (inputs, labels), examples)
             found["losses"][f"{label}, {space}"] = np.asarray(losses, float).tolist()
     return found
 
 
-def _ends(lab: Lab, name: str) -> tuple[Any, Any]:
+def _ends(flow: Flow, name: str) -> tuple[Any, Any]:
     """The solutions of a method, and the pruning solutions that paths from them lead to."""
-    pruned = stored(lab, "prune")
-    return stored(lab, name), shared(lab, pruned) if name.startswith("shared_") else pruned
+    pruned = stored(flow, "prune")
+    return stored(flow, name), shared(flow, pruned) if name.startswith("shared_") else pruned
 
 
-def landscape(lab: Lab) -> evaluation.EvaluationSet:
+def landscape(flow: Flow) -> evaluation.EvaluationSet:
     """The training examples on which paths are measured."""
-    return evaluation.evaluation_set(*lab.examples(0, lab.settings.landscape_examples))
+    return evaluation.evaluation_set(*flow.examples(0, flow.settings.landscape_examples))
 
 
-def loss(lab: Lab, params: Any, examples: evaluation.EvaluationSet) -> Array:
+def loss(flow: Flow, params: Any, examples: evaluation.EvaluationSet) -> Array:
     """The mean cross-entropy, batch by batch."""
-    apply = trained(lab.networks["large"])
+    apply = trained(flow.networks["large"])
     total, _, counts = evaluation.sums(apply, evaluation.cross_entropy, params, examples).sum(0)
     return total / counts
 
 
-def _each(lab: Lab, function: Callable[..., Array]) -> Callable[..., Array]:
+def _each(flow: Flow, function: Callable[..., Array]) -> Callable[..., Array]:
     """`(stacked, *shared) -> found`, compiled once: the function of every replicate, on all
     devices."""
-    compiled = jax.jit(over_replicates(function, lab.execution.replicates))
+    compiled = jax.jit(over_replicates(function, flow.lab.execution.replicates))
 
     def each(stacked: tuple, *shared: Any) -> Array:
-        return compiled(*place(fill(stacked), *shared))[: len(lab.keys)]
+        return compiled(*place(fill(stacked), *shared))[: len(flow.keys)]
 
     return each
 

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse
-from experiments.common.study.study import (
-    Group,
-    begin_from,
+from experiments.common.study.content import (
+    Content,
     named_arrays,
     read_arrays,
     read_results,
     tree_of,
-    write_arrays,
 )
+from experiments.common.study.lab import begin_from, cut, stack
+from experiments.common.study.study import Group
 from experiments.common.training import loop, methods
-from experiments.gradient_flow.lab import Examples, Lab, Tracked, next_masks
-from experiments.gradient_flow.settings import algorithm
+from experiments.gradient_flow.lab import Examples, Flow, Tracked, next_masks
+from experiments.gradient_flow.settings import METHODS, SHARED, algorithm
 
 Array = jax.Array
 TOGETHER = (
@@ -43,21 +43,35 @@ TOGETHER = (
 """Which methods are lanes of one program. Most stand on "prune"."""
 WATCHED = ("scratch", "scratch_plus", "rigl", "ticket")
 """The methods whose first replicate is kept along its training, for the Hessian."""
+_MEASURES = ("test_accuracy", "initial_gradient_norm", "final_gradient_norm")
+_UPDATES = ("norm_before_update", "norm_after_update")
 
 
-def groups(lab: Lab, wanted: Sequence[str]) -> list[Group]:
+def content_of(name: str) -> Content:
+    """What the folder holds of a method; `KeyError` for what is no name of one."""
+    if name not in (*METHODS, *SHARED):
+        raise KeyError(name)
+    numbers = dict.fromkeys(_MEASURES, [float]) | {"seconds": float}
+    if algorithm(name) in ("set", "rigl"):
+        numbers |= dict.fromkeys(_UPDATES, [[float]])
+    arrays = {"curves.npz": f"{name}/"}
+    if algorithm(name) != "dense":
+        arrays["solutions.npz"] = f"{name}/"
+    return Content(numbers, arrays)
+
+
+def groups(flow: Flow, left: Sequence[str]) -> list[Group]:
     """The methods that are not done yet, as they are trained together."""
-    done = read_results(lab.path)
-    left = [[n for n in names if n in wanted and n not in done] for names in TOGETHER]
+    together = [[name for name in names if name in left] for names in TOGETHER]
     return [
         Group(
-            ", ".join(names),
-            functools.partial(_begin, lab, names),
-            functools.partial(_finish, lab, names),
-            lab.settings.iterations,
-            lab.settings.measure,
+            names,
+            functools.partial(_finish, flow, names),
+            functools.partial(_begin, flow, names),
+            flow.settings.iterations,
+            flow.settings.measure,
         )
-        for names in left
+        for names in together
         if names
     ]
 
@@ -70,30 +84,30 @@ def needs(name: str) -> tuple[str, ...]:
     return () if alone else ("prune",)
 
 
-def starting_point(lab: Lab, name: str) -> tuple[Any, Any]:
+def starting_point(flow: Flow, name: str) -> tuple[Any, Any]:
     """The parameters and masks that a method begins from, replicates first.
 
     The masks are None where a method has its own: in dense networks and in pruning.
     """
     if name == "small_dense":
-        return lab.new(0, "small"), None
+        return flow.new(0, "small"), None
     if algorithm(name) in ("dense", "prune"):
-        return lab.new(0), None
+        return flow.new(0), None
     if algorithm(name) == "scored":
-        params, masks = lab.new(0), _scored_masks(lab, name)
+        params, masks = flow.new(0), _scored_masks(flow, name)
     elif name.startswith("shared_"):
-        params, masks = _shared(lab, name), shared(lab, stored(lab, "prune/masks"))
+        params, masks = _shared(flow, name), shared(flow, stored(flow, "prune/masks"))
     else:
-        params, masks = lab.new(0 if name == "ticket" else 1), stored(lab, "prune/masks")
+        params, masks = flow.new(0 if name == "ticket" else 1), stored(flow, "prune/masks")
     if name.endswith("_plus"):
-        return lab.draw_sparse(lab.keys_for(2), params, masks), masks
+        return flow.draw_sparse(flow.keys_for(2), params, masks), masks
     return jaxsparse.apply(params, masks), masks
 
 
-def stored(lab: Lab, name: str) -> Any:
+def stored(flow: Flow, name: str) -> Any:
     """A tree that the folder holds, replicates (or snapshots) first: "prune", "prune/masks", ..."""
-    arrays = read_arrays(lab.path / "solutions.npz")
-    like = jax.eval_shape(lab.networks["large"].init_params, lab.keys[0])
+    arrays = read_arrays(flow.lab.site.path / "solutions.npz")
+    like = jax.eval_shape(flow.networks["large"].init_params, flow.keys[0])
     return tree_of(arrays, like, name)
 
 
@@ -103,33 +117,33 @@ def learned(results: Mapping[str, Any], name: str) -> np.ndarray:
     return own > pruned / 2
 
 
-def shared_replicate(lab: Lab) -> int:
+def shared_replicate(flow: Flow) -> int:
     """Which replicate's pruning the group of `SHARED` stands around: the first that learns from
     scratch, because what a network that only guesses has in common with others says nothing."""
-    return int(np.argmax(learned(read_results(lab.path), "scratch")))
+    return int(np.argmax(learned(read_results(flow.lab.site.path), "scratch")))
 
 
-def shared(lab: Lab, tree: Any) -> Any:
+def shared(flow: Flow, tree: Any) -> Any:
     """That replicate of stacked trees, for every replicate."""
-    chosen = shared_replicate(lab)
-    return jax.tree.map(lambda leaf: leaf[chosen][None].repeat(len(lab.keys), 0), tree)
+    chosen = shared_replicate(flow)
+    return jax.tree.map(lambda leaf: leaf[chosen][None].repeat(len(flow.keys), 0), tree)
 
 
-def _shared(lab: Lab, name: str) -> Any:
+def _shared(flow: Flow, name: str) -> Any:
     return {
-        "shared_ticket": lambda: shared(lab, lab.new(0)),
-        "shared_scratch": lambda: shared(lab, lab.new(1)),
-        "shared_scratch_new": lambda: lab.new(1),
-        "shared_restart": lambda: shared(lab, stored(lab, "prune")),
+        "shared_ticket": lambda: shared(flow, flow.new(0)),
+        "shared_scratch": lambda: shared(flow, flow.new(1)),
+        "shared_scratch_new": lambda: flow.new(1),
+        "shared_restart": lambda: shared(flow, stored(flow, "prune")),
     }[name]()
 
 
-def _scored_masks(lab: Lab, name: str) -> Any:
-    settings = lab.settings
+def _scored_masks(flow: Flow, name: str) -> Any:
+    settings = flow.settings
     kind, _, scope = name.partition("_")
-    softened = functools.partial(lab.loss, temperature=settings.grasp_temperature)
+    softened = functools.partial(flow.loss, temperature=settings.grasp_temperature)
     score = {
-        "snip": functools.partial(jaxsparse.snip, lab.loss),
+        "snip": functools.partial(jaxsparse.snip, flow.loss),
         "grasp": functools.partial(jaxsparse.grasp, softened),
     }[kind]
 
@@ -146,74 +160,72 @@ def _scored_masks(lab: Lab, name: str) -> Any:
 
         return jax.lax.map(one, origin)
 
-    return masks(lab.new(0), lab.scoring())
+    return masks(flow.new(0), flow.scoring())
 
 
-def _begin(lab: Lab, now: Sequence[str]) -> tuple[loop.Trainer, loop.TrainState]:
+def _begin(flow: Flow, now: Sequence[str]) -> tuple[loop.Trainer, loop.TrainState]:
     order = [name for names in TOGETHER for name in names]
-    keys = [lab.keys_for(10 + order.index(name)) for name in now]
-    starts = [starting_point(lab, name) for name in now]
-    params, masks = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *starts)
-    trainer = _trainer(lab, now[0])
+    keys = [flow.keys_for(10 + order.index(name)) for name in now]
+    starts = [starting_point(flow, name) for name in now]
+    params, masks = stack(starts)
+    trainer = _trainer(flow, now[0])
     state = trainer.init(jnp.concatenate(keys))
     if masks is None:
         return trainer, state._replace(params=params)
     return trainer, begin_from(state, params, masks)
 
 
-def _finish(lab: Lab, now: Sequence[str], state: loop.TrainState, seconds: float) -> dict[str, Any]:
-    accuracy = _trainer(lab, now[0]).evaluate(state.params, lab.test)["accuracy"]
-    curves = read_arrays(lab.path / "curves.npz")
-    solutions = read_arrays(lab.path / "solutions.npz")
-    count, results = len(lab.keys), {}
-    for i, name in enumerate(now):
-        mine = slice(i * count, (i + 1) * count)
-        params, opt_state, tracked = jax.tree.map(
-            lambda leaf: jnp.asarray(np.asarray(leaf[mine])),  # noqa: B023
-            (state.params, state.opt_state, state.tracked),
+def _finish(flow: Flow, now: Sequence[str], state: loop.TrainState) -> dict[str, Content]:
+    test = flow.lab.sets["test"]
+    accuracy = _trainer(flow, now[0]).evaluate(state.params, test)["accuracy"]
+    return {
+        name: _measured(flow, name, accuracy[mine], cut(state, mine))
+        for name, mine in ((name, flow.lab.mine(i)) for i, name in enumerate(now))
+    }
+
+
+def _measured(flow: Flow, name: str, accuracy: np.ndarray, state: loop.TrainState) -> Content:
+    params, tracked, masks, solutions = state.params, state.tracked, None, {}
+    if algorithm(name) != "dense":
+        masks = jax.vmap(jaxsparse.get_masks)(state.opt_state, params)
+        solutions = named_arrays(params, name)
+    start, norms = starting_point(flow, name), flow.norms(_size(name))
+    begun, ended = norms(*start), norms(params, masks)
+    curves = {}
+    for layer, between in tracked.norms.items():
+        ends = begun[layer][:, None], ended[layer][:, None]
+        curves[f"{name}/{layer}"] = np.concatenate([ends[0], between, ends[1]], axis=1)
+    numbers = {
+        "test_accuracy": accuracy.tolist(),
+        "initial_gradient_norm": np.asarray(begun["all"], float).tolist(),
+        "final_gradient_norm": np.asarray(ended["all"], float).tolist(),
+    }
+    if algorithm(name) in ("set", "rigl"):
+        numbers |= _across_updates(flow, algorithm(name), tracked)
+    if name == "prune":
+        solutions |= named_arrays(masks, "prune/masks")
+    if name in WATCHED:
+        snapshots = jax.tree.map(
+            lambda start, between, end: jnp.concatenate([start[:1], between[0], end[:1]]),
+            start,
+            (tracked.params, tracked.masks),
+            (params, masks),
         )
-        masks = None
-        if algorithm(name) != "dense":
-            masks = jax.vmap(jaxsparse.get_masks)(opt_state, params)
-            solutions |= named_arrays(params, name)
-        start, norms = starting_point(lab, name), lab.norms(_size(name))
-        begun, ended = norms(*start), norms(params, masks)
-        for layer, between in tracked.norms.items():
-            ends = begun[layer][:, None], ended[layer][:, None]
-            curves[f"{name}/{layer}"] = np.concatenate([ends[0], between, ends[1]], axis=1)
-        results[name] = {
-            "test_accuracy": accuracy[mine].tolist(),
-            "initial_gradient_norm": np.asarray(begun["all"], float).tolist(),
-            "final_gradient_norm": np.asarray(ended["all"], float).tolist(),
-            "seconds": round(seconds / len(now), 1),
-        }
-        if algorithm(name) in ("set", "rigl"):
-            results[name] |= _across_updates(lab, algorithm(name), tracked)
-        if name == "prune":
-            solutions |= named_arrays(masks, "prune/masks")
-        if name in WATCHED:
-            snapshots = jax.tree.map(
-                lambda start, between, end: jnp.concatenate([start[:1], between[0], end[:1]]),
-                start,
-                (tracked.params, tracked.masks),
-                (params, masks),
-            )
-            solutions |= named_arrays(snapshots[0], f"{name}/snapshots/params")
-            solutions |= named_arrays(snapshots[1], f"{name}/snapshots/masks")
-    write_arrays(lab.path / "curves.npz", curves)
-    write_arrays(lab.path / "solutions.npz", solutions)
-    return results
+        solutions |= named_arrays(snapshots[0], f"{name}/snapshots/params")
+        solutions |= named_arrays(snapshots[1], f"{name}/snapshots/masks")
+    arrays = {"curves.npz": curves, "solutions.npz": solutions}
+    return Content(numbers, arrays)
 
 
-def _across_updates(lab: Lab, kind: str, tracked: Tracked) -> dict[str, list[Any]]:
+def _across_updates(flow: Flow, kind: str, tracked: Tracked) -> dict[str, list[Any]]:
     """The gradient norm before and after a mask update of every snapshot, by replicate."""
-    steps = jnp.array(lab.settings.snapshots)
+    steps = jnp.array(flow.settings.snapshots)
 
     def across(scoring: Examples, measured: Examples, inputs: Any) -> tuple[Array, Array]:
         step, params, masks, key = inputs
-        grads = jax.grad(lab.loss)(params, scoring)
-        after = next_masks(lab.settings, kind, step, params, masks, grads, key)
-        loss = lambda params: lab.loss(params, measured)  # noqa: E731
+        grads = jax.grad(flow.loss)(params, scoring)
+        after = next_masks(flow.settings, kind, step, params, masks, grads, key)
+        loss = lambda params: flow.loss(params, measured)  # noqa: E731
         return jaxsparse.analysis.flow_across_update(loss, params, masks, after)
 
     @jax.jit
@@ -226,14 +238,13 @@ def _across_updates(lab: Lab, kind: str, tracked: Tracked) -> dict[str, list[Any
 
         return jax.lax.map(replicate, lanes)
 
-    lanes = tracked.params, tracked.masks, lab.keys
-    found = everywhere(lanes, lab.scoring(), lab.measured())
-    names = ("norm_before_update", "norm_after_update")
-    return {name: np.asarray(v, float).tolist() for name, v in zip(names, found, strict=True)}
+    lanes = tracked.params, tracked.masks, flow.keys
+    found = everywhere(lanes, flow.scoring(), flow.measured())
+    return {name: np.asarray(v, float).tolist() for name, v in zip(_UPDATES, found, strict=True)}
 
 
-def _trainer(lab: Lab, name: str) -> loop.Trainer:
-    return lab.trainer(algorithm(name), _size(name))
+def _trainer(flow: Flow, name: str) -> loop.Trainer:
+    return flow.trainer(algorithm(name), _size(name))
 
 
 def _size(name: str) -> str:

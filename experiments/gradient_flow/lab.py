@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxsparse
-from experiments.common.data import datasets
 from experiments.common.models.network import Network, make_network, trained
+from experiments.common.study.lab import Lab, Site, make_lab
 from experiments.common.training import evaluation, execution, loop, methods, sources
 from experiments.gradient_flow.settings import Settings, method
 
@@ -38,14 +37,11 @@ class Tracked(NamedTuple):
         return f"gradient norm {float(self.norms['all'][:, point].mean()):.3g}"
 
 
-class Lab(NamedTuple):
+class Flow(NamedTuple):
     """Everything that trains and measures.
 
     Attributes:
-      settings: of the study.
-      dataset: the examples, on the host.
-      held: inputs and labels from the training split to measure on, on the host.
-      keys: one key for each replicate.
+      lab: the lab, of the large network.
       networks: "large" and "small".
       trainer: `(algorithm, size) -> trainer`; the same one at every call.
       draw: `(keys) -> params` of stacked replicates, by size.
@@ -54,27 +50,25 @@ class Lab(NamedTuple):
       norms: `(size) -> (params, masks) -> gradient norms` of stacked replicates; masks may be None.
       loss: `(params, (inputs, labels), temperature=1) -> mean cross-entropy` of the large network,
         no penalty.
-      test: the test set, on the device.
-      path: the folder of the study.
     """
 
-    settings: Settings
-    dataset: datasets.Dataset
-    held: tuple[Any, Any]
-    keys: Array
+    lab: Lab
     networks: Mapping[str, Network]
     trainer: Callable[[str, str], loop.Trainer]
     draw: Mapping[str, Callable[[Array], Any]]
     draw_sparse: Callable[[Array, Any, Any], Any]
     norms: Callable[[str], Callable[[Any, Any], dict[str, Array]]]
     loss: Callable[..., Array]
-    test: evaluation.EvaluationSet
-    path: Path
 
     @property
-    def execution(self) -> execution.Execution:
-        """How replicates are compiled."""
-        return execution.execution(self.settings.model, jax.default_backend())
+    def settings(self) -> Settings:
+        """Of the study."""
+        return self.lab.settings
+
+    @property
+    def keys(self) -> Array:
+        """One for each replicate."""
+        return self.lab.site.keys
 
     def measured(self) -> Examples:
         """The training examples on which the gradient is measured."""
@@ -87,7 +81,7 @@ class Lab(NamedTuple):
 
     def examples(self, start: int, stop: int) -> Examples:
         """Training examples by number."""
-        return _examples(self.held, start, stop)
+        return _examples(self.lab.source.held, start, stop)
 
     def new(self, number: int, size: str = "large") -> Any:
         """A dense initialization of every replicate; 0 is the one that is pruned."""
@@ -98,50 +92,45 @@ class Lab(NamedTuple):
         return jax.vmap(lambda key: jax.random.fold_in(key, number))(self.keys)
 
 
-def build(
-    settings: Settings, keys: Array, path: Path, data_dir: str | None, examples: int | None
-) -> Lab:
-    """Loads the data and puts the lab together.
-
-    Args:
-      settings: what to train.
-      keys: one key for each replicate.
-      path: the folder of the study.
-      data_dir: folder of the prepared data sets.
-      examples: how many to use of each part of the data set; None uses all.
+def build(settings: Settings, site: Site) -> Flow:
+    """Loads the data and puts everything together.
 
     Raises:
       DataNotFound: the data set is not there.
       ValueError: settings that do not fit the data set.
     """
-    source = _source(settings, keys, data_dir, examples)
-    dataset, needed = source.dataset, settings.flow_examples + settings.scoring_examples
-    if len(source.held[1]) < needed:
+    source = sources.load(
+        settings.dataset,
+        batch_size=settings.batch_size,
+        image_size=settings.image_size,
+        validation=0 if settings.image_size is None else settings.validation,
+        normalize=False,
+        augment="reflect" if settings.augment else None,
+        **site.data,
+    )
+    held, needed = len(source.held[1]), settings.flow_examples + settings.scoring_examples
+    if held < needed:
         raise ValueError(
-            f"{settings.dataset} has {len(source.held[1]):,} training examples to measure on; the "
-            f"measurements need {needed:,}."
+            f"{settings.dataset} has {held:,} training examples to measure on; the measurements "
+            f"need {needed:,}."
         )
     scale, fan, distribution = settings.initialization
     init = nnx.initializers.variance_scaling(scale, fan, distribution)
-    nets = {
-        size: make_network(name, dataset, *source.pixels, kernel_init=init)
-        for size, name in (("large", settings.model), ("small", settings.small_model))
-    }
+    lab = make_lab(settings, site, source, ("test",), kernel_init=init)
+    small = make_network(settings.small_model, source.dataset, *source.pixels, kernel_init=init)
+    nets = {"large": lab.network, "small": small}
     as_trained = {size: trained(net) for size, net in nets.items()}
     measured = _examples(source.held, 0, settings.flow_examples)
 
     @functools.cache
     def trainer(algorithm: str, size: str) -> loop.Trainer:
-        net = nets[size]
-        no_masks = jax.tree.map(lambda _: None, jax.eval_shape(net.init_params, keys[0]))
-        return source.make_trainer(
-            net.apply,
-            net.init_params,
+        net, dense = nets[size], algorithm == "dense"
+        no_masks = jax.tree.map(lambda _: None, jax.eval_shape(net.init_params, site.keys[0]))
+        return lab.trainer(
             lambda key: method(settings, algorithm, key, no_masks),
-            execution=execution.execution(settings.model, jax.default_backend()),
-            start=loop.start_dense if algorithm == "dense" else jaxsparse.init,
-            forward=net.forward,
-            track=_track(settings, as_trained[size], measured, algorithm == "dense"),
+            dense=dense,
+            track=_track(settings, as_trained[size], measured, dense),
+            network=net,
         )
 
     @functools.cache
@@ -161,19 +150,14 @@ def build(
         prunable=methods.prunable(settings.dense),
         axes="flax",
     )
-    return Lab(
-        settings=settings,
-        dataset=dataset,
-        held=source.held,
-        keys=keys,
+    return Flow(
+        lab=lab,
         networks=nets,
         trainer=trainer,
         draw={s: execution.compiled_once(jax.vmap(net.init_params)) for s, net in nets.items()},
         draw_sparse=execution.compiled_once(jax.vmap(sparse)),
         norms=norms,
         loss=functools.partial(mean_loss, as_trained["large"]),
-        test=evaluation.sets_of(dataset, ("test",))["test"],
-        path=path,
     )
 
 
@@ -198,12 +182,10 @@ def next_masks(
     settings: Settings, algorithm: str, step: Array, params: Any, masks: Any, grads: Any, key: Array
 ) -> Any:
     """The masks that "set" or "rigl" would go on with."""
-    make = {"set": jaxsparse.sparse_evolution, "rigl": jaxsparse.rigl}[algorithm]
-    fraction = jaxsparse.cosine(settings.drop_fraction, settings.iterations)
+    make = {"set": jaxsparse.sparse_evolution_rule, "rigl": jaxsparse.rigl_rule}[algorithm]
+    fraction = jaxsparse.schedules.cosine(settings.drop_fraction, settings.iterations)
     prunable = methods.prunable(settings.dense)
-    rule = make.rule(
-        settings.sparsity, every=settings.every, drop_fraction=fraction, prunable=prunable
-    )
+    rule = make(settings.sparsity, every=settings.every, drop_fraction=fraction, prunable=prunable)
     return rule.update(key, step, masks, params, grads, rule.init(key, params)[1])[0]
 
 
@@ -245,22 +227,6 @@ def _track(
         )
 
     return loop.Track(settings.measure, init, update, examples)
-
-
-def _source(
-    settings: Settings, keys: Array, data_dir: str | None, examples: int | None
-) -> sources.Source:
-    shared = {"batch_size": settings.batch_size, "data_dir": data_dir, "examples": examples}
-    if settings.image_size is None:
-        augment = settings.augment
-        return sources.in_memory(settings.dataset, normalize=False, augment=augment, **shared)
-    return sources.on_disk(
-        settings.dataset,
-        image_size=settings.image_size,
-        validation=settings.validation,
-        seed=int(jax.random.bits(keys[0])),
-        **shared,
-    )
 
 
 def _examples(held: tuple[Any, Any], start: int, stop: int) -> Examples:

@@ -1,16 +1,15 @@
 """The report of a study of gradient flow, from its files alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.common import files
 from experiments.common.report import pages
 from experiments.common.report.pages import Table
 from experiments.common.report.tables import percent, statistics
-from experiments.common.study.study import read_arrays, read_results
+from experiments.common.study.content import Finished, read_arrays
 from experiments.gradient_flow import pictures
 from experiments.gradient_flow.claims import claims
 from experiments.gradient_flow.settings import METHODS
@@ -32,19 +31,18 @@ TRAINED = {
 }
 
 
-def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
+def report(finished: Finished) -> str:
     """Writes the whole report; see `command.Study`."""
-    config, results = files.read_json(path / "config.json"), read_results(path)
-    files.write_json(path / "summary.json", _summary(wanted, results, description))
-    runs_of = pages.spread(config, wanted, results)
-    note = f"{runs_of}: mean and standard error"
-    _draw(path, config, results, f"{runs_of}: mean, and from lowest to highest")
+    path, config, results = finished.path, finished.config, finished.results
+    finished.summarize(**_measured(results))
+    note = f"{finished.replicates}: mean and standard error"
+    _draw(path, config, results, f"{finished.replicates}: mean, and from lowest to highest")
     facts = [
         f"{note[0].upper()}{note[1:]}. {100 * config['sparsity']:g}% of the weights of every layer "
-        f"are zero. Data: {description}.",
+        f"are zero. Data: {finished.description}.",
         f"Gradient norm: L2, not squared, of living weights and biases, without penalty, on "
         f"{config['flow_examples']:,} fixed training examples.",
-        f"Made by `{command}`.",
+        f"Made by `{finished.command}`.",
     ]
     tables = {
         "Against the paper": claims(results, config),
@@ -57,14 +55,12 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     return pages.write(path, title, facts, tables, PICTURES)
 
 
-def _summary(wanted: Sequence[str], results: Mapping[str, Any], description: str) -> dict[str, Any]:
+def _measured(results: Mapping[str, Any]) -> dict[str, Any]:
     def measured(name: str) -> dict[str, Any]:
         return {measure: statistics(results[name][measure]) for measure in MEASURES}
 
     trained = [name for name in results if MEASURES[0] in results[name]]
     return {
-        "dataset_description": description,
-        "missing_cells": sum(name not in results for name in wanted),
         "methods": {name: measured(name) for name in METHODS if name in trained},
         "shared": {name: measured(name) for name in trained if name not in METHODS},
     }

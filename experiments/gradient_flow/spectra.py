@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.gradient_flow.cells import stored
-from experiments.gradient_flow.lab import Lab, next_masks
+from experiments.gradient_flow.lab import Flow, next_masks
 from experiments.gradient_flow.settings import Settings
 from jaxsparse import analysis
 
@@ -17,29 +17,29 @@ def steps_of(settings: Settings) -> tuple[int, ...]:
     return (0, *settings.snapshots, settings.iterations)
 
 
-def spectrum(lab: Lab, cell: str, device: jax.Device) -> dict[str, Any]:
+def spectrum(flow: Flow, cell: str, device: jax.Device) -> dict[str, Any]:
     """The Hessian of living weights by Lanczos, at one step of the first replicate."""
     _, name, step = cell.split("-")
     with jax.default_device(device):
-        return _spectrum_at(lab, name, int(step))
+        return _spectrum_at(flow, name, int(step))
 
 
-def _spectrum_at(lab: Lab, name: str, step: int) -> dict[str, Any]:
-    chosen, at = lab.settings, steps_of(lab.settings).index(step)
+def _spectrum_at(flow: Flow, name: str, step: int) -> dict[str, Any]:
+    chosen, at = flow.settings, steps_of(flow.settings).index(step)
     params, masks = (
-        jax.tree.map(lambda leaf: leaf[at], stored(lab, f"{name}/snapshots/{part}"))
+        jax.tree.map(lambda leaf: leaf[at], stored(flow, f"{name}/snapshots/{part}"))
         for part in ("params", "masks")
     )
-    masks = _without_statistics(lab, masks)
-    batches, options, moved = _batches(lab), {"steps": 80, "key": 0}, None
+    masks = _without_statistics(flow, masks)
+    batches, options, moved = _batches(flow), {"steps": 80, "key": 0}, None
     if name == "rigl" and step in chosen.snapshots:
-        grads = jax.jit(jax.grad(lab.loss))(params, lab.scoring())
-        after = next_masks(chosen, "rigl", jnp.int32(step), params, masks, grads, lab.keys[0])
+        grads = jax.jit(jax.grad(flow.loss))(params, flow.scoring())
+        after = next_masks(chosen, "rigl", jnp.int32(step), params, masks, grads, flow.keys[0])
         result, moved = analysis.spectrum_across_update(
-            lab.loss, params, batches, masks, after, **options
+            flow.loss, params, batches, masks, after, **options
         )
     else:
-        result = analysis.spectrum(lab.loss, params, batches, masks, **options)
+        result = analysis.spectrum(flow.loss, params, batches, masks, **options)
     found = {"step": step, **_quadrature(result)}
     return found if moved is None else found | {"after_update": _quadrature(moved)}
 
@@ -52,18 +52,18 @@ def _quadrature(found: analysis.Spectrum) -> dict[str, list[float]]:
     }
 
 
-def _without_statistics(lab: Lab, masks: Any) -> Any:
+def _without_statistics(flow: Flow, masks: Any) -> Any:
     # The loss while training does not depend on them: they would be zeros of the spectrum.
     leaves, treedef = jax.tree.flatten(masks)
-    pairs = zip(leaves, lab.networks["large"].statistics, strict=True)
+    pairs = zip(leaves, flow.networks["large"].statistics, strict=True)
     return treedef.unflatten(jnp.zeros_like(m) if moves else m for m, moves in pairs)
 
 
-def _batches(lab: Lab) -> Any:
+def _batches(flow: Flow) -> Any:
     # Small, because a product with the Hessian keeps what all layers give of a batch.
-    size = min(lab.settings.landscape_examples, len(lab.held[1]))
+    size = min(flow.settings.landscape_examples, len(flow.lab.source.held[1]))
     count = max(1, size // 100)
     return tuple(
         jnp.asarray(part[: size - size % count]).reshape(count, -1, *part.shape[1:])
-        for part in lab.held
+        for part in flow.lab.source.held
     )

@@ -12,12 +12,11 @@ goes on where it was stopped, also in the middle of a cell.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.common.study import command
+from experiments.common.study.lab import Site
 from experiments.common.study.options import option
-from experiments.common.study.study import Group, read_results
-from experiments.common.training import execution
+from experiments.common.study.study import Group
 from experiments.lottery_ticket import cells, report, study
 from experiments.lottery_ticket.settings import PRESETS, Settings, scaled
 
@@ -39,7 +38,11 @@ class Options(command.StudyOptions):
         "rounds after which the controls are trained, with commas between them (default: the "
         "preset's)",
     )
-    controls: str = option(",".join(cells.CONTROLS), "controls, with commas between them")
+    method: str = option(
+        ",".join(cells.CONTROLS),
+        "controls, trained beside the tickets, with commas between them",
+        was="controls",
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -56,17 +59,16 @@ def prepare(options: Options) -> command.Study:
     settings, controls = resolve(options)
     wanted = study.all_cells(settings.rounds, controls, settings.levels)
 
-    def begin(path: Path) -> tuple[str, list[Group]]:
-        keys = execution.replicate_keys(options.seed, options.replicates)
-        lab = cells.build(settings, keys, options.data_dir, options.examples)
-        calls = study.schedule(wanted, read_results(path))
-        return lab.dataset.description, study.groups(lab, calls, path)
+    def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:
+        tickets = cells.build(settings, site)
+        calls = study.schedule(wanted, {cell.name for cell in wanted}.difference(left))
+        return tickets.lab.source.dataset.description, study.groups(tickets, calls)
 
     return command.Study(
         f"lottery_ticket-{options.preset}",
         command.identity(options, settings, controls=controls),
         [cell.name for cell in wanted],
-        study.kept,
+        study.content_of,
         f"{settings.iterations:,} iterations",
         begin,
         report.report,
@@ -93,10 +95,10 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     if options.levels is not None:
         levels = _levels(options.levels, rounds)
     curves = tuple(level for level in settings.curves if level <= rounds)
-    controls = tuple(name for name in options.controls.split(",") if name)
+    controls = tuple(name for name in options.method.split(",") if name)
     for name in controls:
         if name not in cells.CONTROLS:
-            raise ValueError(f"--controls must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
+            raise ValueError(f"--method must be among {', '.join(cells.CONTROLS)}, got {name!r}.")
     settings = dataclasses.replace(settings, rounds=rounds, levels=levels, curves=curves)
     return settings, controls
 

@@ -6,7 +6,6 @@ level or control. What the later cells need lies in `Masks`, small enough to be 
 results.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse
-from experiments.common.data import datasets
-from experiments.common.models.network import make_network
-from experiments.common.study.study import begin_from
-from experiments.common.training import evaluation, loop
-from experiments.common.training.execution import execution
+from experiments.common.study.lab import Lab, Site, begin_from, make_lab, stack
+from experiments.common.training import loop, sources
 from experiments.common.training.tracking import track
 from experiments.lottery_ticket.settings import Settings, ladder, optimizer, prunable
 from jaxsparse import lottery
@@ -44,71 +40,51 @@ class Cell(NamedTuple):
         return f"{self.kind}-{self.level:02d}"
 
 
-class Lab(NamedTuple):
-    """Everything that trains cells.
+class Tickets(NamedTuple):
+    """Everything that trains and prunes.
 
     Attributes:
-      settings: of the study.
-      dataset: the examples, on the host.
-      keys: one key for each replicate.
+      lab: the lab; its sets are "train", "validation" and "test".
       trainer: of stacked lanes, the replicates of several cells one after the other.
-      sets: "train", "validation" and "test", on the device.
       counts: living weights after every round, as `jaxsparse.lottery.ladder` has them.
       densities: the same as a fraction of all prunable weights.
       origin: the initial parameters of the replicates, stacked.
       prune: `(scores, counts, within) -> masks`, all stacked but the counts; compiled once.
     """
 
-    settings: Settings
-    dataset: datasets.Dataset
-    keys: Array
+    lab: Lab
     trainer: loop.Trainer
-    sets: dict[str, evaluation.EvaluationSet]
     counts: list[Any]
     densities: list[float]
     origin: Any
     prune: Callable[..., Any]
 
 
-def build(
-    settings: Settings, keys: Array, data_dir: str | None = None, examples: int | None = None
-) -> Lab:
-    """Loads the data and puts the lab together.
-
-    Args:
-      settings: what to train.
-      keys: one key for each replicate.
-      data_dir: folder of the prepared data sets.
-      examples: how many to use of each part of the data set; None uses all.
+def build(settings: Settings, site: Site) -> Tickets:
+    """Loads the data and puts everything together.
 
     Raises:
       DataNotFound: the data set is not there.
       ValueError: settings that do not fit the data set.
     """
-    dataset = datasets.first(datasets.load(settings.dataset, data_dir), examples)
-    if dataset.validation_inputs is None:
-        dataset = datasets.split_validation(dataset, settings.validation, seed=0)
-    network = make_network(settings.model, dataset, dropout=settings.dropout)
-    dataset = datasets.as_floats(dataset)
-    sets = evaluation.sets_of(dataset, ("train", "validation", "test"))
+    source = sources.load(
+        settings.dataset,
+        batch_size=settings.batch_size,
+        validation=settings.validation,
+        normalize=False,
+        augment="constant" if settings.augment else None,
+        **site.data,
+    )
+    parts = ("train", "validation", "test")
+    lab = make_lab(settings, site, source, parts, dropout=settings.dropout)
+    network = lab.network
     tx = jaxsparse.fixed(
         optimizer(settings),
-        masks=jax.tree.map(lambda _: None, jax.eval_shape(network.init_params, keys[0])),
+        masks=jax.tree.map(lambda _: None, jax.eval_shape(network.init_params, site.keys[0])),
     )
-    trainer = loop.make_trainer(
-        network.apply,
-        network.init_params,
-        lambda key: tx,
-        jnp.asarray(dataset.train_inputs),
-        jnp.asarray(dataset.train_labels),
-        batch_size=settings.batch_size,
-        execution=execution(settings.model, jax.default_backend()),
-        start=jaxsparse.init,
-        augment=functools.partial(datasets.augment, mode="constant") if settings.augment else None,
-        forward=network.forward,
-        track=track(network.apply, settings.every, settings.iterations, sets),
-    )
-    origin = trainer.init(cell_keys(keys, Cell("ticket", 0))).params
+    watched = track(network.apply, settings.every, settings.iterations, lab.sets)
+    trainer = lab.trainer(lambda key: tx, track=watched)
+    origin = trainer.init(cell_keys(site.keys, Cell("ticket", 0))).params
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), origin)
     target = {"scope": settings.scope, "prunable": prunable(settings)}
 
@@ -118,7 +94,7 @@ def build(
             lambda scores, within: lottery.prune_to(scores, counts, within=within, **target)
         )(scores, within)
 
-    return Lab(settings, dataset, keys, trainer, sets, *ladder(settings, one), origin, prune)
+    return Tickets(lab, trainer, *ladder(settings, one), origin, prune)
 
 
 def cell_keys(keys: Array, cell: Cell) -> Array:
@@ -139,48 +115,49 @@ class Masks(NamedTuple):
     one_shot: Any
 
 
-def no_masks(lab: Lab) -> Masks:
+def no_masks(tickets: Tickets) -> Masks:
     """Before anything is pruned."""
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.uint8), lab.origin)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.uint8), tickets.origin)
     return Masks(empty, empty)
 
 
-def masks_of(lab: Lab, masks: Masks, cell: Cell) -> Any:
+def masks_of(tickets: Tickets, masks: Masks, cell: Cell) -> Any:
     """The masks of a cell, replicates first."""
     survived = masks.one_shot if cell.kind == "one_shot" else masks.ticket
     found = jax.tree.map(lambda rounds: rounds >= cell.level, survived)
     if cell.kind == "random":
-        chosen = prunable(lab.settings)
+        chosen = prunable(tickets.lab.settings)
         found = jax.vmap(lambda key, one: lottery.shuffle_masks(key, one, prunable=chosen))(
-            cell_keys(lab.keys, cell), found
+            cell_keys(tickets.lab.site.keys, cell), found
         )
     return found
 
 
-def start(lab: Lab, masks: Masks, cells: Sequence[Cell]) -> loop.TrainState:
+def start(tickets: Tickets, masks: Masks, cells: Sequence[Cell]) -> loop.TrainState:
     """The lanes of several cells before their first step."""
-    state = lab.trainer.init(jnp.concatenate([cell_keys(lab.keys, cell) for cell in cells]))
-    count = len(lab.keys)
+    keys = tickets.lab.site.keys
+    state = tickets.trainer.init(jnp.concatenate([cell_keys(keys, cell) for cell in cells]))
+    count = len(keys)
     params = [
         jax.tree.map(lambda leaf: leaf[i * count : (i + 1) * count], state.params)  # noqa: B023
         if cell.kind == "reinit"
-        else lab.origin
+        else tickets.origin
         for i, cell in enumerate(cells)
     ]
     drawn = ("ticket", "reinit")
-    tests = [cell.kind in drawn and cell.level in lab.settings.curves for cell in cells]
-    masks = _concatenate([masks_of(lab, masks, cell) for cell in cells])
-    state = begin_from(state, _concatenate(params), masks)
+    tests = [cell.kind in drawn and cell.level in tickets.lab.settings.curves for cell in cells]
+    masks = stack([masks_of(tickets, masks, cell) for cell in cells])
+    state = begin_from(state, stack(params), masks)
     best = jax.tree.map(jnp.copy, state.params)
     tests = jnp.repeat(jnp.array(tests), count)
     return state._replace(tracked=state.tracked._replace(params=best, tests=tests))
 
 
-def prune(lab: Lab, masks: Masks, cell: Cell, state: loop.TrainState) -> Masks:
+def prune(tickets: Tickets, masks: Masks, cell: Cell, state: loop.TrainState) -> Masks:
     """The masks with the next level of tickets, after a ticket was trained.
 
     Args:
-      lab: the lab.
+      tickets: what prunes.
       masks: of the levels up to this one.
       cell: the ticket.
       state: its lanes at the end of training.
@@ -189,15 +166,15 @@ def prune(lab: Lab, masks: Masks, cell: Cell, state: loop.TrainState) -> Masks:
         return masks
     scores = jaxsparse.magnitude(state.params)
     if cell.level == 0:
-        survived, everything = no_masks(lab).one_shot, masks_of(lab, masks, cell)
-        for counts in lab.counts[1:]:
-            chosen = lab.prune(scores, counts, everything)
+        survived, everything = no_masks(tickets).one_shot, masks_of(tickets, masks, cell)
+        for counts in tickets.counts[1:]:
+            chosen = tickets.prune(scores, counts, everything)
             survived = jax.tree.map(lambda rounds, mask: rounds + mask, survived, chosen)
         masks = masks._replace(one_shot=survived)
-    if cell.level == lab.settings.rounds:
+    if cell.level == tickets.lab.settings.rounds:
         return masks
-    within = masks_of(lab, masks, cell)
-    chosen = lab.prune(scores, lab.counts[cell.level + 1], within)
+    within = masks_of(tickets, masks, cell)
+    chosen = tickets.prune(scores, tickets.counts[cell.level + 1], within)
     return masks._replace(
         ticket=jax.tree.map(
             lambda old, mask: jnp.where(mask, cell.level + 1, jnp.minimum(old, cell.level)).astype(
@@ -209,7 +186,7 @@ def prune(lab: Lab, masks: Masks, cell: Cell, state: loop.TrainState) -> Masks:
     )
 
 
-def measure(lab: Lab, state: loop.TrainState) -> dict[str, np.ndarray]:
+def measure(tickets: Tickets, state: loop.TrainState) -> dict[str, np.ndarray]:
     """Accuracies at the early stop and at the end, one number a lane each."""
     found = {
         "early_stop_iteration": np.asarray(state.tracked.iteration),
@@ -220,15 +197,5 @@ def measure(lab: Lab, state: loop.TrainState) -> dict[str, np.ndarray]:
         ("final_accuracy", state.params, "test"),
         ("final_train_accuracy", state.params, "train"),
     ):
-        found[name] = lab.trainer.evaluate(params, lab.sets[examples])["accuracy"]
+        found[name] = tickets.lab.accuracy(params, examples)
     return found
-
-
-def lanes(tree: Any, index: int, count: int) -> Any:
-    """The replicates of one of several cells, on the first device."""
-    cut = jax.tree.map(lambda leaf: np.asarray(leaf[index * count : (index + 1) * count]), tree)
-    return jax.tree.map(jnp.asarray, cut)
-
-
-def _concatenate(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)

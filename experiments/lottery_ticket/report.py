@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import files
 from experiments.common.report import pages
 from experiments.common.report.pages import Table
 from experiments.common.report.tables import number, percent, statistics
-from experiments.common.study.study import read_arrays, read_results
+from experiments.common.study.content import Finished, read_arrays
 from experiments.lottery_ticket import pictures
 from experiments.lottery_ticket.cells import MEASURES
 from experiments.lottery_ticket.claims import Results, claims, share_of
@@ -27,19 +26,18 @@ PICTURES = {
 }
 
 
-def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
+def report(finished: Finished) -> str:
     """Writes the whole report; see `command.Study`."""
-    config, results = files.read_json(path / "config.json"), read_results(path)
-    missing = sum(name not in results for name in wanted)
-    note = f"{pages.spread(config, wanted, results)}: mean, and from worst to best"
-    files.write_json(path / "summary.json", summarize(results, missing, description))
+    path, config, results = finished.path, finished.config, finished.results
+    note = f"{finished.replicates}: mean, and from worst to best"
+    finished.summarize(seconds=finished.seconds, **_by_level(results))
     _draw(path, config, results, note)
     facts = [
         f"{note[0].upper()}{note[1:]}. ± is one standard error.",
-        f"Data: {description}. Early stop: the iteration of the lowest validation loss "
+        f"Data: {finished.description}. Early stop: the iteration of the lowest validation loss "
         f"({config['validation']:,} examples, every {config['every']} iterations); accuracies are "
         "measured on the test set.",
-        f"Made by `{command}`.",
+        f"Made by `{finished.command}`.",
     ]
     kinds = [k for k in pictures.LABELS if any(cell["kind"] == k for cell in results.values())]
     tables = {
@@ -53,7 +51,7 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
     return pages.write(path, title, facts, tables, PICTURES)
 
 
-def summarize(results: Results, missing: int, description: str) -> dict[str, Any]:
+def _by_level(results: Results) -> dict[str, Any]:
     """Statistics over the replicates, by level; one-shot tickets apart."""
     by_level: dict[int, dict[str, Any]] = {}
     one_shot = []
@@ -64,13 +62,7 @@ def summarize(results: Results, missing: int, description: str) -> dict[str, Any
             one_shot.append(start | found)
         else:
             by_level.setdefault(cell["level"], start)[cell["kind"]] = found
-    return {
-        "dataset_description": description,
-        "missing_cells": missing,
-        "seconds": round(sum(cell["seconds"] for cell in results.values()), 1),
-        "levels": list(by_level.values()),
-        "one_shot": one_shot,
-    }
+    return {"levels": list(by_level.values()), "one_shot": one_shot}
 
 
 def levels(results: Results, kinds: Sequence[str]) -> Table:

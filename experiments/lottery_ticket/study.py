@@ -1,4 +1,4 @@
-"""A study of lottery tickets: which cells there are, and what is kept of them.
+"""A study of lottery tickets: which cells there are, and what its folder holds of them.
 
 config.json    what was asked for
 results.json   the finished cells, every replicate
@@ -8,22 +8,15 @@ masks.npz      in how many rounds each weight survives; enough to go on from, or
 
 import functools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 
-from experiments.common.study.study import (
-    Group,
-    Kept,
-    named_arrays,
-    read_arrays,
-    tree_of,
-    write_arrays,
-)
+from experiments.common.study.content import Content, measured, named_arrays, read_arrays, tree_of
+from experiments.common.study.lab import cut
+from experiments.common.study.study import Group
 from experiments.common.training.loop import Trainer, TrainState
 from experiments.lottery_ticket import cells
-from experiments.lottery_ticket.cells import Cell, Lab, Masks
+from experiments.lottery_ticket.cells import Cell, Masks, Tickets
 
 SIDE_BY_SIDE = 2
 """Cells trained at once; an even number, so that two cores share the lanes evenly."""
@@ -53,59 +46,57 @@ def schedule(wanted: Sequence[Cell], done: Iterable[str]) -> list[list[Cell]]:
     return calls
 
 
-def kept(name: str) -> Kept:
+def content_of(name: str) -> Content:
     """What the folder of a study holds of a cell; `KeyError` for what is no name of one."""
     kind, _, level = name.rpartition("-")
     if kind not in ("ticket", *cells.CONTROLS) or not level.isdecimal():
         raise KeyError(name)
     numbers = dict.fromkeys(cells.MEASURES, [float]) | {"weights_remaining": float}
     numbers |= {"kind": str, "level": int, "seconds": float}
-    return Kept(numbers, {"curves.npz": f"{name}/", "masks.npz": "ticket/"})
+    return Content(numbers, {"curves.npz": f"{name}/", "masks.npz": "ticket/"})
 
 
-def groups(lab: Lab, calls: Sequence[Sequence[Cell]], path: Path) -> list[Group]:
-    """The calls of a schedule as groups of a study in a folder."""
+def groups(tickets: Tickets, calls: Sequence[Sequence[Cell]]) -> list[Group]:
+    """The calls of a schedule as groups of a study."""
+    settings = tickets.lab.settings
     return [
         Group(
-            ", ".join(cell.name for cell in now),
-            functools.partial(_begin, lab, now, path),
-            functools.partial(_finish, lab, now, path),
-            lab.settings.iterations,
-            lab.settings.every,
+            [cell.name for cell in now],
+            functools.partial(_finish, tickets, now),
+            functools.partial(_begin, tickets, now),
+            settings.iterations,
+            settings.every,
         )
         for now in calls
     ]
 
 
-def read_masks(lab: Lab, path: Path) -> Masks:
-    """The masks that a folder holds."""
-    masks, stored = cells.no_masks(lab), read_arrays(path / "masks.npz")
+def read_masks(tickets: Tickets) -> Masks:
+    """The masks that the folder holds."""
+    masks, stored = cells.no_masks(tickets), read_arrays(tickets.lab.site.path / "masks.npz")
     return tree_of(stored, masks) if stored else masks
 
 
-def _begin(lab: Lab, now: Sequence[Cell], path: Path) -> tuple[Trainer, TrainState]:
+def _begin(tickets: Tickets, now: Sequence[Cell]) -> tuple[Trainer, TrainState]:
     lanes = (*now, *[now[-1]] * (SIDE_BY_SIDE - len(now)))
-    return lab.trainer, cells.start(lab, read_masks(lab, path), lanes)
+    return tickets.trainer, cells.start(tickets, read_masks(tickets), lanes)
 
 
-def _finish(
-    lab: Lab, now: Sequence[Cell], path: Path, state: TrainState, seconds: float
-) -> dict[str, Any]:
-    found, count = cells.measure(lab, state), len(lab.keys)
-    curves = jax.device_get(state.tracked.curves)
-    masks, stored = read_masks(lab, path), read_arrays(path / "curves.npz")
-    results = {}
+def _finish(tickets: Tickets, now: Sequence[Cell], state: TrainState) -> dict[str, Content]:
+    numbers, curves = cells.measure(tickets, state), jax.device_get(state.tracked.curves)
+    masks, found = read_masks(tickets), {}
     for i, cell in enumerate(now):
-        mine = slice(i * count, (i + 1) * count)
-        masks = cells.prune(lab, masks, cell, cells.lanes(state, i, count))
-        stored |= {f"{cell.name}/{name}": curve[mine] for name, curve in curves.items()}
-        results[cell.name] = {
-            "kind": cell.kind,
-            "level": cell.level,
-            "weights_remaining": lab.densities[cell.level],
-            **{name: values[mine].tolist() for name, values in found.items()},
-            "seconds": round(seconds / len(now), 1),
-        }
-    write_arrays(path / "masks.npz", named_arrays(masks))
-    write_arrays(path / "curves.npz", stored)
-    return results
+        mine = tickets.lab.mine(i)
+        masks = cells.prune(tickets, masks, cell, cut(state, mine))
+        content = measured(
+            cell.name,
+            mine,
+            numbers,
+            curves,
+            kind=cell.kind,
+            level=cell.level,
+            weights_remaining=tickets.densities[cell.level],
+        )
+        arrays = content.arrays | {"masks.npz": named_arrays(masks)}
+        found[cell.name] = content._replace(arrays=arrays)
+    return found

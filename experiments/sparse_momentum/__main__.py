@@ -3,26 +3,26 @@
     python -m experiments.sparse_momentum --preset lenet_300_100 --out OUT
 
 Takes about four hours on 2 cores, more than half of them for DeepR: LeNet-300-100 on MNIST with the
-paper's settings, 100 epochs, eight methods, six densities, 5 replicates each. Without arguments a
+paper's settings, 100 epochs, eight methods, six sparsities, 5 replicates each. Without arguments a
 small study on the digits.
 `--study` asks for another comparison than that of the methods: of variants of them.
 
 Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command
 goes on where it was stopped, also in the middle of a cell, and the same folder takes other methods
-and densities beside those that it has.
+and sparsities beside those that it has.
 """
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.common.study import command
+from experiments.common.study.lab import Site
 from experiments.common.study.options import flag, option
 from experiments.common.study.study import Group
-from experiments.common.training import execution
+from experiments.common.training.methods import METHODS
 from experiments.sparse_momentum import cells, report
-from experiments.sparse_momentum.settings import METHODS, PRESETS, Settings, check
+from experiments.sparse_momentum.settings import PRESETS, Settings, check
 from experiments.sparse_momentum.variants import STUDIES, method_of
 
 PROG = "python -m experiments.sparse_momentum"
@@ -42,15 +42,18 @@ class Options(command.StudyOptions):
         "or, on validation data, what the sources leave open",
         choices=tuple(STUDIES),
     )
-    methods: str | None = option(
+    method: str | None = option(
         None,
         "methods, or variants such as sparse_momentum+growth=random, with commas between them "
         "(default: the study's)",
+        was="methods",
     )
-    densities: str | None = option(
+    sparsity: str | None = option(
         None,
-        "fractions of the weights that live, with commas (default: the preset's; 0.05 in other "
+        "fractions of zeros, with commas between them (default: the preset's; 0.95 in other "
         "studies than main)",
+        was="densities",
+        meant="a sparsity is 1 - density, such as 0.95 for 0.05",
     )
     epochs: int | None = option(
         None,
@@ -81,20 +84,20 @@ def prepare(options: Options) -> command.Study:
     settings, names = resolve(options)
     wanted = all_cells(settings, names)
 
-    def begin(path: Path) -> tuple[str, list[Group]]:
-        keys = execution.replicate_keys(options.seed, options.replicates)
-        lab = cells.build(settings, keys, options.data_dir, options.examples)
+    def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:
+        lab = cells.build(settings, site)
+        found = [cell for cell in wanted if cell.name in left]
         tests = options.study != "tuning"
-        return lab.dataset.description, cells.groups(lab, wanted, path, tests)
+        return lab.source.dataset.description, cells.groups(lab, found, tests)
 
     what = options.preset if options.study == "main" else f"{options.preset}-{options.study}"
     identity = command.identity(options, settings, study=options.study)
-    del identity["densities"]  # like the methods: a folder takes more of them
+    del identity["sparsities"]  # like the methods: a folder takes more of them
     return command.Study(
         f"sparse_momentum-{what}",
         identity,
         [cell.name for cell in wanted],
-        functools.partial(cells.kept, options.study != "tuning"),
+        functools.partial(cells.content_of, options.study != "tuning"),
         f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps",
         begin,
         report.report,
@@ -108,27 +111,27 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
       ValueError: a value that cannot be.
     """
     settings = PRESETS[options.preset]
-    names = METHODS
+    names = tuple(METHODS)
     if options.study != "main":
         names = STUDIES[options.study]
-        settings = dataclasses.replace(settings, densities=(0.05,), epochs=20)
+        settings = dataclasses.replace(settings, sparsities=(0.95,), epochs=20)
     if options.study == "tuning":  # which finds them
         settings = dataclasses.replace(settings, own={})
-    if options.methods is not None:
-        names = tuple(name for name in options.methods.split(",") if name)
+    if options.method is not None:
+        names = tuple(name for name in options.method.split(",") if name)
     for name in names:
         check(settings, name)
-    if options.densities is not None:
+    if options.sparsity is not None:
         try:
-            densities = tuple(float(text) for text in options.densities.split(","))
+            sparsities = tuple(round(float(text), 6) for text in options.sparsity.split(","))
         except ValueError:
-            densities = ()
-        if not densities or not all(0 < density <= 1 for density in densities):
+            sparsities = ()
+        if not sparsities or not all(0 <= sparsity < 1 for sparsity in sparsities):
             raise ValueError(
-                f"--densities must be numbers in (0, 1] with commas between them, got "
-                f"{options.densities!r}."
+                f"--sparsity must be numbers in [0, 1) with commas between them, got "
+                f"{options.sparsity!r}."
             )
-        settings = dataclasses.replace(settings, densities=densities)
+        settings = dataclasses.replace(settings, sparsities=sparsities)
     if options.epochs is not None and options.steps is not None:
         raise ValueError("--epochs and --steps exclude each other; give one of them.")
     if options.image_size is not None and settings.image_size is None:
@@ -145,13 +148,12 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
 
 
 def all_cells(settings: Settings, names: Sequence[str]) -> list[cells.Cell]:
-    """Every method at every density; dense once."""
-    found = []
-    for name in names:
-        dense = method_of(name) == "dense"
-        sparsities = [0.0] if dense else [round(1 - d, 6) for d in settings.densities]
-        found += [cells.Cell(name, sparsity) for sparsity in sparsities]
-    return found
+    """Every method at every sparsity; dense once."""
+    return [
+        cells.Cell(name, sparsity)
+        for name in names
+        for sparsity in ((0.0,) if METHODS[method_of(name)].dense else settings.sparsities)
+    ]
 
 
 if __name__ == "__main__":

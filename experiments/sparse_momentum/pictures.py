@@ -18,10 +18,8 @@ from experiments.common.report.figures import (
     plain,
     save,
 )
+from experiments.common.training.methods import METHODS
 from experiments.sparse_momentum.variants import method_of
-
-MOVING = ("sparse_momentum", "dynamic_reparameterization")
-"""The methods that move weights across layers."""
 
 
 def error_against_density(
@@ -66,8 +64,8 @@ def layer_densities(
     note: str,
     unit: str,
 ) -> None:
-    """Density of every layer over time, for variants of the methods in `MOVING`."""
-    names = [name for name, cell in results.items() if method_of(cell["method"]) in MOVING]
+    """Density of every layer over time, for variants of the methods that redistribute."""
+    names = [n for n, cell in results.items() if METHODS[method_of(cell["method"])].redistributes]
     if not names:
         return
     names = sorted(names, key=lambda name: (results[name]["method"], -results[name]["sparsity"]))

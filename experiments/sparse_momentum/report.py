@@ -1,14 +1,12 @@
 """The report of a study of methods: `summary.json`, tables and figures, from its files alone."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from experiments.common import files
 from experiments.common.report import pages
 from experiments.common.report.pages import Table
 from experiments.common.report.tables import Statistics, percent, statistics
-from experiments.common.study.study import read_arrays, read_results
+from experiments.common.study.content import Finished, read_arrays
 from experiments.sparse_momentum import pictures, sides
 from experiments.sparse_momentum.paper import PUBLISHED
 
@@ -19,27 +17,18 @@ PICTURES = {
 Results = Mapping[str, Mapping[str, Any]]
 
 
-def report(path: Path, wanted: Sequence[str], description: str, command: str) -> str:
+def report(finished: Finished) -> str:
     """Writes the whole report; see `command.Study`."""
-    config, results = files.read_json(path / "config.json"), read_results(path)
-    missing = sum(name not in results for name in wanted)
+    path, config, results = finished.path, finished.config, finished.results
     study = config["study"]
     measure = "validation accuracy" if study == "tuning" else "test accuracy"
     key = measure.replace(" ", "_")
     found = _by_method(results, key)
-    files.write_json(
-        path / "summary.json",
-        {
-            "dataset_description": description,
-            "missing_cells": missing,
-            "seconds": round(sum(cell["seconds"] for cell in results.values()), 1),
-            "methods": {
-                name: {str(s): {key: stats} for s, stats in cells.items()}
-                for name, cells in found.items()
-            },
-        },
-    )
-    note = f"{pages.spread(config, wanted, results)}: mean and standard error"
+    methods = {
+        name: {str(s): {key: stats} for s, stats in cells.items()} for name, cells in found.items()
+    }
+    finished.summarize(seconds=finished.seconds, methods=methods)
+    note = f"{finished.replicates}: mean and standard error"
     what = f"{config['model']} on {config['dataset']}"
     sparsities = sorted({cell["sparsity"] for cell in results.values()} - {0.0}, reverse=True)
     published = PUBLISHED.get(config["model"], {}) if config["dataset"] == "mnist" else {}
@@ -49,8 +38,8 @@ def report(path: Path, wanted: Sequence[str], description: str, command: str) ->
         unit = "measurement"
     facts = [
         f"{note[0].upper()}{note[1:]}; {measure} after {length}, evaluated once"
-        f"{'; the test set was left alone' if study == 'tuning' else ''}. Data: {description}. "
-        f"Made by `{command}`."
+        f"{'; the test set was left alone' if study == 'tuning' else ''}. "
+        f"Data: {finished.description}. Made by `{finished.command}`."
     ]
     if study != "main":
         sides.draw(study, path, found, measure, what, note)

@@ -11,27 +11,15 @@ import jaxsparse
 from experiments.common.training import methods
 from experiments.sparse_momentum import deepr, variants
 
-METHODS = (
-    "dense",
-    "sparse_momentum",
-    "sparse_evolution",
-    "fixed",
-    "dynamic_reparameterization",
-    "rigl",
-    "gradual",
-    "deep_rewiring",
-)
-"""In the order in which a study trains them: the paper's first, the slowest last."""
-_OPTIONS = {
-    "momentum": METHODS,
-    "clip": METHODS,
-    "weight_decay": METHODS,
-    "prune_rate": methods.DROPPING,
-    "prune_schedule": methods.DROPPING,
-    "period": tuple(n for n in METHODS if n not in ("dense", "fixed", "deep_rewiring")),
-    "temperature": ("deep_rewiring",),
+_DENSE = ("momentum", "clip", "weight_decay")
+"""The options of a variant that dense training knows too."""
+_NEEDS = {
+    "prune_rate": "drop_fraction",
+    "prune_schedule": "drop_fraction",
+    "period": "every",
+    "temperature": "noise",
 }
-"""The methods that know an option of a variant; every one but `dense` may know others."""
+"""Which of a method's own options an option of a variant stands for, where not all have it."""
 _FIELDS = ("momentum", "prune_rate", "prune_schedule", "initialization", "clip", "weight_decay")
 """The options of a variant that stand in the place of the study's settings."""
 
@@ -48,7 +36,7 @@ class Settings:
       dataset: what `datasets.load` knows.
       epochs: passes over the training set.
       batch_size: examples a step.
-      densities: fractions of the weights that live.
+      sparsities: fractions of the weights that are zero.
       learning_rate: of SGD with Nesterov momentum.
       momentum: of SGD, and of sparse momentum's own.
       drop_every: steps after which the learning rate falls to a tenth, again and again.
@@ -72,7 +60,7 @@ class Settings:
     dataset: str
     epochs: int
     batch_size: int
-    densities: tuple[float, ...]
+    sparsities: tuple[float, ...]
     learning_rate: float = 0.1
     momentum: float = 0.9
     drop_every: int = 25_000
@@ -103,7 +91,7 @@ _LENET = Settings(
     dataset="mnist",
     epochs=100,
     batch_size=100,
-    densities=(0.01, 0.02, 0.03, 0.04, 0.05, 0.1),
+    sparsities=(0.99, 0.98, 0.97, 0.96, 0.95, 0.9),
     own={
         "dynamic_reparameterization": {"period": 0.25, "target": 0.3},
         "deep_rewiring": deepr.OPTIONS,
@@ -111,13 +99,13 @@ _LENET = Settings(
 )
 
 
-def _cifar(model: str, *densities: float, dropout: float = 0.0) -> Settings:
+def _cifar(model: str, *sparsities: float, dropout: float = 0.0) -> Settings:
     return Settings(
         model=model,
         dataset="cifar10",
         epochs=250,
         batch_size=128,
-        densities=densities,
+        sparsities=sparsities,
         drop_every=30_000,
         prune_rate=0.2,
         dropout=dropout,
@@ -127,32 +115,32 @@ def _cifar(model: str, *densities: float, dropout: float = 0.0) -> Settings:
 
 PRESETS = {
     "digits": dataclasses.replace(
-        _LENET, dataset="digits", epochs=20, batch_size=24, densities=(0.05, 0.1, 0.2)
+        _LENET, dataset="digits", epochs=20, batch_size=24, sparsities=(0.95, 0.9, 0.8)
     ),
     "lenet_300_100": _LENET,
     "lenet_5_caffe": dataclasses.replace(
         _LENET,
         model="lenet_5_caffe",
-        densities=(0.005, 0.01, 0.05),
+        sparsities=(0.995, 0.99, 0.95),
         own=_LENET.own | {"sparse_momentum": {"regrown_state": "dense"}},
         initialization="sparse",
         clip=1.0,
     ),
-    "alexnet_s": _cifar("alexnet_s", 0.1),
-    "alexnet_b": _cifar("alexnet_b", 0.1),
-    "vgg_16_c": _cifar("vgg_16_c", 0.05),
-    "vgg_16_d": _cifar("vgg_16_d", 0.05),
-    "vgg_16_like": _cifar("vgg_16_like", 0.03),
-    "wrn_16_8": _cifar("wrn_16_8", 0.05, dropout=0.3),
-    "wrn_16_10": _cifar("wrn_16_10", 0.05, dropout=0.3),
-    "wrn_22_8": _cifar("wrn_22_8", 0.05, dropout=0.3),
-    "wrn_28_2": _cifar("wrn_28_2", 0.1, 0.2, 0.3, 0.4, 0.5, dropout=0.3),
+    "alexnet_s": _cifar("alexnet_s", 0.9),
+    "alexnet_b": _cifar("alexnet_b", 0.9),
+    "vgg_16_c": _cifar("vgg_16_c", 0.95),
+    "vgg_16_d": _cifar("vgg_16_d", 0.95),
+    "vgg_16_like": _cifar("vgg_16_like", 0.97),
+    "wrn_16_8": _cifar("wrn_16_8", 0.95, dropout=0.3),
+    "wrn_16_10": _cifar("wrn_16_10", 0.95, dropout=0.3),
+    "wrn_22_8": _cifar("wrn_22_8", 0.95, dropout=0.3),
+    "wrn_28_2": _cifar("wrn_28_2", 0.9, 0.8, 0.7, 0.6, 0.5, dropout=0.3),
     "resnet_50": Settings(
         model="resnet_50",
         dataset="imagenet2012",
         epochs=100,
         batch_size=256,
-        densities=(0.1, 0.2),
+        sparsities=(0.9, 0.8),
         drop_every=30 * 4979,
         weight_decay=1e-4,
         validation=0.005,
@@ -198,7 +186,7 @@ def optimizer(
 def method(
     settings: Settings, name: str, sparsity: float, key: Any, steps_per_epoch: int
 ) -> optax.GradientTransformationExtraArgs:
-    """One of `METHODS` at a sparsity, or a variant of it, as an optimizer.
+    """One of `methods.METHODS` at a sparsity, or a variant of it, as an optimizer.
 
     A variant's options are those of the method, and: `momentum`, of SGD and of sparse momentum
     alike; `prune_rate`, `prune_schedule`, `clip` (inf for never), `weight_decay` and
@@ -224,21 +212,24 @@ def starts_sparse(settings: Settings, name: str) -> bool:
     chosen = _varied(settings, own)[0].initialization
     if chosen not in ("dense", "sparse"):
         raise ValueError(f"initialization must be dense or sparse, got {chosen!r}.")
-    return algorithm != "dense" and chosen == "sparse"
+    return not methods.METHODS[algorithm].dense and chosen == "sparse"
 
 
 def check(settings: Settings, name: str) -> None:
     """Raises ValueError or TypeError unless a name is a method or a variant that can be made."""
     algorithm, own = variants.parse(name)
-    if algorithm not in METHODS:
-        raise ValueError(f"--methods must be among {', '.join(METHODS)}, got {algorithm!r}.")
+    if algorithm not in methods.METHODS:
+        known = ", ".join(methods.METHODS)
+        raise ValueError(f"--method must be among {known}, got {algorithm!r}.")
+    found = methods.METHODS[algorithm]
     for option in own:
-        if algorithm not in _OPTIONS.get(option, METHODS[1:]):
-            raise ValueError(f"--methods: {algorithm} has no option {option!r}.")
+        unknown = found.dense and option not in _DENSE
+        if unknown or (option in _NEEDS and _NEEDS[option] not in found.options):
+            raise ValueError(f"--method: {algorithm} has no option {option!r}.")
     starts_sparse(settings, name)
     clip = _varied(settings, own)[0].clip
     if isinstance(clip, str) or (clip is not None and not clip > 0):
-        raise ValueError(f"--methods: clip must be a number above 0, got {clip!r}.")
+        raise ValueError(f"--method: clip must be a number above 0, got {clip!r}.")
     _method(settings, algorithm, 0.5, 0, 1000, **own)
 
 
@@ -263,11 +254,12 @@ def _method(
 ) -> optax.GradientTransformationExtraArgs:
     settings, own = _varied(settings, own)
     steps, every = settings.length(steps_per_epoch), settings.every(steps_per_epoch)
-    if algorithm in methods.DROPPING:
+    found = methods.METHODS[algorithm]
+    if "drop_fraction" in found.options:
         schedules = {
-            "cosine": lambda p: jaxsparse.cosine(p, steps, 0.005),
-            "linear": lambda p: jaxsparse.linear(p, steps),
-            "constant": jaxsparse.constant,
+            "cosine": lambda p: jaxsparse.schedules.cosine(p, steps, 0.005),
+            "linear": lambda p: jaxsparse.schedules.linear(p, steps),
+            "constant": jaxsparse.schedules.constant,
         }
         known, schedule = ", ".join(schedules), settings.prune_schedule
         if schedule not in schedules:
@@ -276,15 +268,15 @@ def _method(
     if distribution not in methods.DISTRIBUTIONS:
         known = ", ".join(methods.DISTRIBUTIONS)
         raise ValueError(f"distribution must be one of {known}, got {distribution!r}.")
-    if algorithm == "sparse_momentum":
+    if "momentum" in found.options:
         own["momentum"] = settings.momentum
-    if algorithm == "deep_rewiring":
+    if "noise" in found.options:
         own.setdefault("stop", deepr.stop(steps))
     if temperature is not None:
         own["noise"] = deepr.noise(temperature, steps)
     every = max(1, round(period * every))
     updates = methods.MaskUpdates(every, every, steps, None)
-    if algorithm == "gradual":  # the masks rest for the last quarter
+    if found.ramps:  # the masks rest for the last quarter
         updates = updates._replace(stop=steps * 3 // 4)
     sparse = functools.partial(
         methods.sparse_method,

@@ -24,8 +24,8 @@ class Config:
         "such as mnist or cifar10",
     )
     model: str = option("lenet_300_100", "the network", choices=tuple(MODELS))
-    algorithm: str = option(
-        "rigl", "how the network becomes sparse", choices=tuple(methods.ALGORITHMS)
+    method: str = option(
+        "rigl", "how the network becomes sparse", choices=methods.METHODS, was="algorithm"
     )
     sparsity: float | None = option(
         None, "fraction of weights that are zero, in [0, 1) (default: 0.9; with N:M, 1 - N/M)"
@@ -54,7 +54,7 @@ class Config:
     drop_fraction: float | None = option(
         None,
         "share of the living weights that a mask update replaces at first, in [0, 1]; annealed to "
-        "0 at --stop (default: the algorithm's own)",
+        "0 at --stop (default: the method's own)",
     )
     optimizer: str = option(
         "momentum", "momentum is SGD with Nesterov momentum 0.9", choices=methods.OPTIMIZERS
@@ -104,13 +104,21 @@ def resolve(config: Config) -> Config:
     Raises:
       ValueError: a value that cannot be, with those that can.
     """
-    for name in _WITHOUT.get(config.algorithm, ()):
+    for field in dataclasses.fields(config):
+        value, choices = getattr(config, field.name), field.metadata["choices"]
+        if value is not None and choices is not None and value not in choices:
+            raise ValueError(
+                f"{flag(field.name)} must be one of {', '.join(choices)}, got {value!r}."
+            )
+    method = methods.METHODS[config.method]
+    without = [name for name in _UPDATES if name not in method.options]
+    for name in (*_SPARSE, *without) if method.dense else without:
         if getattr(config, name) not in (_DEFAULTS[name], 0.0):
-            raise ValueError(f"{flag(name)} means nothing with --algorithm {config.algorithm}.")
+            raise ValueError(f"{flag(name)} means nothing with --method {config.method}.")
     methods.pattern(config.pattern)
     n_of_m = re.fullmatch(r"(\d+):(\d+)", config.pattern)
     sparsity = config.sparsity
-    if config.algorithm == "dense":
+    if method.dense:
         sparsity = 0.0
     elif sparsity is None:
         sparsity = 1 - int(n_of_m[1]) / int(n_of_m[2]) if n_of_m else 0.9
@@ -119,16 +127,10 @@ def resolve(config: Config) -> Config:
         config,
         sparsity=sparsity,
         distribution=_given(config.distribution, "uniform" if n_of_m else "erk"),
-        learning_rate=_given(config.learning_rate, methods.LEARNING_RATES.get(config.optimizer)),
+        learning_rate=_given(config.learning_rate, methods.LEARNING_RATES[config.optimizer]),
         epochs=_given(config.epochs, EPOCHS[kind]),
         batch_size=_given(config.batch_size, BATCH_SIZES[kind]),
     )
-    for field in dataclasses.fields(config):
-        value, choices = getattr(config, field.name), field.metadata["choices"]
-        if choices is not None and value not in choices:
-            raise ValueError(
-                f"{flag(field.name)} must be one of {', '.join(choices)}, got {value!r}."
-            )
     for name, fits, allowed in _RANGES:
         value = getattr(config, name)
         if value is not None and not fits(value):
@@ -144,8 +146,8 @@ def resolve(config: Config) -> Config:
 
 
 def default_folder(config: Config) -> Path:
-    """`runs/dataset-model-algorithm-sparsity`, and whatever else differs from the defaults."""
-    start = {"dataset": config.dataset, "model": config.model, "algorithm": config.algorithm}
+    """`runs/dataset-model-method-sparsity`, and whatever else differs from the defaults."""
+    start = {"dataset": config.dataset, "model": config.model, "method": config.method}
     plain = identity(resolve(Config(**start, sparsity=config.sparsity)))
     parts = [*start.values(), f"{config.sparsity:.4g}"]
     parts += [f"{name}_{value}" for name, value in identity(config).items() if value != plain[name]]
@@ -157,14 +159,8 @@ def _given(value: Any, default: Any) -> Any:
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
-_WHEN = ("every", "start", "stop", "drop_fraction")
-_WITHOUT = {
-    "dense": ("sparsity", "distribution", "pattern", "dense_layers", *_WHEN),
-    "fixed": _WHEN,
-    "gradual": ("drop_fraction",),
-    "dynamic_reparameterization": ("drop_fraction",),
-    "deep_rewiring": _WHEN,
-}
+_SPARSE = ("sparsity", "distribution", "pattern", "dense_layers")
+_UPDATES = ("every", "start", "stop", "drop_fraction")
 _RANGES = (
     ("sparsity", lambda s: 0 <= s < 1, "in [0, 1)"),
     ("drop_fraction", lambda f: 0 <= f <= 1, "in [0, 1]"),

@@ -99,7 +99,7 @@ def build(config: Config) -> Job:
             *examples,
             batch_size=config.batch_size,
             execution=execution(config.model, jax.default_backend()),
-            start=loop.start_dense if method == "dense" else jaxsparse.init,
+            start=loop.start_dense if methods.METHODS[method].dense else jaxsparse.init,
             forward=network.forward,
         )
         try:
@@ -108,7 +108,7 @@ def build(config: Config) -> Job:
             raise ValueError(str(error).replace("prunable=", "--dense-layers")) from error
         return made
 
-    names = dict.fromkeys(["dense"] * config.dense_twin + [config.algorithm])
+    names = dict.fromkeys(["dense"] * config.dense_twin + [config.method])
     return Job(
         config,
         dataset,
@@ -130,14 +130,15 @@ def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
     every = max(10, steps // 100) if config.every is None else config.every
     start = every if config.start is None else config.start
     stop = steps * 3 // 4 if config.stop is None else config.stop
-    if config.algorithm not in ("dense", "fixed") and not start < min(stop, steps):
+    method = methods.METHODS[config.method]
+    if method.moves and not start < min(stop, steps):
         raise ValueError(
             f"--start must be below --stop and the {steps} steps of the run, or no mask update "
             f"comes; got --every {every}, --start {start}, --stop {stop}."
         )
-    if config.algorithm == "gradual" and stop >= steps:
+    if method.ramps and stop >= steps:
         raise ValueError(
-            f"--stop must be below the {steps} steps of the run, or gradual pruning does not reach "
+            f"--stop must be below the {steps} steps of the run, or {config.method} does not reach "
             f"its sparsity, got {stop}."
         )
     return methods.MaskUpdates(every, start, stop, config.drop_fraction)

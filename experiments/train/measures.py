@@ -10,6 +10,7 @@ import numpy as np
 import jaxsparse
 from experiments.common.report.tables import STATISTICS, statistics
 from experiments.common.training.loop import Metrics, TrainState
+from experiments.common.training.methods import METHODS
 from experiments.train.job import Job, weight_name
 from jaxsparse import analysis
 
@@ -29,7 +30,7 @@ SUMMARY = _METHOD | {
 
 def masks_by_name(job: Job, method: str, state: TrainState) -> dict[str, jax.Array]:
     """The masks of the weights that may be sparse, replicates on the first axis."""
-    if method == "dense":
+    if METHODS[method].dense:
         masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), state.params)
     else:
         masks = jax.vmap(jaxsparse.get_masks)(state.opt_state, state.params)
@@ -53,7 +54,7 @@ def observer(job: Job, method: str) -> Callable[[TrainState], Metrics]:
         alive = {name: mask.sum(range(1, mask.ndim)) for name, mask in masks.items()}
         total = sum(alive.values())
         found = {"churn": jnp.zeros(total.shape), "off_mask": jnp.zeros(total.shape, jnp.int32)}
-        if method != "dense":
+        if not METHODS[method].dense:
             metrics = jax.vmap(
                 lambda opt_state, params: jaxsparse.metrics(opt_state, params=params)
             )
@@ -88,12 +89,12 @@ def summarize(
             accuracies = [line[f"{name}_accuracy"] for line in last]
             found[method][f"{name}_accuracy"] = statistics(accuracies)
         found[method] |= costs(job, method, state, lines)
-    dense = found.get("dense") if config.algorithm != "dense" else None
+    dense = found.get("dense") if config.method != "dense" else None
     return {
         "dataset": config.dataset,
         "dataset_description": job.dataset.description,
         "model": config.model,
-        **found[config.algorithm],
+        **found[config.method],
         "epochs": config.epochs,
         "steps": job.steps,
         "seconds": round(seconds, 2),
@@ -119,7 +120,7 @@ def costs(
     found = []
     for i in range(job.config.seeds):
         one = jax.tree.map(lambda leaf: leaf[i], state)  # noqa: B023
-        tree = None if method == "dense" else jaxsparse.get_masks(one.opt_state, one.params)
+        tree = None if METHODS[method].dense else jaxsparse.get_masks(one.opt_state, one.params)
         inputs = job.sets["test"].inputs[0, :1]
         cost = analysis.flops(job.apply, one.params, tree, inputs)
         memory = analysis.memory(one.params, tree, one.opt_state)
@@ -129,7 +130,11 @@ def costs(
             {
                 "flops": cost.sparse,
                 "training_flops": analysis.training_flops(
-                    cost.dense, cost.sparse, method, every=job.updates.every, sparsities=sparsities
+                    cost.dense,
+                    cost.sparse,
+                    METHODS[method].flops or method,
+                    every=job.updates.every,
+                    sparsities=sparsities,
                 ),
                 "bytes_stored": min(memory.weights, memory.living_weights, one_bit_each),
                 "bytes_training": memory.weights + memory.optimizer,

@@ -1,102 +1,60 @@
-"""What the algorithms share: their keywords, the target of the masks, and the wrapping."""
+"""What the algorithms share: their options, the target of the masks, and most of a rule."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxsparse import trees
 from jaxsparse.checks import check_options
-from jaxsparse.plans import Plan, select_by_layer
+from jaxsparse.own_masks import own_masks
+from jaxsparse.plans import Plan, remembered
 from jaxsparse.schedules import as_schedule, cosine
 from jaxsparse.scores import random_scores
-from jaxsparse.specs import Spec
-from jaxsparse.transform import sparsify
-from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule
+from jaxsparse.targets import PruneOptions, Target, TargetOptions
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
 
-Algorithm = Callable[..., optax.GradientTransformationExtraArgs]
+Options = TypeVar("Options", bound=PruneOptions)
 
 
-def algorithm(
-    *, skip_update: bool = False, scopes: bool = False, random: bool = True, masks: bool = True
-) -> Callable[[Callable[..., Rule]], Algorithm]:
-    """Makes `name(inner, sparsity, *, key, ...)` of a function `(spec, *, ...) -> Rule`.
+class WrapOptions(TypedDict, total=False):
+    """How the wrapper treats what comes to life: as for `jaxsparse.sparsify`."""
 
-    The shared keywords come from `Spec` and `sparsify`; `name.rule(...)` gives the bare rule.
+    regrown_state: str
+    first_value: Callable[[Array, Params], Params] | None
 
-    Args:
-      skip_update: the method's default for `sparsify`.
-      scopes: whether it takes `scope="global"`.
-      random: whether it draws random numbers, and so needs a key.
-      masks: whether it can start from `masks=` instead of a sparsity.
+
+class SparseOptions(TargetOptions, WrapOptions):
+    """What methods share that start sparse, from random masks or from given ones."""
+
+
+def split(
+    method: Callable[..., Any], options: Mapping[str, Any], kind: type[Options]
+) -> tuple[Options, WrapOptions]:
+    """The `**options` of a method, checked: those of a kind, for its rule, and the wrapper's.
+
+    `optax.inject_hyperparams` binds them, and so passes all of them as one keyword `options`.
     """
-
-    def decorate(make: Callable[..., Rule]) -> Algorithm:
-        wrapping = _keywords(sparsify, {"skip_update", "regrown_state", "first_value"})
-        wrapping["skip_update"] = wrapping["skip_update"].replace(default=skip_update)
-        left_out = {"sparsity", *([] if scopes else ["scope"]), *([] if masks else ["masks"])}
-        shared = {k: v for k, v in _keywords(Spec).items() if k not in left_out}
-
-        def rule(sparsity: Any = None, **options: Any) -> Rule:
-            check_options(f"{make.__name__}.rule", options, {*shared, *own})
-            target = {name: options.pop(name) for name in shared if name in options}
-            if masks:
-                check_start(make.__name__, sparsity, target.get("masks"))
-            return make(Spec(sparsity, **target).checked(), **options)
-
-        def factory(
-            inner: optax.GradientTransformation, sparsity: Any = None, **options: Any
-        ) -> Any:
-            check_options(make.__name__, options, set(signature.parameters) - {"inner"})
-            bound = signature.bind(inner, sparsity, **options)
-            key = bound.kwargs.get("key", 0)
-            how = {"skip_update": skip_update}
-            how |= {name: options.pop(name) for name in wrapping if name in options}
-            options.pop("key", None)
-            return sparsify(inner, rule(sparsity, **options), key=key, **how)
-
-        empty = inspect.Parameter.empty
-        own = dict(list(inspect.signature(make).parameters.items())[1:])
-        signature = inspect.Signature(
-            [
-                inspect.Parameter("inner", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-                inspect.Parameter(
-                    "sparsity",
-                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                    default=None if masks else empty,
-                ),
-                inspect.Parameter(
-                    "key", inspect.Parameter.KEYWORD_ONLY, default=empty if random else 0
-                ),
-                *own.values(),
-                *shared.values(),
-                *wrapping.values(),
-            ]
-        )
-        for function, name in ((factory, make.__name__), (rule, f"{make.__name__}.rule")):
-            function.__name__ = function.__qualname__ = name
-            function.__module__, function.__doc__ = make.__module__, make.__doc__
-        factory.__signature__ = signature
-        factory.rule = rule
-        return factory
-
-    return decorate
+    given = dict(options)
+    if isinstance(given.get("options"), Mapping):
+        given |= given.pop("options")
+    check_options(method, given)
+    ours = {name: given.pop(name) for name in kind.__annotations__ if name in given}
+    return cast(Options, ours), cast(WrapOptions, given)
 
 
-def _keywords(function: Callable[..., Any], names: set[str] | None = None) -> dict[str, Any]:
-    found = inspect.signature(function).parameters
-    return {
-        name: p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, p in found.items()
-        if names is None or name in names
-    }
+def target_of(
+    rule: Callable[..., Rule], sparsity: Sparsity | None, options: Mapping[str, Any]
+) -> Target:
+    """The target of a rule, from the sparsity and the options that the rule is called with.
 
-
-def check_start(name: str, sparsity: Any, masks: Any) -> None:
-    """Raises unless a method is told either how sparse it is or which masks it starts from."""
+    Raises:
+      TypeError, ValueError: it is not told either how sparse it is or which masks it starts from,
+        or one of them is wrong.
+    """
+    check_options(rule, options)
+    name, masks = rule.__name__.removesuffix("_rule"), options.get("masks")
     if any(trees.is_array(leaf) and leaf.shape for leaf in jax.tree.leaves(sparsity)):
         raise TypeError(
             f"sparsity of {name} must be a number or {{path regex: number}}, got a tree of arrays; "
@@ -105,84 +63,89 @@ def check_start(name: str, sparsity: Any, masks: Any) -> None:
     if (sparsity is None) == (masks is None):
         got = "neither" if masks is None else "both"
         raise ValueError(f"{name} needs either sparsity= or masks=, one of the two; got {got}.")
+    own = None if masks is None else own_masks(masks)
+    return Target(0.0 if sparsity is None else sparsity, **{**options, "masks": own}).checked()
 
 
 def dynamic_rule(
-    spec: Spec,
-    fires: Schedule,
-    update: Callable[..., Any],
+    target: Target,
+    fires: Schedule | None = None,
+    update: Callable[..., tuple[Masks, Any]] | None = None,
     *,
-    state: Callable[[Plan, Params], Any] = lambda plan, params: (),
+    state: Callable[[Plan, Key, Params], Any] = lambda plan, key, params: (),
     observe: Callable[..., Any] | None = None,
+    adjust: Callable[..., Any] | None = None,
     conserves: str = "layer",
 ) -> Rule:
-    """A rule that starts from random masks with the counts of `spec`, or from the masks of `spec`,
-    and conserves their counts.
+    """A rule that starts from random masks with the counts of a target, or from its own masks, and
+    conserves their counts.
 
     Args:
-      spec: the shared keywords.
-      fires: when the masks change.
-      update: as in `Rule`, with the plan as a first argument.
-      state: `(plan, params) -> rule_state` at the start.
-      observe: `(plan, rule_state, grads, count) -> rule_state`; None keeps no state.
+      target: how sparse, where and in which shape.
+      fires: when the masks change; None where they never do.
+      update: as in `Rule`, with the plan as a first argument; None where nothing fires.
+      state: `(plan, key, params) -> rule_state` at the start.
+      observe: `(plan, rule_state, grads, count) -> rule_state`; None leaves the state alone.
+      adjust: as in `Rule`, with the plan as a first argument.
       conserves: "layer", or "total" where weights move between layers.
     """
+    planned = remembered(target.plan)
 
     def init(key: Key, params: Params) -> tuple[Masks, Any]:
-        plan = spec.plan(params)
-        if spec.masks is not None:
-            return spec.masks.given(params, plan), state(plan, params)
-        kept = [entry and entry.kept(entry.sparsity) for entry in plan]
-        masks = select_by_layer(plan, random_scores(key, params), kept, [None] * len(plan))
-        return masks, state(plan, params)
-
-    def look(rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array) -> Any:
-        if observe is None:
-            return rule_state
-        return observe(spec.plan(params), rule_state, grads, count)
+        plan = planned(params)
+        if target.masks is not None:
+            masks = target.masks.given(params, plan)
+        else:
+            masks = plan.select(random_scores(key, params), plan.counts(plan.sparsity))
+        return masks, state(plan, key, params)
 
     def move(
         key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
     ) -> tuple[Masks, Any]:
-        plan = spec.plan(params)
-        if not any(plan):
+        plan = planned(params)
+        if update is None or not plan.sparse:
             return masks, rule_state  # with a sparsity of 0 there is nothing to move
         return update(plan, key, count, masks, params, grads, rule_state)
 
-    def alive(params: Params, count: int) -> Any:
-        leaves, treedef = jax.tree.flatten(params)
-        if spec.masks is None:
-            counts = [
-                entry.alive(entry.sparsity) if entry else jnp.size(leaf)
-                for entry, leaf in zip(spec.plan(params), leaves, strict=True)
-            ]
-        else:
-            named = jax.tree.leaves_with_path(params)
-            counts = [spec.masks.count(trees.name(path), leaf) for path, leaf in named]
-        return treedef.unflatten(counts) if conserves == "layer" else sum(counts)
+    def adapted(adjust: Callable[..., Any]) -> Callable[..., Any]:
+        def adapt(
+            key: Key, count: Array, masks: Masks, params: Params, grads: Params, rule_state: Any
+        ) -> Params:
+            return adjust(planned(params), key, count, masks, params, grads, rule_state)
 
+        return adapt
+
+    def alive(params: Params, count: int) -> Any:
+        own = target.masks
+        if own is None:
+            plan = planned(params)
+            weights = plan.weights(plan.counts(plan.sparsity), params)
+        else:
+            given = lambda path, leaf: own.alive_at(trees.name(path), leaf)  # noqa: E731
+            weights = jax.tree.map_with_path(given, params)
+        return weights if conserves == "layer" else sum(jax.tree.leaves(weights))
+
+    look = observe and (
+        lambda state, grads, _, params, count: observe(planned(params), state, grads, count)
+    )
     return Rule(
         init=init,
-        observe=look,
-        update=move,
+        update=update and move,
         fires=fires,
+        observe=look,
         alive=alive,
-        sparse=lambda params: sparse_tree(spec.plan(params), params),
-        prunable=lambda params: prunable_tree(spec, params),
+        adjust=None if adjust is None else adapted(adjust),
+        sparse=lambda params: sparse_tree(planned(params)),
+        prunable=lambda params: planned(params).prunable,
     )
 
 
-def sparse_tree(plan: Plan, params: Params) -> Any:
+def sparse_tree(plan: Plan) -> Any:
     """The bools of `Rule.sparse`."""
-    return jax.tree.structure(params).unflatten(entry is not None for entry in plan)
+    return plan.treedef.unflatten(leaf is not None for leaf in plan.leaves)
 
 
-def prunable_tree(spec: Spec, params: Params) -> Any:
-    """The bools of `Rule.prunable`."""
-    return jax.tree.structure(params).unflatten(spec.chosen(params))
-
-
-def zeros(plan: Plan, params: Params) -> Params:
+def zeros(params: Params) -> Params:
     """A state of zeros for every weight, in float32 at least; that of dense leaves is never used,
     but keeps the structure that tools for mapping and sharding states look for."""
     return jax.tree.map(

@@ -1,33 +1,38 @@
 """DeepR, deep rewiring: weights that change their sign die, and others come to life at random."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxsparse import prng, trees
-from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.algorithms._base import SparseOptions, dynamic_rule, split, target_of
 from jaxsparse.checks import check_choice, check_number
 from jaxsparse.patterns import unstructured
-from jaxsparse.plans import LeafPlan, Plan, map_plan
+from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import dropped_last, grow, refill_counts
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import random_scores
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule
+from jaxsparse.targets import TargetOptions
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
 
 
-@algorithm()
 def deep_rewiring(
-    spec: Spec,
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None = None,
     *,
+    key: Key,
     l1: float = 1e-5,
     noise: float | Schedule = 1e-3,
     sign: str = "fixed",
     every: int = 1,
     start: int | None = None,
     stop: int | None = None,
-) -> Rule:
+    skip_update: bool = False,
+    **options: Unpack[SparseOptions],
+) -> optax.GradientTransformationExtraArgs:
     """DeepR: at every step noise and an L1 penalty; what changes its sign is rewired.
 
     Every weight has a sign s. The inner optimizer sees, on living weights,
@@ -52,9 +57,9 @@ def deep_rewiring(
       sign: "fixed", or "free" so that a grown weight takes the sign that its first step gives it.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`. Published is every step.
-      distribution, prunable, axes, min_alive: as for `jaxsparse.prune`; the pattern must be
-        unstructured.
-      skip_update, regrown_state: as for `jaxsparse.sparsify`.
+      distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`; the pattern must
+        be unstructured.
+      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -83,7 +88,27 @@ def deep_rewiring(
       >>> int(params["kernel"].sum())
       10
     """
-    if spec.pattern is not unstructured:
+    shared, wrapping = split(deep_rewiring, options, TargetOptions)
+    rule = deep_rewiring_rule(
+        sparsity, l1=l1, noise=noise, sign=sign, every=every, start=start, stop=stop, **shared
+    )
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def deep_rewiring_rule(
+    sparsity: Sparsity | None = None,
+    *,
+    l1: float = 1e-5,
+    noise: float | Schedule = 1e-3,
+    sign: str = "fixed",
+    every: int = 1,
+    start: int | None = None,
+    stop: int | None = None,
+    **options: Unpack[TargetOptions],
+) -> Rule:
+    """The rule of `deep_rewiring`, for `sparsify` and for methods of your own."""
+    target = target_of(deep_rewiring_rule, sparsity, options)
+    if target.pattern is not unstructured:
         raise ValueError("pattern must be unstructured: signs belong to single weights.")
     check_number("l1", l1)
     if not callable(noise):
@@ -92,16 +117,22 @@ def deep_rewiring(
     deviation = noise if callable(noise) else lambda count: jnp.asarray(noise, jnp.float32)
 
     def adjust(
-        key: Array, count: Array, masks: Masks, params: Params, grads: Params, signs: Any
+        plan: Plan,
+        key: Array,
+        count: Array,
+        masks: Masks,
+        params: Params,
+        grads: Params,
+        signs: Any,
     ) -> Params:
-        def leaf(entry: LeafPlan, g: Array, s: Array) -> Array:
+        def one(leaf: LeafPlan, g: Array, s: Array) -> Array:
             wide = trees.wide(g)
-            drawn = jax.random.normal(prng.leaf_key(key, entry.path), g.shape, wide)
+            drawn = jax.random.normal(prng.leaf_key(key, leaf.path), g.shape, wide)
             pull = jnp.asarray(l1, wide) * s.astype(wide)
             spread = jnp.asarray(deviation(count)).astype(wide)
             return (g.astype(wide) + pull + spread * drawn).astype(g.dtype)
 
-        return map_plan(spec.plan(params), leaf, lambda g: g, grads, jax.tree.leaves(signs))
+        return plan.map(one, grads, signs)
 
     def update(
         plan: Plan,
@@ -115,21 +146,14 @@ def deep_rewiring(
         def steady(_: LeafPlan, mask: Array, p: Array, s: Array) -> Array:
             return mask & (s * _sign(p) >= 0)
 
-        alive = map_plan(
-            plan, steady, lambda mask: mask, masks, jax.tree.leaves(params), jax.tree.leaves(signs)
-        )
-        drawn = dropped_last(plan, random_scores(key, params), masks, alive)
-        grown = grow(plan, alive, drawn, refill_counts(plan, masks, alive))
+        survivors = plan.map(steady, masks, params, signs)
+        drawn = dropped_last(plan, random_scores(key, params), masks, survivors)
+        grown = grow(plan, survivors, drawn, refill_counts(plan, masks, survivors))
         if sign == "free":
-            signs = map_plan(
-                plan, _left, lambda s: s, signs, *map(jax.tree.leaves, (params, alive))
-            )
+            signs = plan.map(_left, signs, params, survivors)
         return grown, signs
 
-    rule = dynamic_rule(spec, periodic(every, start, stop), update)
-
-    def init(key: Key, params: Params) -> tuple[Masks, Any]:
-        masks, _ = rule.init(key, params)
+    def state(plan: Plan, key: Key, params: Params) -> Any:
         drawn = random_scores(jax.random.fold_in(prng.as_key(key), 1), params)
 
         def first(_: LeafPlan, p: Array, draw: Array) -> Array:
@@ -139,9 +163,9 @@ def deep_rewiring(
             return jnp.where(p != 0, _sign(p), coin)
 
         dense = lambda p: jnp.zeros_like(p, jnp.int8) if trees.is_array(p) else p  # noqa: E731
-        return masks, map_plan(spec.plan(params), first, dense, params, jax.tree.leaves(drawn))
+        return plan.map(first, params, drawn, dense=dense)
 
-    return rule._replace(init=init, adjust=adjust)
+    return dynamic_rule(target, periodic(every, start, stop), update, state=state, adjust=adjust)
 
 
 def _sign(values: Array) -> Array:

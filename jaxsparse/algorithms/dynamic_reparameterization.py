@@ -1,14 +1,14 @@
 """DSR, dynamic sparse reparameterization: one threshold drops, growth goes where weights live."""
 
-from typing import Any
+from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
+import optax
 
 from jaxsparse import counts
-from jaxsparse.algorithms._base import algorithm, dynamic_rule
+from jaxsparse.algorithms._base import SparseOptions, dynamic_rule, split, target_of
 from jaxsparse.checks import check_fraction, check_number
-from jaxsparse.plans import LeafPlan, Plan
+from jaxsparse.plans import Counts, LeafPlan, Plan
 from jaxsparse.regrowth import (
     check_movable,
     count_shares,
@@ -16,28 +16,31 @@ from jaxsparse.regrowth import (
     dropped_last,
     free_places,
     grow,
-    living,
     lost,
     shared_counts,
 )
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import magnitude, random_scores
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule
+from jaxsparse.targets import TargetOptions
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Sparsity
 
 TOLERANCE = 0.1
 
 
-@algorithm()
 def dynamic_reparameterization(
-    spec: Spec,
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None = None,
     *,
+    key: Key,
     every: int = 1000,
     start: int | None = None,
     stop: int | None = None,
     threshold: float = 1e-3,
     target: float = 0.1,
-) -> Rule:
+    skip_update: bool = False,
+    **options: Unpack[SparseOptions],
+) -> optax.GradientTransformationExtraArgs:
     """DSR: drops the weights below a threshold that adapts, and grows at random where many live.
 
     After a weight step, all living weights with `|w| < H` go, in all layers alike. If they are
@@ -86,44 +89,67 @@ def dynamic_reparameterization(
       >>> int(params["kernel"].sum())
       10
     """
+    shared, wrapping = split(dynamic_reparameterization, options, TargetOptions)
+    rule = dynamic_reparameterization_rule(
+        sparsity, every=every, start=start, stop=stop, threshold=threshold, target=target, **shared
+    )
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def dynamic_reparameterization_rule(
+    sparsity: Sparsity | None = None,
+    *,
+    every: int = 1000,
+    start: int | None = None,
+    stop: int | None = None,
+    threshold: float = 1e-3,
+    target: float = 0.1,
+    **options: Unpack[TargetOptions],
+) -> Rule:
+    """The rule of `dynamic_reparameterization`, for `sparsify` and for methods of your own."""
     check_number("threshold", threshold, above=True)
     check_fraction("target", target)
     if isinstance(target, int | float) and target == 0:
         raise ValueError("target must be in (0, 1], got 0: no weight would ever move.")
 
     def update(
-        plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, kept: Any
+        plan: Plan,
+        key: Array,
+        count: Array,
+        masks: Masks,
+        params: Params,
+        grads: Params,
+        state: Any,
     ) -> tuple[Masks, Any]:
         check_movable(plan)
         total = lambda groups: counts.as_float(counts.add_up(groups))  # noqa: E731
-        limit, size = kept["threshold"], magnitude(params)
-        alive = drop(plan, masks, size, _below(plan, masks, size, limit))
-        wanted = jnp.asarray(target, jnp.float32) * total(living(plan, masks))
-        moved = total(lost(plan, masks, alive))
+        limit, size = state["threshold"], magnitude(params)
+        survivors = drop(plan, masks, size, _below(plan, masks, size, limit))
+        wanted = jnp.asarray(target, jnp.float32) * total(plan.count_alive(masks))
+        moved = total(lost(plan, masks, survivors))
         factor = jnp.where(moved < (1 - TOLERANCE) * wanted, 2.0, 1.0)
         factor = jnp.where(moved > (1 + TOLERANCE) * wanted, 0.5, factor).astype(jnp.float32)
-        drawn = dropped_last(plan, random_scores(key, params), masks, alive)
+        drawn = dropped_last(plan, random_scores(key, params), masks, survivors)
         free = free_places(plan, masks).astype(jnp.float32)
-        grown = shared_counts(plan, masks, alive, count_shares(plan, alive), free)
-        return grow(plan, alive, drawn, grown), {"threshold": limit * factor}
+        grown = shared_counts(plan, masks, survivors, count_shares(plan, survivors), free)
+        return grow(plan, survivors, drawn, grown), {"threshold": limit * factor}
 
     return dynamic_rule(
-        spec,
+        target_of(dynamic_reparameterization_rule, sparsity, options),
         periodic(every, start, stop),
         update,
-        state=lambda plan, params: {"threshold": jnp.float32(threshold)},
+        state=lambda *_: {"threshold": jnp.float32(threshold)},
         conserves="total",
     )
 
 
-def _below(plan: Plan, masks: Masks, size: Any, limit: Array) -> list[Array | None]:
+def _below(plan: Plan, masks: Masks, size: Any, limit: Array) -> Counts:
     """Living groups of every leaf below the threshold; each leaf keeps its least."""
 
-    def small(entry: LeafPlan, mask: Array, leaf: Array) -> Array:
-        scores = entry.pattern.gather(leaf, entry.axes).astype(jnp.float32)
-        living = entry.pattern.gather(mask.astype(jnp.float32), entry.axes) > 0
-        count = jnp.sum(living & (scores < limit), dtype=jnp.int32)
-        return jnp.minimum(count, jnp.maximum(entry.count(mask) - entry.least, 0))
+    def small(leaf: LeafPlan, mask: Array, size: Array) -> Array:
+        scores = leaf.pattern.gather(size, leaf.axes).astype(jnp.float32)
+        alive = leaf.pattern.gather(mask.astype(jnp.float32), leaf.axes) > 0
+        count = jnp.sum(alive & (scores < limit), dtype=jnp.int32)
+        return jnp.minimum(count, jnp.maximum(leaf.count_alive(mask) - leaf.least, 0))
 
-    pairs = zip(plan, jax.tree.leaves(masks), jax.tree.leaves(size), strict=True)
-    return [entry and small(entry, mask, leaf) for entry, mask, leaf in pairs]
+    return plan.tree(plan.each(small, masks, size))

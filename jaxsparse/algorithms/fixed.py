@@ -1,33 +1,23 @@
 """Static sparse training: the masks stay as they are."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 import jax
 import optax
 
 from jaxsparse import trees
-from jaxsparse.algorithms._base import check_start, dynamic_rule
-from jaxsparse.checks import check_options
-from jaxsparse.distributions import uniform
-from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.schedules import never
-from jaxsparse.specs import Spec
+from jaxsparse.algorithms._base import dynamic_rule, split, target_of
+from jaxsparse.targets import TargetOptions
 from jaxsparse.transform import sparsify
-from jaxsparse.types import AxesSpec, Distribution, Key, Masks, Prunable, Rule
+from jaxsparse.types import Key, Rule, Sparsity
 
 
 def fixed(
     inner: optax.GradientTransformation,
-    sparsity: float | Mapping[str, float] | None = None,
+    sparsity: Sparsity | None = None,
     *,
-    masks: Masks | None = None,
     key: Key = None,
-    distribution: Distribution | Any = uniform,
-    prunable: Prunable | None = None,
-    pattern: Pattern = unstructured,
-    axes: AxesSpec = None,
-    min_alive: int | str = 1,
+    **options: Unpack[TargetOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Trains with masks that never change: random ones, or masks of your own.
 
@@ -56,31 +46,20 @@ def fixed(
       >>> int(params["kernel"].sum())
       4
     """
-    target = {
-        "distribution": distribution,
-        "prunable": prunable,
-        "pattern": pattern,
-        "axes": axes,
-        "min_alive": min_alive,
-    }
-    rule = fixed_rule(sparsity, masks=masks, **target)
-    return sparsify(inner, rule, key=0 if masks is not None and key is None else key)
+    shared, _ = split(fixed, options, TargetOptions)
+    rule = fixed_rule(sparsity, **shared)
+    return sparsify(inner, rule, key=0 if key is None and sparsity is None else key)
 
 
-def fixed_rule(sparsity: Any = None, *, masks: Masks | None = None, **target: Any) -> Rule:
-    """The rule of `fixed`, also as `fixed.rule`; arguments as there."""
-    check_options("fixed.rule", target, Spec._fields)
-    check_start("fixed", sparsity, masks)
-    spec = Spec(sparsity, masks=masks, **target).checked()
-    rule = dynamic_rule(spec, never, lambda plan, key, count, masks, *_: (masks, ()))
-    if masks is None:
+def fixed_rule(sparsity: Sparsity | None = None, **options: Unpack[TargetOptions]) -> Rule:
+    """The rule of `fixed`, for `sparsify` and for methods of your own."""
+    target = target_of(fixed_rule, sparsity, options)
+    rule = dynamic_rule(target)
+    own = target.masks
+    if own is None:
         return rule
     # Every floating leaf may be sparse: another ticket may be set later, without a new trace.
     return rule._replace(
-        init=lambda key, params: (spec.masks.given(params), ()),
+        init=lambda key, params: (own.given(params), ()),
         sparse=lambda params: jax.tree.map(trees.is_float, params),
-        grows=False,
     )
-
-
-fixed.rule = fixed_rule

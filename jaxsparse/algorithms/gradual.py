@@ -1,24 +1,39 @@
 """Gradual magnitude pruning: from dense to sparse along a cubic schedule."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxsparse.algorithms._base import algorithm, prunable_tree, sparse_tree
-from jaxsparse.checks import check_count
-from jaxsparse.distributions import living
+from jaxsparse.algorithms._base import WrapOptions, sparse_tree, split
+from jaxsparse.checks import check_count, check_options, traced
 from jaxsparse.masks import full_masks
-from jaxsparse.plans import Plan, check_total, select_by_layer, select_globally
+from jaxsparse.plans import Counts, Plan, counts_over_time, remembered
 from jaxsparse.schedules import cubic, periodic
 from jaxsparse.scores import magnitude
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule
+from jaxsparse.targets import PruneOptions, Target
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Sparsity
 
 
-@algorithm(scopes=True, random=False, masks=False)
-def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
+class GradualOptions(PruneOptions, WrapOptions):
+    """What the other methods share, without the masks to start from."""
+
+
+def gradual(
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity,
+    *,
+    key: Key = 0,
+    start: int,
+    stop: int,
+    every: int = 100,
+    scope: str = "layer",
+    skip_update: bool = False,
+    **options: Unpack[GradualOptions],
+) -> optax.GradientTransformationExtraArgs:
     """Prunes by magnitude while training: `s(t) = s * (1 - (1 - (t - start) / (stop - start))^3)`.
 
     After the weight steps at counts start, start + every, ... and `stop`, the largest `|w|` among
@@ -32,7 +47,8 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
       every: steps between mask updates, at least 1.
       scope: "layer", or "global" where the layers compete and only the total is fixed.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      regrown_state: as for `jaxsparse.sparsify`.
+      key: unused, because nothing is drawn.
+      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`; nothing comes to life.
 
     Returns:
       A `GradientTransformationExtraArgs`.
@@ -59,6 +75,23 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
       6
       4
     """
+    shared, wrapping = split(gradual, options, PruneOptions)
+    rule = gradual_rule(sparsity, start=start, stop=stop, every=every, scope=scope, **shared)
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def gradual_rule(
+    sparsity: Sparsity,
+    *,
+    start: int,
+    stop: int,
+    every: int = 100,
+    scope: str = "layer",
+    **options: Unpack[PruneOptions],
+) -> Rule:
+    """The rule of `gradual`, for `sparsify` and for methods of your own."""
+    check_options(gradual_rule, options)
+    target = Target(sparsity, scope=scope, **options).checked()
     for argument, value, least in (("start", start, 0), ("stop", stop, 1), ("every", every, 1)):
         check_count(argument, value, least)
         if not isinstance(value, int):
@@ -66,70 +99,45 @@ def gradual(spec: Spec, *, start: int, stop: int, every: int = 100) -> Rule:
                 f"{argument} must be a Python int, because the counts of living weights are made "
                 f"from it; under optax.inject_hyperparams name it in static_args. Got {value!r}."
             )
-    pattern, scope = spec.pattern, spec.scope
-    if pattern.fixed is not None:
+    if target.pattern.fixed is not None:
         raise ValueError(
-            f"gradual does not go with pattern {pattern.name}, which knows no sparsity in between; "
-            "prune once with jaxsparse.prune and train with jaxsparse.fixed."
+            f"gradual does not go with pattern {target.pattern.name}, which knows no sparsity in "
+            "between; prune once with jaxsparse.prune and train with jaxsparse.fixed."
         )
     ramp = cubic(1.0, start, stop)
     moments = [*range(start, stop, every), stop]
     inside = periodic(every, start, stop)
+    planned = remembered(target.plan)
 
-    def counts(plan: Plan, progress: float) -> list[int | None] | int:
-        """Groups that live when the ramp is at `progress`, per row of each leaf or in total."""
+    def counts(plan: Plan, progress: float | Array) -> Counts:
+        """What lives when the ramp is at `progress`."""
 
-        def at(final: float | Array) -> Array:
+        def at(final: Any) -> Any:
             """Multiplied in float32, so that a traced sparsity gives the same counts."""
-            traced = isinstance(final, jax.core.Tracer)
-            return (final.astype(jnp.float32) if traced else np.float32(final)) * ramped
+            return (final.astype(jnp.float32) if traced(final) else np.float32(final)) * ramped
 
         ramped = np.float32(progress)
-        if scope == "global":
-            size = sum(p.groups.rows * p.groups.columns for p in plan if p)
-            total = living(size, at(spec.sparsity))
-            check_total(plan, total)
-            return total
-        return [p and p.kept(at(p.sparsity)) for p in plan]
-
-    def table(plan: Plan) -> Any:
-        """The counts at every moment, as exact integers."""
-        rows = [counts(plan, ramp(t)) for t in moments]
-        if scope == "global":
-            return jnp.array(rows, jnp.int32)
-        return [c[0] if c[0] is None else jnp.array(c, jnp.int32) for c in zip(*rows, strict=True)]
+        return plan.counts(jax.tree.map(at, plan.sparsity))
 
     def update(
         key: Array, count: Array, masks: Masks, params: Params, grads: Params, state: Any
     ) -> tuple[Masks, Any]:
-        plan, scores, within = spec.plan(params), magnitude(params), jax.tree.leaves(masks)
+        plan = planned(params)
+        table = counts_over_time([counts(plan, ramp(t)) for t in moments])
         moment = jnp.where(count >= stop, len(moments) - 1, (count - start) // every)
-        kept = jax.tree.map(lambda column: column[moment], table(plan))
-        if scope == "global":
-            return select_globally(plan, scores, kept, within), state
-        return select_by_layer(plan, scores, kept, within), state
+        now = jax.tree.map(lambda column: column[moment], table)
+        return plan.select(magnitude(params), now, masks), state
 
     def alive(params: Params, count: int) -> Any:
-        plan, leaves = spec.plan(params), jax.tree.leaves(params)
-        done = [t for t in moments if t <= count]
-        at = counts(plan, ramp(done[-1]) if done else 0.0)
-        if scope == "global":
-            size = next(p.groups.size for p in plan if p)
-            dense = [jnp.size(x) for p, x in zip(plan, leaves, strict=True) if p is None]
-            return at * size + sum(dense)
-        per_leaf = [
-            p.groups.rows * p.groups.size * k if p else jnp.size(leaf)
-            for p, k, leaf in zip(plan, at, leaves, strict=True)
-        ]
-        return jax.tree.structure(params).unflatten(per_leaf)
+        plan, done = planned(params), [t for t in moments if t <= count]
+        return plan.weights(counts(plan, ramp(done[-1]) if done else 0.0), params)
 
     return Rule(
         init=lambda key, params: (full_masks(params), ()),
-        observe=lambda rule_state, *_: rule_state,
         update=update,
         fires=lambda count: inside(count) | (count == stop),
         alive=alive,
-        sparse=lambda params: sparse_tree(spec.plan(params), params),
+        sparse=lambda params: sparse_tree(planned(params)),
         grows=False,
-        prunable=lambda params: prunable_tree(spec, params),
+        prunable=lambda params: planned(params).prunable,
     )

@@ -4,28 +4,38 @@ import re
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
+import optax
 
 from jaxsparse import counts
-from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
+from jaxsparse.algorithms._base import (
+    SparseOptions,
+    annealed,
+    dynamic_rule,
+    finite,
+    split,
+    target_of,
+    zeros,
+)
 from jaxsparse.checks import check_fraction, check_regex
 from jaxsparse.patterns import fan_in
-from jaxsparse.plans import LeafPlan, Plan, map_plan
+from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import drop, drop_counts, grow, in_one_row, refill_counts
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import gradient, magnitude
 from jaxsparse.selection import kth_largest, top_k_mask
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule, Schedule
+from jaxsparse.targets import TargetOptions
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
 
 
-@algorithm(skip_update=True)
 def rigl(
-    spec: Spec,
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None = None,
     *,
+    key: Key,
     every: int = 100,
     start: int | None = None,
     stop: int | None = None,
@@ -33,7 +43,9 @@ def rigl(
     accumulate: int | None = None,
     min_salient: float | None = None,
     keep_units: str | Sequence[str] | None = None,
-) -> Rule:
+    skip_update: bool = True,
+    **options: Unpack[SparseOptions],
+) -> optax.GradientTransformationExtraArgs:
     """Drops the smallest weights of every layer and grows where the dense gradient is largest.
 
     Every `every` steps, instead of a weight step, a layer with a living weights drops the
@@ -67,7 +79,8 @@ def rigl(
         are also attention and all linear layers of a ResNet. () removes units of every layer; None
         does so with a warning.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state: as for `jaxsparse.sparsify`.
+      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`; a mask update replaces
+        the weight step here, as published, unless `skip_update` is False.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -98,6 +111,35 @@ def rigl(
       >>> int(params["kernel"].sum())
       10
     """
+    shared, wrapping = split(rigl, options, TargetOptions)
+    rule = rigl_rule(
+        sparsity,
+        every=every,
+        start=start,
+        stop=stop,
+        drop_fraction=drop_fraction,
+        accumulate=accumulate,
+        min_salient=min_salient,
+        keep_units=keep_units,
+        **shared,
+    )
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def rigl_rule(
+    sparsity: Sparsity | None = None,
+    *,
+    every: int = 100,
+    start: int | None = None,
+    stop: int | None = None,
+    drop_fraction: float | Schedule | None = None,
+    accumulate: int | None = None,
+    min_salient: float | None = None,
+    keep_units: str | Sequence[str] | None = None,
+    **options: Unpack[TargetOptions],
+) -> Rule:
+    """The rule of `rigl`, for `sparsify` and for methods of your own."""
+    target = target_of(rigl_rule, sparsity, options)
     fires = periodic(every, start, stop)
     fraction = annealed(drop_fraction, 0.3, stop)
     window = 1 if accumulate is None else accumulate
@@ -112,12 +154,12 @@ def rigl(
         check_fraction("min_salient", min_salient)
         if isinstance(min_salient, int | float) and min_salient == 0:
             raise ValueError("min_salient must be in (0, 1], got 0; None removes no unit.")
-        if spec.pattern is not fan_in:
+        if target.pattern is not fan_in:
             raise ValueError(
                 f"min_salient needs pattern=fan_in, of which units can be removed; it is "
-                f"{spec.pattern.name}."
+                f"{target.pattern.name}."
             )
-    kept_layers = _regexes(keep_units, min_salient)
+    keeping = _regexes(keep_units, min_salient)
     first = every if start is None else start
 
     def observe(plan: Plan, total: Any, grads: Params, count: Array) -> Any:
@@ -128,7 +170,7 @@ def rigl(
             before = jnp.where(opens, jnp.zeros((), so_far.dtype), so_far)
             return jnp.where(inside, before + finite(g).astype(before.dtype), so_far)
 
-        return map_plan(plan, add, lambda so_far: so_far, total, jax.tree.leaves(grads))
+        return plan.map(add, total, grads)
 
     def update(
         plan: Plan,
@@ -143,21 +185,18 @@ def rigl(
         dropped = drop_counts(plan, masks, fraction(count))
         if min_salient is not None:
             moved = partial(_with_removal, counts.share(min_salient))
-            rest = (
-                jax.tree.leaves(size),
-                jax.tree.leaves(dense),
-                dropped,
-                _staying(plan, kept_layers),
-            )
-            return map_plan(plan, moved, lambda mask: mask, masks, *rest), total
-        kept = drop(plan, masks, size, dropped)
-        return grow(plan, kept, dense, refill_counts(plan, masks, kept)), total
+            stays = _staying(plan, keeping)
+            return plan.map(moved, masks, size, dense, dropped, stays, plan.sparsity), total
+        survivors = drop(plan, masks, size, dropped)
+        return grow(plan, survivors, dense, refill_counts(plan, masks, survivors)), total
 
-    def state(plan: Plan, params: Params) -> Any:
-        _staying(plan, kept_layers)  # a regex without a layer is told before the first step
-        return () if window == 1 else zeros(plan, params)
+    def state(plan: Plan, key: Key, params: Params) -> Any:
+        _staying(plan, keeping)  # a regex without a layer is told before the first step
+        return () if window == 1 else zeros(params)
 
-    return dynamic_rule(spec, fires, update, state=state, observe=None if window == 1 else observe)
+    return dynamic_rule(
+        target, fires, update, state=state, observe=None if window == 1 else observe
+    )
 
 
 def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) -> tuple[str, ...]:
@@ -173,7 +212,7 @@ def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) 
             "min_salient may remove units of every layer, the last one included, where a class "
             'would lose its inputs. Name the layers whose units stay, such as keep_units="head", '
             "or say keep_units=().",
-            stacklevel=5,
+            stacklevel=4,
         )
         return ()
     regexes = (keep_units,) if isinstance(keep_units, str) else keep_units
@@ -184,49 +223,51 @@ def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) 
     return tuple(regexes)
 
 
-def _staying(plan: Plan, regexes: tuple[str, ...]) -> list[bool]:
-    """Whether each leaf of the plan keeps all its units."""
-    paths = [entry.path for entry in plan if entry]
+def _staying(plan: Plan, regexes: tuple[str, ...]) -> Any:
+    """Whether each sparse leaf keeps all its units, as a tree."""
+    paths = [leaf.path for leaf in plan.sparse]
     for regex in regexes:
-        if plan and not any(re.search(regex, path) for path in paths):
+        if plan.leaves and not any(re.search(regex, path) for path in paths):
             raise ValueError(
                 f"keep_units: {regex!r} is found in no sparse leaf; these are {', '.join(paths)}."
             )
-    return [bool(entry) and any(re.search(r, entry.path) for r in regexes) for entry in plan]
+    return plan.tree(any(re.search(regex, path) for regex in regexes) for path in paths)
 
 
 def _with_removal(
     share: counts.Share,
-    entry: LeafPlan,
+    leaf: LeafPlan,
     mask: Array,
     size: Array,
     dense: Array,
     dropped: Array,
     stays: bool,
+    sparsity: float | Array,
 ) -> Array:
     """One layer's mask after an update that may remove output units, unless all of them stay."""
-    alive = entry.count(mask)
     if stays:
-        fans = entry.count(mask, by_rows=True)
+        fans = leaf.count_alive(mask, by_rows=True)
     else:
-        fans = _unit_sizes(share, entry, mask, size, dense, dropped)
-    everywhere = jnp.broadcast_to((fans > 0)[..., None], (*fans.shape, entry.groups.columns))
-    left = mask & entry.pattern.spread(everywhere, entry.shape, entry.axes)
-    kept = in_one_row(entry).select(size, alive - dropped, left)
-    kept = entry.select(size, fans, kept)  # a unit that comes back makes the fan-in smaller
-    return kept | entry.select(dense, fans - entry.count(kept, by_rows=True), ~kept)
+        least = _threshold(share, leaf.target_count(sparsity))
+        fans = _unit_sizes(least, leaf, mask, size, dense, dropped)
+    everywhere = jnp.broadcast_to((fans > 0)[..., None], (*fans.shape, leaf.groups.columns))
+    left = mask & leaf.pattern.spread(everywhere, leaf.shape, leaf.axes)
+    survivors = in_one_row(leaf).select(size, leaf.count_alive(mask) - dropped, left)
+    # A unit that comes back makes the fan-in smaller.
+    survivors = leaf.select(size, fans, survivors)
+    grown = leaf.select(dense, fans - leaf.count_alive(survivors, by_rows=True), ~survivors)
+    return survivors | grown
 
 
 def _unit_sizes(
-    share: counts.Share, entry: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
+    least: Array, leaf: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
 ) -> Array:
     """How many weights every output unit is to have; zero where it goes."""
-    alive = entry.count(mask)
-    kept = in_one_row(entry).select(size, alive - dropped, mask)
-    salient = kept | in_one_row(entry).select(dense, dropped)
-    salient = entry.count(salient, by_rows=True).astype(jnp.float32)
-    needed = -(-alive // entry.groups.columns)  # units that all the weights fit into
-    least = _threshold(share, entry.kept(entry.sparsity))
+    alive = leaf.count_alive(mask)
+    survivors = in_one_row(leaf).select(size, alive - dropped, mask)
+    salient = survivors | in_one_row(leaf).select(dense, dropped)
+    salient = leaf.count_alive(salient, by_rows=True).astype(jnp.float32)
+    needed = -(-alive // leaf.groups.columns)  # units that all the weights fit into
     stays = salient >= jnp.minimum(least, kth_largest(salient, needed + 1))
     count = jnp.sum(stays, dtype=jnp.int32)
     longer = top_k_mask(salient, alive % count, where=stays)

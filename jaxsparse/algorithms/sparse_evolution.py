@@ -1,28 +1,34 @@
 """SET, sparse evolutionary training: drop by magnitude, grow at random."""
 
-from typing import Any
+from typing import Any, Unpack
 
-from jaxsparse.algorithms._base import algorithm, dynamic_rule
+import optax
+
+from jaxsparse.algorithms._base import SparseOptions, dynamic_rule, split, target_of
 from jaxsparse.checks import check_choice
 from jaxsparse.patterns import unstructured
 from jaxsparse.plans import Plan
 from jaxsparse.regrowth import drop, drop_counts, drop_signs, grow, refill_counts
 from jaxsparse.schedules import as_schedule, periodic
 from jaxsparse.scores import magnitude, random_scores
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule, Schedule
+from jaxsparse.targets import TargetOptions
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
 
 
-@algorithm()
 def sparse_evolution(
-    spec: Spec,
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None = None,
     *,
+    key: Key,
     every: int = 100,
     start: int | None = None,
     stop: int | None = None,
     drop_fraction: float | Schedule = 0.3,
     drop_by: str = "magnitude",
-) -> Rule:
+    skip_update: bool = False,
+    **options: Unpack[SparseOptions],
+) -> optax.GradientTransformationExtraArgs:
     """SET: after a weight step, drops the smallest weights of every layer and grows at random.
 
     A layer with a living weights drops the `floor(f(t) * a)` smallest `|w|` and grows as many at
@@ -40,7 +46,7 @@ def sparse_evolution(
       drop_by: "magnitude", as later work has it; or "sign", as published: the fraction f of the
         smallest positive and of the largest negative weights.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state: as for `jaxsparse.sparsify`.
+      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -67,9 +73,34 @@ def sparse_evolution(
       >>> int(params["kernel"].sum())
       10
     """
+    shared, wrapping = split(sparse_evolution, options, TargetOptions)
+    rule = sparse_evolution_rule(
+        sparsity,
+        every=every,
+        start=start,
+        stop=stop,
+        drop_fraction=drop_fraction,
+        drop_by=drop_by,
+        **shared,
+    )
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def sparse_evolution_rule(
+    sparsity: Sparsity | None = None,
+    *,
+    every: int = 100,
+    start: int | None = None,
+    stop: int | None = None,
+    drop_fraction: float | Schedule = 0.3,
+    drop_by: str = "magnitude",
+    **options: Unpack[TargetOptions],
+) -> Rule:
+    """The rule of `sparse_evolution`, for `sparsify` and for methods of your own."""
+    target = target_of(sparse_evolution_rule, sparsity, options)
     fraction = as_schedule(drop_fraction)
     check_choice("drop_by", drop_by, ("magnitude", "sign"))
-    if drop_by == "sign" and spec.pattern is not unstructured:
+    if drop_by == "sign" and target.pattern is not unstructured:
         raise ValueError('drop_by="sign" needs the unstructured pattern.')
 
     def update(
@@ -83,10 +114,10 @@ def sparse_evolution(
     ) -> tuple[Masks, Any]:
         share = fraction(count)
         if drop_by == "sign":
-            kept = drop_signs(plan, masks, params, share)
+            survivors = drop_signs(plan, masks, params, share)
         else:
-            kept = drop(plan, masks, magnitude(params), drop_counts(plan, masks, share))
+            survivors = drop(plan, masks, magnitude(params), drop_counts(plan, masks, share))
         drawn = random_scores(key, params)
-        return grow(plan, kept, drawn, refill_counts(plan, masks, kept)), state
+        return grow(plan, survivors, drawn, refill_counts(plan, masks, survivors)), state
 
-    return dynamic_rule(spec, periodic(every, start, stop), update)
+    return dynamic_rule(target, periodic(every, start, stop), update)

@@ -1,15 +1,24 @@
 """Sparse momentum (SNFS): layers and weights grow where the momentum says they are needed."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxsparse.algorithms._base import algorithm, annealed, dynamic_rule, finite, zeros
+from jaxsparse.algorithms._base import (
+    SparseOptions,
+    annealed,
+    dynamic_rule,
+    finite,
+    split,
+    target_of,
+    zeros,
+)
 from jaxsparse.axes import all_axes
 from jaxsparse.checks import check_choice, check_decay
 from jaxsparse.patterns import fan_in, unstructured
-from jaxsparse.plans import LeafPlan, Plan, map_plan
+from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.redistribution import redistribute
 from jaxsparse.regrowth import (
     check_movable,
@@ -27,18 +36,20 @@ from jaxsparse.regrowth import (
 )
 from jaxsparse.schedules import periodic
 from jaxsparse.scores import magnitude, random_scores
-from jaxsparse.specs import Spec
-from jaxsparse.types import Array, Masks, Params, Rule, Schedule
+from jaxsparse.targets import Target, TargetOptions
+from jaxsparse.transform import sparsify
+from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
 
 _DROPS = ("magnitude", "sign", "global")
 _GROWTHS = ("momentum", "random", "momentum_neuron", "global")
 _REDISTRIBUTIONS = ("momentum", "magnitude", "nonzero", "none")
 
 
-@algorithm()
 def sparse_momentum(
-    spec: Spec,
+    inner: optax.GradientTransformation,
+    sparsity: Sparsity | None = None,
     *,
+    key: Key,
     every: int = 100,
     start: int | None = None,
     stop: int | None = None,
@@ -48,7 +59,9 @@ def sparse_momentum(
     drop_by: str = "magnitude",
     growth: str = "momentum",
     redistribution: str = "momentum",
-) -> Rule:
+    skip_update: bool = False,
+    **options: Unpack[SparseOptions],
+) -> optax.GradientTransformationExtraArgs:
     """Sparse momentum: drops by magnitude, then grows layers and weights by their momentum.
 
     The method keeps a dense momentum of its own, `m = momentum * m + g`, whatever the optimizer.
@@ -111,6 +124,39 @@ def sparse_momentum(
       >>> int(params["kernel"].sum())
       10
     """
+    shared, wrapping = split(sparse_momentum, options, TargetOptions)
+    rule = sparse_momentum_rule(
+        sparsity,
+        every=every,
+        start=start,
+        stop=stop,
+        drop_fraction=drop_fraction,
+        momentum=momentum,
+        second_moment=second_moment,
+        drop_by=drop_by,
+        growth=growth,
+        redistribution=redistribution,
+        **shared,
+    )
+    return sparsify(inner, rule, key=key, skip_update=skip_update, **wrapping)
+
+
+def sparse_momentum_rule(
+    sparsity: Sparsity | None = None,
+    *,
+    every: int = 100,
+    start: int | None = None,
+    stop: int | None = None,
+    drop_fraction: float | Schedule | None = None,
+    momentum: float = 0.9,
+    second_moment: float | None = None,
+    drop_by: str = "magnitude",
+    growth: str = "momentum",
+    redistribution: str = "momentum",
+    **options: Unpack[TargetOptions],
+) -> Rule:
+    """The rule of `sparse_momentum`, for `sparsify` and for methods of your own."""
+    target = target_of(sparse_momentum_rule, sparsity, options)
     fires, rate = periodic(every, start, stop), annealed(drop_fraction, 0.2, stop, 0.005)
     check_decay("momentum", momentum)
     if second_moment is not None:
@@ -121,104 +167,103 @@ def sparse_momentum(
         ("redistribution", redistribution, _REDISTRIBUTIONS),
     ):
         check_choice(argument, value, known)
-    if spec.pattern.by_rows and redistribution != "none":
+    if target.pattern.by_rows and redistribution != "none":
         raise ValueError(
-            f"pattern {spec.pattern.name} fixes the count of every row, so weights cannot move "
+            f"pattern {target.pattern.name} fixes the count of every row, so weights cannot move "
             'between layers; use redistribution="none".'
         )
-    if spec.pattern is not unstructured and growth == "momentum_neuron":
+    if target.pattern is not unstructured and growth == "momentum_neuron":
         raise ValueError('growth="momentum_neuron" needs the unstructured pattern.')
 
-    if spec.pattern is not unstructured and drop_by == "sign":
+    if target.pattern is not unstructured and drop_by == "sign":
         raise ValueError('drop_by="sign" needs the unstructured pattern.')
     moves = redistribution != "none" or "global" in (growth, drop_by)
-    if spec.pattern.by_rows and moves:
+    if target.pattern.by_rows and moves:
         raise ValueError('drop_by and growth must not be "global" with a pattern that has rows.')
 
-    def start(plan: Plan, params: Params) -> Any:
-        first = zeros(plan, params)
-        return first if second_moment is None else (first, zeros(plan, params))
+    def state(plan: Plan, key: Key, params: Params) -> Any:
+        return zeros(params) if second_moment is None else (zeros(params), zeros(params))
 
-    def observe(plan: Plan, kept: Any, grads: Params, count: Array) -> Any:
-        def follow(decay: float, new: float, power: int) -> Any:
+    def observe(plan: Plan, averages: Any, grads: Params, count: Array) -> Any:
+        def follow(average: Params, decay: float, new: float, power: int) -> Params:
             def step(_: LeafPlan, m: Array, g: Array) -> Array:
                 g = finite(g).astype(m.dtype)
                 return jnp.asarray(decay, m.dtype) * m + jnp.asarray(new, m.dtype) * g**power
 
-            return lambda m: map_plan(plan, step, lambda m: m, m, jax.tree.leaves(grads))
+            return plan.map(step, average, grads)
 
         if second_moment is None:
-            return follow(momentum, 1, 1)(kept)
-        first, second = kept
+            return follow(averages, momentum, 1, 1)
+        first, second = averages
         return (
-            follow(momentum, 1 - momentum, 1)(first),
-            follow(second_moment, 1 - second_moment, 2)(second),
+            follow(first, momentum, 1 - momentum, 1),
+            follow(second, second_moment, 1 - second_moment, 2),
         )
 
-    def sizes(plan: Plan, kept: Any) -> Any:
+    def sizes(plan: Plan, averages: Any) -> Any:
         if second_moment is None:
-            return magnitude(kept)
+            return magnitude(averages)
 
         def normalised(_: LeafPlan, m: Array, v: Array) -> Array:
             return jnp.abs(m) / (jnp.sqrt(v) + jnp.asarray(1e-8, v.dtype))
 
-        return map_plan(plan, normalised, lambda m: m, kept[0], jax.tree.leaves(kept[1]))
+        return plan.map(normalised, *averages)
 
     def update(
-        plan: Plan, key: Array, count: Array, masks: Masks, params: Params, grads: Params, kept: Any
+        plan: Plan,
+        key: Array,
+        count: Array,
+        masks: Masks,
+        params: Params,
+        grads: Params,
+        averages: Any,
     ) -> tuple[Masks, Any]:
-        size, fraction = sizes(plan, kept), rate(count)
+        size, fraction = sizes(plan, averages), rate(count)
         if moves:
             check_movable(plan)
         by = magnitude(params) if redistribution == "magnitude" else size
         shares = count_shares(plan, masks) if by_count else mean_shares(plan, masks, by)
-        counts = limited_drop_counts(plan, masks, shares, fraction)
+        dropped = limited_drop_counts(plan, masks, shares, fraction)
         if drop_by == "magnitude":
-            alive = drop(plan, masks, magnitude(params), counts)
+            survivors = drop(plan, masks, magnitude(params), dropped)
         elif drop_by == "sign":
-            alive = drop_signs(plan, masks, params, fraction)
+            survivors = drop_signs(plan, masks, params, fraction)
         else:
-            total = sum(count for count in counts if count is not None)
-            alive = drop_globally(plan, masks, magnitude(params), total)
+            total = sum(jax.tree.leaves(dropped))
+            survivors = drop_globally(plan, masks, magnitude(params), total)
         if growth == "global":
-            return grow_globally(plan, alive, size, lost(plan, masks, alive)), kept
+            missing = lost(plan, masks, survivors)
+            return grow_globally(plan, survivors, size, missing), averages
         if redistribution == "none":
-            grown = refill_counts(plan, masks, alive)
+            grown = refill_counts(plan, masks, survivors)
         else:
-            grown = shared_counts(plan, masks, alive, shares)
+            grown = shared_counts(plan, masks, survivors, shares)
         if growth == "random":
-            return grow(plan, alive, random_scores(key, params), grown), kept
+            return grow(plan, survivors, random_scores(key, params), grown), averages
         if growth == "momentum":
-            return grow(plan, alive, size, grown), kept
-        rows = _by_neuron(plan, spec, params)
-        quotas = [
-            entry and _neuron_quotas(entry, mask, m, total)
-            for entry, mask, m, total in zip(
-                rows, jax.tree.leaves(alive), jax.tree.leaves(size), grown, strict=True
-            )
-        ]
-        return grow(rows, alive, size, quotas), kept
+            return grow(plan, survivors, size, grown), averages
+        rows = _by_neuron(plan, target, params)
+        quotas = rows.tree(rows.each(_neuron_quotas, survivors, size, grown))
+        return grow(rows, survivors, size, quotas), averages
 
     by_count = redistribution == "nonzero"
     conserves = "total" if moves else "layer"
-    return dynamic_rule(spec, fires, update, state=start, observe=observe, conserves=conserves)
+    return dynamic_rule(target, fires, update, state=state, observe=observe, conserves=conserves)
 
 
-def _by_neuron(plan: Plan, spec: Spec, params: Params) -> Plan:
+def _by_neuron(plan: Plan, target: Target, params: Params) -> Plan:
     """The same plan with the output units of every leaf as its rows."""
-    pairs = list(zip(plan, jax.tree.leaves(params), strict=True))
-    axes = all_axes(spec.axes, {entry.path: leaf for entry, leaf in pairs if entry})
+    axes = all_axes(target.axes, {leaf.path: p for leaf, p in plan.zip(params)})
 
-    def rows(entry: LeafPlan) -> LeafPlan:
-        named = axes[entry.path]
-        groups = fan_in.groups(entry.path, entry.shape, named)
-        return entry._replace(pattern=fan_in, axes=named, groups=groups)
+    def rows(leaf: LeafPlan) -> LeafPlan:
+        groups = fan_in.groups(leaf.path, leaf.shape, axes[leaf.path])
+        return leaf._replace(pattern=fan_in, axes=axes[leaf.path], groups=groups)
 
-    return [entry and rows(entry) for entry in plan]
+    return plan.with_leaves(rows)
 
 
-def _neuron_quotas(entry: LeafPlan, mask: Array, size: Array, total: Array) -> Array:
-    importance = jnp.mean(fan_in.gather(size, entry.axes), -1).astype(jnp.float32)
-    room = entry.groups.columns - entry.count(mask, by_rows=True)
+def _neuron_quotas(leaf: LeafPlan, mask: Array, size: Array, total: Array) -> Array:
+    importance = jnp.mean(fan_in.gather(size, leaf.axes), -1).astype(jnp.float32)
+    room = leaf.groups.columns - leaf.count_alive(mask, by_rows=True)
     quotas = redistribute(total, importance.ravel(), room.ravel())
     return quotas.reshape(room.shape)

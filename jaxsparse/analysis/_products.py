@@ -139,9 +139,8 @@ class Products:
 
     def _largest(self, owners: list[Owner]) -> Owner:
         """One owner for a combination: data makes an activation, else the largest leaf wins."""
-        if any(owner is None for owner in owners):
-            return None
-        return max(owners, key=self._size, default={})
+        known = [owner for owner in owners if owner is not None]
+        return None if len(known) < len(owners) else max(known, key=self._size, default={})
 
     def _size(self, owner: dict[int, float]) -> int:
         return max((self._sizes[leaf] for leaf in owner), default=-1)
@@ -162,10 +161,11 @@ def _flops(eqn: Any) -> int:
 
 
 def _mix(owners: list[Owner], sizes: list[int]) -> Owner:
-    if any(owner is None for owner in owners):
+    known = [owner for owner in owners if owner is not None]
+    if len(known) < len(owners):
         return None
     mixed: dict[int, float] = defaultdict(float)
-    for owner, size in zip(owners, sizes, strict=True):
+    for owner, size in zip(known, sizes, strict=True):
         for leaf, share in owner.items():
             mixed[leaf] += share * size / max(sum(sizes), 1)
     return dict(mixed)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxsparse import trees
-from jaxsparse.analysis._products import Products
+from jaxsparse.analysis._products import Owner, Products
 from jaxsparse.checks import check_choice, check_count, check_function, check_number, check_size
 from jaxsparse.masks import check_masks
 from jaxsparse.types import Masks, Params
@@ -104,10 +104,10 @@ def flops(
 
     named = jax.tree.leaves_with_path(params)
     sizes = [leaf.size if trees.is_float(leaf) else 0 for _, leaf in named]
-    owners = [
+    owners: list[Owner] = [
         ({i: 1} if trees.is_float(leaves[i]) else {}) if i < len(named) else None for i in places
     ]
-    alive = [count for _, _, count in _living(params, masks)]
+    alive = [count for _, _, count in _leaves_with_masks(params, masks)]
     found = Products(sizes)
     found.walk(jax.make_jaxpr(call)(*(leaves[i] for i in places)), owners)
 
@@ -235,22 +235,22 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
       Memory(weights=400, masks=100, packed_masks=20, living_weights=80, optimizer=0)
     """
     trees.check_tree(params)
-    weights, bits, packed, living = 0, 0, 0, 0
-    for leaf, mask, alive in _living(params, masks):
+    weights, bits, packed, living_weights = 0, 0, 0, 0
+    for leaf, mask, alive in _leaves_with_masks(params, masks):
         if not trees.is_array(leaf):
             continue
         value = leaf.dtype.itemsize
         weights += leaf.size * value
         index = 0 if alive == leaf.size else 4 if leaf.size < 2**31 else 8
-        living += alive * (value + index)
+        living_weights += alive * (value + index)
         if mask is not None:
             *rows, columns = leaf.shape or (1,)
             bits += leaf.size
             packed += math.prod(rows) * -(-columns // 8)
-    return Memory(weights, bits, packed, living, optimizer=_bytes(opt_state))
+    return Memory(weights, bits, packed, living_weights, optimizer=_bytes(opt_state))
 
 
-def _living(params: Params, masks: Masks) -> list[tuple[Any, Any, int]]:
+def _leaves_with_masks(params: Params, masks: Masks) -> list[tuple[Any, Any, int]]:
     """`(leaf, mask or None, living weights)` of every leaf; a leaf without a mask lives whole."""
     leaves = jax.tree.leaves(params)
     found: list[Any] = [None] * len(leaves)

@@ -150,7 +150,8 @@ class Bezier(NamedTuple):
                 return a
             wide = trees.wide(a)
             parts = zip(((1 - t) ** 2, 2 * t * (1 - t), t**2), (a, c, b), strict=True)
-            mixed = sum(weight * part.astype(wide) for weight, part in parts).astype(a.dtype)
+            moved = (weight * part.astype(wide) for weight, part in parts)
+            mixed = sum(moved, jnp.zeros((), wide)).astype(a.dtype)
             return jnp.where(t == 0, a, jnp.where(t == 1, b, mixed))
 
         return trees.map_arrays(leaf, *self, what="control")

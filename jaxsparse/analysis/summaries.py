@@ -10,6 +10,8 @@ from jaxsparse.state_tree import find
 from jaxsparse.states import get_masks
 from jaxsparse.types import Masks, Params, Prunable
 
+_Row = tuple[str, str, int, int, int, str]
+
 
 def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -> str:
     """A table with one line per leaf: shape, living weights, sparsity, bytes, why it is sparse.
@@ -40,7 +42,8 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
       all                   8       20    0.6000      80
       prunable              4       16    0.7500      64
     """
-    rows, totals = [], {"all": [0, 0, 0], "prunable": [0, 0, 0]}
+    rows: list[_Row] = []
+    totals = {"all": (0, 0, 0), "prunable": (0, 0, 0)}
     counted = None
     if find(masks):
         counted = prunable_masks(masks, prunable)
@@ -57,19 +60,18 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
         if counted is not None and sparse != (name in counted):
             sparse, reason = not sparse, "prunable" if not sparse else "not prunable"
         for total in ("all", "prunable")[: 1 + sparse]:
-            totals[total] = [
-                a + b for a, b in zip(totals[total], (alive, size, stored), strict=True)
-            ]
+            before = totals[total]
+            totals[total] = (before[0] + alive, before[1] + size, before[2] + stored)
         reason = f"{'sparse' if sparse else 'dense'}: {reason}"
         if sparse and alive == size:
             reason += ", nothing pruned"
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         rows.append((name, shape, alive, size, stored, reason))
-    rows += [(name, "", *counts, "") for name, counts in totals.items()]
+    rows += [(total, "", *counts, "") for total, counts in totals.items()]
     return _table(rows)
 
 
-def _table(rows: list[tuple[str, str, int, int, int, str]]) -> str:
+def _table(rows: list[_Row]) -> str:
     cells = [("leaf", "shape", "alive", "size", "sparsity", "bytes", "why")]
     for name, shape, alive, size, stored, reason in rows:
         zero = 1 - alive / size if size else 0.0

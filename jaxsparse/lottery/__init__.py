@@ -6,7 +6,7 @@
 - `measures`: when a ticket has learned, where its weights are, how far they went.
 """
 
-from jaxsparse.lottery._ladder import densities, ladder, prune_to
+from jaxsparse.lottery._pruning_levels import densities, ladder, prune_to
 from jaxsparse.lottery.controls import add_noise, invert_masks, keep_signs, shuffle_masks
 from jaxsparse.lottery.criteria import (
     chance,

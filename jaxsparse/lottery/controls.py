@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxsparse import prng, trees
 from jaxsparse.checks import check_choice, check_number
-from jaxsparse.lottery._ladder import prune_to
+from jaxsparse.lottery._pruning_levels import prune_to
 from jaxsparse.masks import check_masks
 from jaxsparse.recognition import as_float, filter_of, sparse_leaves
 from jaxsparse.scores import random_scores

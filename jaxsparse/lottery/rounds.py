@@ -7,7 +7,7 @@ import jax
 
 from jaxsparse import prng, trees
 from jaxsparse.checks import check_function
-from jaxsparse.lottery._ladder import densities, ladder, prune_to
+from jaxsparse.lottery._pruning_levels import LadderOptions, densities, ladder, prune_to
 from jaxsparse.masks import apply, full_masks
 from jaxsparse.patterns import Pattern, unstructured
 from jaxsparse.scores import magnitude
@@ -96,7 +96,7 @@ def find_tickets(
       >>> tickets[1].params["kernel"].tolist()
       [[0.0, 1.0], [1.0, 0.0]]
     """
-    target = {
+    target: LadderOptions = {
         "scope": scope,
         "prunable": prunable,
         "pattern": pattern,

@@ -18,9 +18,11 @@ from typing import NamedTuple
 import jax
 
 _SOURCE = Path(__file__).with_name("_kernels.cc")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
-# Sums may be taken in any order; unlike -ffast-math, infinities and NaN stay what they are.
-_FLAGS += ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
+_FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w"),
+    # Sums may be taken in any order; unlike -ffast-math, infinities and NaN stay what they are.
+    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"),
+)
 _TARGETS = ("csr_product", "csr_gradient")
 
 
@@ -76,10 +78,12 @@ def choose(kernel: str) -> bool:
     """
     if kernel not in ("auto", "compiled", "xla"):
         raise ValueError(f'via must be "auto", "compiled" or "xla", got {kernel!r}.')
-    found = kernel != "xla" and compiled()
+    if kernel == "xla":
+        return False
+    found = compiled()
     if kernel == "compiled" and not found.compiled:
         raise KernelError(f"via: there is no compiled one, because {found.why}.")
-    return bool(found) and found.compiled
+    return found.compiled
 
 
 def _built(compiler: str) -> Path:

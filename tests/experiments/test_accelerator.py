@@ -107,7 +107,7 @@ def test_nothing_is_begun_that_does_not_fit_and_a_failure_stops_nothing(tmp_path
 
 
 def test_a_study_stops_in_time_and_goes_on(tmp_path):
-    args = ["--steps", "50", "--replicates", "1", "--methods", "dense"]
+    args = ["--steps", "50", "--seeds", "1", "--method", "dense"]
     job = queue.study("one", "stage", 5.0, sparse_momentum, "one", args, least=0.0)
     job.run(tmp_path, queue.RESERVE + 0.3, {"device": "this"})
     assert job.progress(tmp_path) == (0, 1) and (tmp_path / "one" / "unfinished").exists()
@@ -136,4 +136,6 @@ def test_the_order_of_the_queue():
     for network in ("wrn_28_2", "vgg_16_d"):
         assert f"{network}-0-dense" in names
         for method in ("fixed", "sparse_evolution", "rigl", "sparse_momentum", "gradual"):
-            assert {f"{network}-0-{method}-{density}" for density in ("0.05", "0.1")} <= set(names)
+            assert {f"{network}-0-{method}-{sparsity}" for sparsity in ("0.95", "0.9")} <= set(
+                names
+            )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.common.data import datasets
+from experiments.common.models.network import normalize
 
 
 def test_batch_indices_is_a_permutation_cut_into_rows():
@@ -27,11 +28,11 @@ def test_batch_indices_is_a_permutation_cut_into_rows():
 
 def test_normalize():
     images = jnp.array([[[0, 51], [255, 102]]], jnp.uint8)
-    np.testing.assert_allclose(datasets.normalize(images), images / 255.0, rtol=1e-6)
-    channels = datasets.normalize(images, jnp.array([0.5, 0.1]), jnp.array([2.0, 0.5]))
+    np.testing.assert_allclose(normalize(images), images / 255.0, rtol=1e-6)
+    channels = normalize(images, jnp.array([0.5, 0.1]), jnp.array([2.0, 0.5]))
     np.testing.assert_allclose(channels[0, 0], [-0.25, 0.2], rtol=1e-5)
     tokens = jnp.arange(3)
-    assert datasets.normalize(tokens) is tokens
+    assert normalize(tokens) is tokens
 
 
 @pytest.mark.parametrize("mode", ["reflect", "constant"])

@@ -8,9 +8,9 @@ import pytest
 
 from experiments.common import files
 from experiments.common.report.tables import statistics
+from experiments.common.study.content import read_results, write_arrays
 from experiments.common.study.folder import RunFolder
 from experiments.common.study.options import identity
-from experiments.common.study.study import read_results, write_arrays
 from experiments.compare import __main__ as compare
 from experiments.gradient_flow import __main__ as gradient_flow
 from experiments.lottery_ticket import __main__ as lottery_ticket
@@ -18,9 +18,9 @@ from experiments.sparse_momentum import __main__ as sparse_momentum
 from experiments.train import __main__ as train
 from experiments.train import measures
 
-JOB = ["--epochs", "4", "--seeds", "1", "--batch-size", "200", "--algorithm", "fixed"]
+JOB = ["--epochs", "4", "--seeds", "1", "--batch-size", "200", "--method", "fixed"]
 JOB += ["--no-dense-twin", "--checkpoint-every", "0"]
-COMPARE = ["--algorithms", "fixed", "--sparsities", "0.5"]
+COMPARE = ["--method", "fixed", "--sparsity", "0.5"]
 STUDIES = {
     "lottery_ticket": (lottery_ticket, "ticket-00", ("curves.npz", "masks.npz")),
     "sparse_momentum": (sparse_momentum, "fixed-0.9", ("curves.npz",)),
@@ -185,7 +185,7 @@ def test_the_summary_of_a_run(call, whole, tmp_path, damage):
 @pytest.fixture
 def compared(tmp_path):
     """A folder of the comparison, with one of two cells finished, without training."""
-    study = compare.Study(algorithms="fixed", sparsities="0.5")
+    study = compare.Options(method="fixed", sparsity="0.5")
     files.write_json(tmp_path / "config.json", identity(study))
     files.write_json(tmp_path / "results.json", {"dense": SUMMARY})
     files.write_text(tmp_path / "table.md", "")
@@ -238,15 +238,15 @@ def study(request, tmp_path):
     """A study with a finished cell, without training: its command, folder, cell and arrays."""
     experiment, cell, arrays = STUDIES[request.param]
     described = experiment.prepare(experiment.Options())
-    kept = described.kept(cell)
+    content = described.content_of(cell)
     files.write_json(tmp_path / "config.json", described.identity)
-    files.write_json(tmp_path / "results.json", {cell: sample(kept.numbers)})
+    files.write_json(tmp_path / "results.json", {cell: sample(content.numbers)})
     files.write_json(tmp_path / "summary.json", {"dataset_description": "digits"})
     files.write_text(tmp_path / "table.md", "")
-    for name, start in kept.arrays.items():
+    for name, start in content.arrays.items():
         write_arrays(tmp_path / name, {f"{start}x": np.arange(100.0)})
-    assert set(kept.arrays) == set(arrays)
-    assert set(read_results(tmp_path, described.kept)) == {cell}
+    assert set(content.arrays) == set(arrays)
+    assert set(read_results(tmp_path, described.content_of)) == {cell}
     return experiment, tmp_path, cell, arrays
 
 

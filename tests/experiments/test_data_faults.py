@@ -10,7 +10,7 @@ import pytest
 
 from experiments.common import faults
 from experiments.common.data import datasets, tfds_source
-from experiments.common.study.options import WRONG_VALUE
+from experiments.common.faults import WRONG_VALUE
 from experiments.train import __main__ as train
 
 pytestmark = pytest.mark.usefixtures("own_cache")

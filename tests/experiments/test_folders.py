@@ -20,9 +20,9 @@ from experiments.compare import __main__ as compare
 from experiments.lottery_ticket import __main__ as lottery_ticket
 from experiments.train import __main__ as train
 
-SMALL = ["--epochs", "1", "--seeds", "1", "--batch-size", "200", "--algorithm", "fixed"]
+SMALL = ["--epochs", "1", "--seeds", "1", "--batch-size", "200", "--method", "fixed"]
 SMALL += ["--no-dense-twin"]
-STUDY = ["--replicates", "1", "--scale", "0.02", "--rounds", "1", "--controls", ""]
+STUDY = ["--seeds", "1", "--scale", "0.02", "--rounds", "1", "--method", ""]
 
 
 def raising(number):

@@ -12,7 +12,8 @@ import pytest
 
 from experiments.common.data import datasets, tfds_reader
 from experiments.common.models import registry
-from experiments.common.study.study import read_arrays
+from experiments.common.models.network import normalize
+from experiments.common.study.content import read_arrays
 from experiments.common.training import evaluation, from_disk
 from experiments.common.training.execution import Execution
 from experiments.sparse_momentum import __main__ as sparse_momentum
@@ -51,7 +52,7 @@ def test_training_never_sees_what_is_set_aside(imagenet):
 
 
 def apply(params, images):
-    pixels = datasets.normalize(images).reshape(len(images), -1)
+    pixels = normalize(images).reshape(len(images), -1)
     return pixels @ params["kernel"] + params["bias"]
 
 
@@ -111,10 +112,11 @@ def test_errors_say_what_to_do(imagenet, monkeypatch, made):
 
 
 def test_a_study_of_a_residual_network_on_imagenet(imagenet, tmp_path, monkeypatch, call):
-    small = functools.partial(registry.MODELS["resnet_50"], blocks=(1,), features=(8,))
+    make = registry.MODELS["resnet_50"].make
+    small = registry.Model(functools.partial(make, blocks=(1,), features=(8,)))
     monkeypatch.setitem(registry.MODELS, "resnet_50", small)
     args = ["--preset", "resnet_50", "--image-size", "16", "--batch-size", "4", "--steps", "6"]
-    args += ["--methods", "sparse_momentum", "--densities", "0.5", "--replicates", "2"]
+    args += ["--method", "sparse_momentum", "--sparsity", "0.5", "--seeds", "2"]
     args += ["--data-dir", imagenet, "--out", str(tmp_path / "study")]
     code, out, _ = call(sparse_momentum.main, *args)
     assert code == 0 and "imagenet2012, images of 16x16x3" in out

@@ -10,16 +10,17 @@ import pytest
 
 import jaxsparse
 from experiments.common.models.network import trained
-from experiments.common.study import study
-from experiments.common.study.study import read_arrays, read_results
+from experiments.common.study import engine
+from experiments.common.study.content import read_arrays, read_results
+from experiments.common.study.lab import Site
 from experiments.common.training import execution
 from experiments.gradient_flow import __main__ as gradient_flow
 from experiments.gradient_flow import analyses, cells, claims, lab, settings
 from experiments.gradient_flow.settings import METHODS, PRESETS, SHARED
 
 TRAINED = ("dense", "scratch", "scratch_plus", "rigl", "prune", "ticket")
-SMALL = ["--scale", "0.05", "--replicates", "2", "--analyses", "agreement,distances,lines"]
-SMALL += ["--methods", ",".join((*TRAINED, *SHARED))]
+SMALL = ["--scale", "0.05", "--seeds", "2", "--analyses", "agreement,distances,lines"]
+SMALL += ["--method", ",".join((*TRAINED, *SHARED))]
 FILES = {
     *("config.json", "curves.npz", "map.png", "norms.png", "report.html", "results.json"),
     *("solutions.npz", "summary.json", "table.md"),
@@ -38,7 +39,7 @@ def finished(tmp_path_factory):
 def made(finished):
     """What trained and measured it."""
     chosen = settings.scaled(PRESETS["digits"], 0.05)
-    return lab.build(chosen, execution.replicate_keys(0, 2), finished, None, None)
+    return lab.build(chosen, Site(execution.replicate_keys(0, 2), finished))
 
 
 def test_the_files_of_a_study(finished):
@@ -199,8 +200,8 @@ def test_masks_after_an_update_have_the_counts_of_those_before(made):
 def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
     finished, tmp_path, monkeypatch, call
 ):
-    monkeypatch.setattr(study, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(study, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "CHUNK_SECONDS", 0.0)
     make, calls, last = lab.build, [], 4
 
     def dying(*args):
@@ -220,7 +221,7 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
         return made._replace(trainer=trainer)
 
     monkeypatch.setattr(lab, "build", dying)
-    args = ["--scale", "0.05", "--replicates", "2", "--methods", "dense,prune", "--analyses", ""]
+    args = ["--scale", "0.05", "--seeds", "2", "--method", "dense,prune", "--analyses", ""]
     args += ["--out", str(tmp_path)]
     code, _, err = call(gradient_flow.main, *args)
     assert code == 130 and "goes on from here" in err
@@ -274,14 +275,14 @@ def test_the_barrier_is_measured_between_the_ends():
 BAD = [
     (["--scale", "0"], "--scale must leave at least"),
     (["--analyses", "magic"], "--analyses must be among"),
-    (["--methods", "magic"], "--methods must be among"),
-    (["--methods", "dense,set", "--analyses", ""], "--methods set needs --methods prune too"),
+    (["--method", "magic"], "--method must be among"),
+    (["--method", "dense,set", "--analyses", ""], "--method set needs --method prune too"),
     (
-        ["--methods", "prune,shared_ticket", "--analyses", ""],
-        "--methods shared_ticket needs --methods scratch too",
+        ["--method", "prune,shared_ticket", "--analyses", ""],
+        "--method shared_ticket needs --method scratch too",
     ),
-    (["--methods", "dense", "--analyses", "spectra"], "--analyses spectra needs --methods scratch"),
-    (["--replicates", "1"], "--replicates must be at least 2"),
+    (["--method", "dense", "--analyses", "spectra"], "--analyses spectra needs --method scratch"),
+    (["--seeds", "1"], "--seeds must be at least 2"),
     (["--weight-decay", "-1"], "--weight-decay must be at least 0"),
     (["--examples", "100"], "the measurements need"),
     (["--preset", "lenet_6"], "--preset"),

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from experiments.common.models.network import make_network
-from experiments.common.study import study as engine
-from experiments.common.study.study import named_arrays
+from experiments.common.study import engine, lab
+from experiments.common.study import study as groups
+from experiments.common.study.content import named_arrays
+from experiments.common.study.lab import Site
 from experiments.common.training import execution
 from experiments.lottery_ticket import __main__ as lottery_ticket
 from experiments.lottery_ticket import cells, claims, report, settings, study
 from experiments.lottery_ticket.cells import Cell
 from jaxsparse import lottery
 
-SMALL = ["--scale", "0.06", "--rounds", "3", "--levels", "2,3", "--replicates", "2"]
+SMALL = ["--scale", "0.06", "--rounds", "3", "--levels", "2,3", "--seeds", "2"]
 FILES = {
     *("config.json", "curves.npz", "early_stop.png", "final.png", "masks.npz", "one_shot.png"),
     *("report.html", "results.json", "summary.json", "table.md", "training.png"),
@@ -26,10 +28,10 @@ FILES = {
 STATISTICS = {"mean", "std", "standard_error", "min", "max", "n"}
 
 
-def lab_of_the_study():
-    options = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", replicates=2)
+def tickets_of(folder):
+    options = lottery_ticket.Options(scale=0.06, rounds=3, levels="2,3", seeds=2)
     chosen, _ = lottery_ticket.resolve(options)
-    return cells.build(chosen, execution.replicate_keys(0, 2))
+    return cells.build(chosen, Site(execution.replicate_keys(0, 2), folder))
 
 
 def read(path):
@@ -53,8 +55,8 @@ def watched(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("study") / "small"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "make_network", counted)
-        patch.setattr(engine, "REPORT_SECONDS", 0.0)
+        patch.setattr(lab, "make_network", counted)
+        patch.setattr(groups, "REPORT_SECONDS", 0.0)
         patch.setattr(report, "report", lambda *args: (seen.append(len(traces)), draw(*args))[1])
         lottery_ticket.main([*SMALL, "--out", str(folder)])
     return folder, seen
@@ -99,10 +101,10 @@ def test_the_early_stop_is_the_lowest_validation_loss(finished):
 
 
 def test_masks_have_the_counts_of_the_ladder_and_are_nested(finished):
-    lab = lab_of_the_study()
+    tickets = tickets_of(finished)
     stored = read(finished / "masks.npz")
     counts = {}
-    for level, alive in enumerate(lab.counts):
+    for level, alive in enumerate(tickets.counts):
         for path, count in named_arrays(alive).items():
             counts.setdefault(path, {})[level] = count
     for kind in ("ticket", "one_shot"):
@@ -114,16 +116,16 @@ def test_masks_have_the_counts_of_the_ladder_and_are_nested(finished):
 
 
 def test_every_control_changes_what_it_says(finished):
-    lab = lab_of_the_study()
-    masks = study.read_masks(lab, finished)
+    tickets = tickets_of(finished)
+    masks = study.read_masks(tickets)
     found = {
-        kind: cells.start(lab, masks, [Cell(kind, 3), Cell(kind, 3)])
+        kind: cells.start(tickets, masks, [Cell(kind, 3), Cell(kind, 3)])
         for kind in ("ticket", *cells.CONTROLS)
     }
     weights = {
         kind: np.asarray(jax.tree.leaves(state.params)[1][:2]) for kind, state in found.items()
     }
-    origin = np.asarray(jax.tree.leaves(lab.origin)[1])
+    origin = np.asarray(jax.tree.leaves(tickets.origin)[1])
     alive = {kind: kernel != 0 for kind, kernel in weights.items()}
     assert len({int(mask[0].sum()) for mask in alive.values()}) == 1
     for kind in ("ticket", "one_shot", "random"):
@@ -143,18 +145,18 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
     make, calls = cells.build, []
 
     def dying(*args):
-        lab = make(*args)
+        tickets = make(*args)
 
         def advance(state, first, last):
             calls.append((first, last))
             if len(calls) == stop:
                 raise KeyboardInterrupt
-            return lab.trainer.advance(state, first, last)
+            return tickets.trainer.advance(state, first, last)
 
-        return lab._replace(trainer=lab.trainer._replace(advance=advance))
+        return tickets._replace(trainer=tickets.trainer._replace(advance=advance))
 
     monkeypatch.setattr(cells, "build", dying)
-    stop = 17  # seven calls a group: in the middle of the third
+    stop = 20  # eight calls a group: in the middle of the third
     code, _, err = call(lottery_ticket.main, *SMALL, "--out", str(folder))
     assert code == 130 and "goes on from here" in err
     assert (folder / "unfinished").exists()
@@ -207,8 +209,8 @@ BAD = [
     (["--levels", "0"], "--levels must be rounds in [1, 18]"),
     (["--levels", "3,40"], "--levels must be rounds in [1, 18]"),
     (["--levels", "some"], "--levels must be rounds in [1, 18]"),
-    (["--controls", "magic"], "--controls must be among one_shot, reinit, random"),
-    (["--replicates", "0"], "--replicates must be at least 1"),
+    (["--method", "magic"], "--method must be among one_shot, reinit, random"),
+    (["--seeds", "0"], "--seeds must be at least 1"),
     (["--examples", "9"], "--examples must be at least 10"),
     (["--preset", "lenet_6"], "--preset"),
     (["--dataset", "nowhere"], "nowhere"),
@@ -224,7 +226,7 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call,
 
 
 def test_a_try_uses_the_first_examples(tmp_path, call):
-    small = ["--scale", "0.02", "--rounds", "1", "--controls", "", "--replicates", "1"]
+    small = ["--scale", "0.02", "--rounds", "1", "--method", "", "--seeds", "1"]
     folder = tmp_path / "try"
     code, out, _ = call(lottery_ticket.main, *small, "--examples", "100", "--out", str(folder))
     assert code == 0 and "the first 100 examples of each part" in out and "(10 examples," in out

@@ -9,8 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments.common.models.network import KEPT
-from experiments.common.models.registry import MODELS, build
+from experiments.common.models.network import VARIABLES
+from experiments.common.models.registry import MODELS, Model, build
 from experiments.common.training.execution import Execution, execution
 
 IMAGES = {name for name in MODELS if name != "character_transformer"}
@@ -29,7 +29,7 @@ def split(name, key=0, shape=None, classes=10, **options):
     model = build(
         name, key_or_seed=key, input_shape=shape or shape_for(name), num_classes=classes, **options
     )
-    return nnx.graphdef(model), nnx.state(model, KEPT)
+    return nnx.graphdef(model), nnx.state(model, VARIABLES)
 
 
 def shapes(name, **options):
@@ -127,7 +127,7 @@ def test_image_networks_learn_in_every_layer(name):
 
 
 def test_the_transformer_sees_only_the_past_and_learns(monkeypatch):
-    half = functools.partial(MODELS["character_transformer"], layers=2)
+    half = Model(functools.partial(MODELS["character_transformer"].make, layers=2))
     monkeypatch.setitem(MODELS, "character_transformer", half)  # half the compilation
     graphdef, params = split("character_transformer", shape=(24,), classes=9)
     tokens = jax.random.randint(jax.random.key(0), (2, 24), 0, 9)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,15 @@ import pytest
 
 import jaxsparse
 from experiments.common.data import datasets
-from experiments.common.study.study import read_arrays, read_results
+from experiments.common.study.content import read_arrays, read_results
+from experiments.common.study.lab import Site
 from experiments.common.training import loop
 from experiments.common.training.execution import replicate_keys
 from experiments.sparse_momentum import __main__ as sparse_momentum
 from experiments.sparse_momentum import cells, settings
 
-SMALL = ["--epochs", "3", "--replicates", "2", "--densities", "0.1,0.2"]
-SMALL += ["--methods", "dense,fixed,gradual,sparse_momentum"]
+SMALL = ["--epochs", "3", "--seeds", "2", "--sparsity", "0.9,0.8"]
+SMALL += ["--method", "dense,fixed,gradual,sparse_momentum"]
 FILES = {"config.json", "curves.npz", "error.png", "layers.png", "results.json", "summary.json"}
 FILES |= {"table.md", "report.html"}
 
@@ -80,10 +80,10 @@ def test_a_finished_study_is_not_trained_again(finished, monkeypatch, call):
     assert code == 0 and "By density" in out
 
 
-def test_a_study_takes_methods_and_densities_beside_those_it_has(finished, tmp_path, call):
+def test_a_study_takes_methods_and_sparsities_beside_those_it_has(finished, tmp_path, call):
     folder = shutil.copytree(finished, tmp_path / "copy")
     before = read_results(folder)
-    more = ["--densities", "0.3", "--methods", "dense,fixed", "--out", str(folder)]
+    more = ["--sparsity", "0.7", "--method", "dense,fixed", "--out", str(folder)]
     code, out, _ = call(sparse_momentum.main, *SMALL, *more)
     assert code == 0 and "1 of 2 cells" in out
     after = read_results(folder)
@@ -99,11 +99,11 @@ def test_another_configuration_is_refused(finished, call):
 
 
 BAD = [
-    (["--methods", "magic"], "--methods must be among"),
-    (["--densities", "0"], "--densities must be numbers in (0, 1]"),
-    (["--densities", "few"], "--densities must be numbers in (0, 1]"),
+    (["--method", "magic"], "--method must be among"),
+    (["--sparsity", "1"], "--sparsity must be numbers in [0, 1)"),
+    (["--sparsity", "few"], "--sparsity must be numbers in [0, 1)"),
     (["--epochs", "0"], "--epochs must be at least 1"),
-    (["--replicates", "0"], "--replicates must be at least 1"),
+    (["--seeds", "0"], "--seeds must be at least 1"),
     (["--steps", "4"], "--steps must be at least 5"),
     (["--steps", "9", "--epochs", "2"], "--epochs and --steps exclude each other"),
     (["--batch-size", "0"], "--batch-size must be at least 1"),
@@ -122,8 +122,8 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, call)
 
 
 def test_a_run_cut_short_goes_through_mask_updates(tmp_path, call):
-    small = ["--replicates", "1", "--examples", "400", "--densities", "0.1", "--steps", "11"]
-    methods = ["--methods", "sparse_momentum,gradual", "--batch-size", "20"]
+    small = ["--seeds", "1", "--examples", "400", "--sparsity", "0.9", "--steps", "11"]
+    methods = ["--method", "sparse_momentum,gradual", "--batch-size", "20"]
     code, out, _ = call(sparse_momentum.main, *small, *methods, "--out", str(tmp_path))
     assert code == 0 and "after 11 steps of batches of 20" in out
     curves = read_arrays(tmp_path / "curves.npz")  # after steps 2, 4, 6, 8 and 10
@@ -134,15 +134,15 @@ def test_a_run_cut_short_goes_through_mask_updates(tmp_path, call):
 
 
 RECIPES = {
-    "alexnet_s": (0.1,),
-    "alexnet_b": (0.1,),
-    "vgg_16_c": (0.05,),
-    "vgg_16_d": (0.05,),
-    "vgg_16_like": (0.03,),
-    "wrn_16_8": (0.05,),
-    "wrn_16_10": (0.05,),
-    "wrn_22_8": (0.05,),
-    "wrn_28_2": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "alexnet_s": (0.9,),
+    "alexnet_b": (0.9,),
+    "vgg_16_c": (0.95,),
+    "vgg_16_d": (0.95,),
+    "vgg_16_like": (0.97,),
+    "wrn_16_8": (0.95,),
+    "wrn_16_10": (0.95,),
+    "wrn_22_8": (0.95,),
+    "wrn_28_2": (0.9, 0.8, 0.7, 0.6, 0.5),
 }
 
 
@@ -150,7 +150,7 @@ RECIPES = {
 def test_the_recipe_of_cifar(name):
     found, steps = settings.PRESETS[name], 45_000 // 128
     assert found.model == name and found.dataset == "cifar10" and found.augment
-    assert found.densities == RECIPES[name] and found.batch_size == 128
+    assert found.sparsities == RECIPES[name] and found.batch_size == 128
     assert found.length(steps) == 87_750 and found.every(steps) == 351
     assert (found.learning_rate, found.momentum, found.weight_decay) == (0.1, 0.9, 5e-4)
     assert (found.drop_every, found.prune_rate, found.validation) == (30_000, 0.2, 0.1)
@@ -169,9 +169,10 @@ def test_augmentation_dropout_and_dense_layers_reach_the_training(monkeypatch, m
         dense="^fc1/",
     )
     losses = []
+    site = Site(replicate_keys(0, 1), data_dir=data_dir)
     for case in ({}, {"augment": False}, {"dropout": 0.0}):
-        lab = cells.build(dataclasses.replace(recipe, **case), replicate_keys(0, 1), data_dir)
-        (group,) = cells.groups(lab, [cells.Cell("fixed", 0.5)], Path(data_dir))
+        lab = cells.build(dataclasses.replace(recipe, **case), site)
+        (group,) = cells.groups(lab, [cells.Cell("fixed", 0.5)])
         trainer, state = group.begin()
         assert group.iterations == 5 and group.every == 1
         curves = trainer.advance(state, 0, 1).tracked.curves
@@ -193,7 +194,7 @@ def test_the_last_tenth_is_for_validation():
 
 
 def test_the_optimizer_is_the_papers():
-    chosen = settings.Settings("lenet_300_100", "mnist", 1, 1, (0.1,), drop_every=3)
+    chosen = settings.Settings("lenet_300_100", "mnist", 1, 1, (0.9,), drop_every=3)
     tx, params = settings.optimizer(chosen), jnp.float32(2.0)
     state, buffer = tx.init(params), 0.0
     for step in range(7):
@@ -206,7 +207,7 @@ def test_the_optimizer_is_the_papers():
 
 
 def test_the_momentum_of_sparse_momentum_has_the_weight_decay_in_it():
-    chosen = settings.Settings("lenet_300_100", "mnist", 2, 1, (0.1,))
+    chosen = settings.Settings("lenet_300_100", "mnist", 2, 1, (0.9,))
     tx = settings.method(chosen, "sparse_momentum", 0.5, 0, steps_per_epoch=10)
     params, state = jaxsparse.init(tx, {"kernel": jnp.ones((4, 5))})
     _, state = tx.update({"kernel": jnp.full((4, 5), 0.25)}, state, params)
@@ -222,8 +223,8 @@ def test_the_initialization_is_uniform_by_fan_in():
 
 
 def test_biases_start_uniform_by_fan_in():
-    chosen = settings.Settings("lenet_300_100", "digits", 1, 4, (0.1,))
-    lab = cells.build(chosen, replicate_keys(0, 1))
+    chosen = settings.Settings("lenet_300_100", "digits", 1, 4, (0.9,))
+    lab = cells.build(chosen, Site(replicate_keys(0, 1)))
     start = lab.network.init_params(jax.random.key(0))
     for layer in start:
         bias, kernel = start[layer]["bias"][...], start[layer]["kernel"][...]
@@ -233,11 +234,11 @@ def test_biases_start_uniform_by_fan_in():
 
 
 def test_a_sparse_initialization_counts_living_inputs():
-    chosen = settings.Settings("lenet_300_100", "digits", 1, 4, (0.1,), steps=5)
-    lab = cells.build(chosen, replicate_keys(0, 2))
+    chosen = settings.Settings("lenet_300_100", "digits", 1, 4, (0.9,), steps=5)
+    lab = cells.build(chosen, Site(replicate_keys(0, 2)))
 
     def first(name):
-        (group,) = cells.groups(lab, [cells.Cell(name, 0.9)], Path("nowhere"))
+        (group,) = cells.groups(lab, [cells.Cell(name, 0.9)])
         return group.begin()[1].params["fc1"]["kernel"][...]
 
     dense, sparse = first("fixed"), first("fixed+initialization=sparse")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import jaxsparse
-from experiments.common.study.study import read_arrays
+from experiments.common.study.content import read_arrays, read_finished
 from experiments.common.training import evaluation
 from experiments.sparse_momentum import __main__ as sparse_momentum
 from experiments.sparse_momentum import report, settings, variants
 
-SMALL = settings.Settings("lenet_300_100", "digits", 4, 24, (0.1,), drop_every=5)
+SMALL = settings.Settings("lenet_300_100", "digits", 4, 24, (0.9,), drop_every=5)
 PER_EPOCH = 3
 PARAMS = {"fc": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(12, 8)), jnp.float32)}}
 
@@ -53,15 +53,19 @@ def cooling(temperature):
 
 CASES = {
     "sparse_momentum+momentum=0.6+prune_rate=0.3": (
-        direct("sparse_momentum", momentum=0.6, drop_fraction=jaxsparse.cosine(0.3, 12, 0.005)),
+        direct(
+            "sparse_momentum",
+            momentum=0.6,
+            drop_fraction=jaxsparse.schedules.cosine(0.3, 12, 0.005),
+        ),
         {"momentum": 0.6},
     ),
     "sparse_momentum+clip=0.5": (
-        direct("sparse_momentum", drop_fraction=jaxsparse.cosine(0.5, 12, 0.005)),
+        direct("sparse_momentum", drop_fraction=jaxsparse.schedules.cosine(0.5, 12, 0.005)),
         {"clip": 0.5},
     ),
     "rigl+prune_schedule=linear+period=0.67": (
-        direct("rigl", every=2, start=2, drop_fraction=jaxsparse.linear(0.5, 12)),
+        direct("rigl", every=2, start=2, drop_fraction=jaxsparse.schedules.linear(0.5, 12)),
         {},
     ),
     "dynamic_reparameterization+threshold=0.5+target=0.9": (
@@ -141,8 +145,8 @@ def test_tuning_never_looks_at_the_test_set(tmp_path, monkeypatch, call):
 
     monkeypatch.setattr(evaluation, "evaluate", never)
     names = [f"sparse_momentum+prune_rate={rate}" for rate in (0.2, 0.9)]
-    args = ["--study", "tuning", "--methods", ",".join(names), "--densities", "0.1"]
-    args += ["--epochs", "4", "--replicates", "2", "--out", str(tmp_path)]
+    args = ["--study", "tuning", "--method", ",".join(names), "--sparsity", "0.9"]
+    args += ["--epochs", "4", "--seeds", "2", "--out", str(tmp_path)]
     code, out, _ = call(sparse_momentum.main, *args)
     assert code == 0 and "the test set was left alone" in out
     results = json.loads((tmp_path / "results.json").read_text())
@@ -174,7 +178,7 @@ def written(folder, study, cells):
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "results.json").write_text(json.dumps(results))
-    report.report(folder, list(results), "made up", "command")
+    report.report(read_finished(folder, list(results), "made up", "command"))
     return (folder / "table.md").read_text()
 
 
@@ -213,7 +217,7 @@ def test_the_report_of_the_ablation(tmp_path):
     assert summary["methods"]["sparse_momentum"]["0.95"]["test_accuracy"]["mean"] == 0.96
 
 
-def test_several_densities_are_told_apart(tmp_path):
+def test_several_sparsities_are_told_apart(tmp_path):
     cells = {("sparse_momentum", s): [1 - s, 1 - s] for s in (0.9, 0.95)}
     text = written(tmp_path, "ablation", cells)
     assert "| sparse_momentum at 10% | 10.00 ± 0.00 % |" in text
@@ -221,7 +225,7 @@ def test_several_densities_are_told_apart(tmp_path):
 
 
 BAD = [
-    ("magic", "--methods must be among dense, sparse_momentum"),
+    ("magic", "--method must be among dense, fixed"),
     ("sparse_momentum+growth", "a variant is written method+option=value"),
     ("sparse_momentum+growth=magic", "growth must be one of momentum, random"),
     ("sparse_momentum+prune_schedule=magic", "prune_schedule must be one of cosine"),
@@ -238,7 +242,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "message"), BAD)
 def test_bad_variants_are_one_line_and_write_nothing(name, message, tmp_path, call):
-    args = ["--study", "ablation", "--methods", name, "--out", str(tmp_path / "out")]
+    args = ["--study", "ablation", "--method", name, "--out", str(tmp_path / "out")]
     code, _, err = call(sparse_momentum.main, *args)
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -9,14 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.common.report.console import Console
-from experiments.common.study import study
-from experiments.common.study.study import (
-    CHUNK_SECONDS,
-    LONGEST_SECONDS,
-    Group,
-    read_results,
-    train_groups,
-)
+from experiments.common.study import engine, study
+from experiments.common.study.content import Content, read_results
+from experiments.common.study.engine import CHUNK_SECONDS, LONGEST_SECONDS
+from experiments.common.study.study import Group, train_groups
 from experiments.compare import __main__ as compare
 from experiments.gradient_flow import __main__ as gradient_flow
 from experiments.lottery_ticket import __main__ as lottery_ticket
@@ -51,18 +47,19 @@ def test_calls_are_short_and_end_at_measurements(seconds, every, iterations, tmp
         return state
 
     clock = types.SimpleNamespace(perf_counter=lambda: now)
-    monkeypatch.setattr(study, "time", clock)
-    monkeypatch.setattr(study, "CHECKPOINT_SECONDS", math.inf)
+    for module in (engine, study):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", math.inf)
     group = Group(
-        "cells",
+        ["cell"],
+        lambda state: {"cell": Content({})},
         lambda: (types.SimpleNamespace(advance=advance), State()),
-        lambda state, spent: {"cell": {"seconds": spent}},
         iterations,
         every,
     )
     console, report = Console(quiet=True), lambda: None
     train_groups([group], tmp_path, console, what="calls", minutes=math.inf, report=report)
-    assert read_results(tmp_path)["cell"]["seconds"] == pytest.approx(now)
+    assert read_results(tmp_path)["cell"]["seconds"] == pytest.approx(now, abs=0.06)
     assert calls[0][0] == 0 and calls[-1][1] == iterations
     assert all(one[1] == other[0] for one, other in zip(calls, calls[1:], strict=False))
     longest = max(last - first for first, last in calls)
@@ -95,10 +92,11 @@ def test_a_study_stops_in_time_in_the_middle_of_a_group_and_goes_on_there(tmp_pa
     def group(name):
         trainer = types.SimpleNamespace(advance=advance)
         begin = lambda: (trainer, Counted(jnp.zeros(1, jnp.int32)))  # noqa: E731
-        finish = lambda state, seconds: {name: int(state.steps[0])}  # noqa: E731
-        return Group(name, begin, finish, 30, 1)
+        finish = lambda state: {name: Content({"steps": int(state.steps[0])})}  # noqa: E731
+        return Group([name], finish, begin, 30)
 
-    monkeypatch.setattr(study, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    for module in (engine, study):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: now))
     shared = {"what": "calls", "minutes": 1.0, "report": lambda: None}
     found, ends = [], []
     while len(found) < 2:
@@ -108,7 +106,8 @@ def test_a_study_stops_in_time_in_the_middle_of_a_group_and_goes_on_there(tmp_pa
         assert now - began <= 60.0 + 6.0
         found = list(read_results(tmp_path))
         ends.append(now)
-    assert read_results(tmp_path) == {"first": 30, "second": 30}
+    made = {"steps": 30, "seconds": 30 * 6.0}  # by all starts together
+    assert read_results(tmp_path) == {"first": made, "second": made}
     assert now == 2 * 30 * 6.0, "no step was made twice"
     assert len(ends) >= 6
     assert not (tmp_path / "unfinished").exists()
@@ -124,5 +123,5 @@ def test_the_published_results_are_whole():
         assert found
         for file in found:
             tuning = {"study": "tuning"} if "tuning" in file.parts else {}
-            kept = kind.prepare(kind.Options(**tuning)).kept
-            assert read_results(file.parent, kept)
+            content_of = kind.prepare(kind.Options(**tuning)).content_of
+            assert read_results(file.parent, content_of)

@@ -60,7 +60,7 @@ def test_help_explains_every_option_with_its_default(call):
         ("--sparsity -0.1", r"--sparsity must be in \[0, 1\), got -0.1"),
         ("--sparsity nan", "--sparsity must be in"),
         ("--sparsity many", "--sparsity: invalid float value: 'many'"),
-        ("--algorithm magic", "--algorithm: invalid choice: 'magic'.*rigl"),
+        ("--method magic", "--method: invalid choice: 'magic'.*rigl"),
         ("--model lenet", "--model: invalid choice: 'lenet'.*lenet_300_100"),
         ("--dataset nowhere --data-dir .", "'nowhere'"),
         ("--dataset ../etc", "'../etc'"),
@@ -68,7 +68,7 @@ def test_help_explains_every_option_with_its_default(call):
         ("--pattern 4:2", "4:2"),
         ("--pattern 2:4 --sparsity 0.9", "0.9.*2:4"),
         ("--pattern block:4x4", "head/kernel.*--dense-layers"),
-        ("--pattern 2:4 --algorithm gradual", "gradual"),
+        ("--pattern 2:4 --method gradual", "gradual"),
         ("--optimizer lion", "--optimizer: invalid choice"),
         ("--distribution even", "--distribution: invalid choice"),
         ("--epochs 0", "--epochs must be at least 1, got 0"),
@@ -79,13 +79,13 @@ def test_help_explains_every_option_with_its_default(call):
         ("--drop-fraction 2", r"--drop-fraction must be in \[0, 1\]"),
         ("--seeds 0", "--seeds must be at least 1"),
         ("--every 5000", "no mask update"),
-        ("--algorithm gradual --stop 9000", "--stop must be below the 2400 steps"),
+        ("--method gradual --stop 9000", "--stop must be below the 2400 steps"),
         ("--validation 99999", "99999"),
         ("--dense-layers (", "--dense-layers must be a regular expression"),
         ("--dense-layers .", "--dense-layers '.' leaves no weight"),
         ("--model lenet_5", "16x16 pixels"),
-        ("--algorithm dense --sparsity 0.5", "--sparsity means nothing with --algorithm dense"),
-        ("--algorithm fixed --every 5", "--every means nothing with --algorithm fixed"),
+        ("--method dense --sparsity 0.5", "--sparsity means nothing with --method dense"),
+        ("--method fixed --every 5", "--every means nothing with --method fixed"),
         ("--colour red", "unrecognized arguments: --colour red"),
     ],
 )
@@ -234,12 +234,12 @@ def test_a_checkpoint_comes_back_whole_and_drops_later_lines(tmp_path):
 
 
 def test_a_study_reports_after_every_cell_and_goes_on(call, tmp_path):
-    args = "--algorithms fixed --sparsities 0.5 --epochs 1 --seeds 2 --batch-size 200".split()
+    args = "--method fixed --sparsity 0.5 --epochs 1 --seeds 2 --batch-size 200".split()
     args += ["--out", str(tmp_path)]
     code, _, _ = call(compare.main, *args, "--minutes", "-1")
     assert code == 0 and not (tmp_path / "results.json").exists()
-    config = compare.cells(compare.Study(**{"algorithms": "fixed", "sparsities": "0.5"}))
-    assert [(c.algorithm, c.sparsity, c.dense_twin) for c in config] == [
+    config = compare.cells(compare.Options(**{"method": "fixed", "sparsity": "0.5"}))
+    assert [(c.method, c.sparsity, c.dense_twin) for c in config] == [
         ("dense", 0.0, False),
         ("fixed", 0.5, False),
     ]

@@ -8,6 +8,7 @@ import pytest
 
 import jaxsparse
 from experiments.common.report.tables import percent, statistics
+from experiments.common.study import engine
 from experiments.common.training import evaluation, loop
 from experiments.common.training.execution import Execution
 
@@ -164,20 +165,24 @@ def test_run_evaluates_on_time_and_learns(examples, sparse):
     made, _ = sparse["vmap"]
     sets = {"test": evaluation.evaluation_set(*examples)}
     observe = jax.jit(lambda state: jax.vmap(jaxsparse.metrics)(state.opt_state))
-    state, history = loop.train(
-        made, made.init(keys()), stop=150, every=40, sets=sets, observe=observe
-    )
-    assert [line["step"] for line in history] == [40, 80, 120, 150]
+    measure = engine.evaluation_of(made, sets, observe)
+    training = engine.Training(made, made.init(keys()), 150, 40, measure)
+    done = list(engine.chunks(training))
+    measured = {chunk.step: chunk.metrics for chunk in done if chunk.metrics is not None}
+    assert list(measured) == [40, 80, 120, 150]
+    history = list(measured.values())
     assert history[-1]["test_accuracy"].min() > 0.9
     assert history[-1]["loss"].max() < history[0]["loss"].min()
     assert np.all(history[0]["density"] == 0.5)
-    chunks = loop.run(made, state, start=150, stop=170, every=40, sets=sets)
-    evaluated = [chunk.step for chunk in chunks if chunk.metrics is not None]
+    longer = training._replace(state=done[-1].state, start=150, steps=170)
+    evaluated = [c.step for c in engine.chunks(longer) if c.metrics is not None]
     assert evaluated == [160, 170]
 
 
 def test_the_logged_loss_is_the_mean_since_the_last_evaluation(examples, still):
-    _, history = loop.train(still, still.init(keys()), stop=14, every=7, sets={})
+    measure = engine.evaluation_of(still, {})
+    training = engine.Training(still, still.init(keys()), 14, 7, measure)
+    history = [c.metrics for c in engine.chunks(training) if c.metrics is not None]
     params = jax.tree.map(lambda leaf: leaf[0], still.init(keys()).params)
     losses = evaluation.cross_entropy(apply(params, examples[0]), examples[1])
     order = still.advance(still.init(keys()), 0, 8).order[0]

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments.common.models.network import KEPT
+from experiments.common.models.network import VARIABLES
 from experiments.common.models.registry import build
 from experiments.common.models.residual import ResNet, WideResNet
 from experiments.common.models.vgg_alexnet import Stack
@@ -110,7 +110,7 @@ SMALL = {
 def small(kind, form, **options):
     init, rngs = nnx.initializers.he_normal(), nnx.Rngs(0)
     model = SMALL[kind]((17, 16, 3), 5, form=form, kernel_init=init, rngs=rngs, **options)
-    return nnx.split(model, KEPT, ...)
+    return nnx.split(model, VARIABLES, ...)
 
 
 IMAGES = np.random.default_rng(0).normal(size=(6, 17, 16, 3)).astype(np.float32)
@@ -130,7 +130,7 @@ def test_every_layer_learns(kind):
     def trained(params):
         model = nnx.merge(graphdef, params, rest)
         losses = optax.softmax_cross_entropy_with_integer_labels(model(IMAGES, train=True), LABELS)
-        return losses.mean(), nnx.state(model, KEPT)
+        return losses.mean(), nnx.state(model, VARIABLES)
 
     (value, after), grads = trained(params)
     for path, leaf in paths(grads).items():

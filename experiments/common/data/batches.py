@@ -1,4 +1,4 @@
-"""From arrays on the device to batches inside the compiled step: order, scale, augmentation."""
+"""From arrays on the device to batches inside the compiled step: order and augmentation."""
 
 import functools
 from typing import Literal
@@ -34,24 +34,6 @@ def batch_indices(key: Array, n: int, batch_size: int) -> Array:
     steps = n // batch_size
     order = jax.random.permutation(key, n).astype(jnp.int32)
     return order[: steps * batch_size].reshape(steps, batch_size)
-
-
-def normalize(inputs: Array, mean: Array | float = 0.0, std: Array | float = 1.0) -> Array:
-    """(inputs / 255 - mean) / std in float32 for uint8 images; anything else comes back as it is.
-
-    Meant for the inside of a step, so that the device holds one byte a pixel.
-
-    Args:
-      inputs: uint8 images, channels last (or tokens, which are left alone).
-      mean: mean of the pixels in [0, 1], for all or for each channel.
-      std: their standard deviation, above 0.
-
-    >>> normalize(jnp.array([0, 255], jnp.uint8)).tolist()
-    [0.0, 1.0]
-    """
-    if inputs.dtype != jnp.uint8:
-        return inputs
-    return (inputs.astype(jnp.float32) / 255 - mean) / std
 
 
 def augment(

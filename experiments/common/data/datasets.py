@@ -3,8 +3,8 @@
     dataset = load("mnist")
     dataset = split_validation(dataset, 5000, seed=0)
 
-`stream` is for sets that do not fit, such as ImageNet; `normalize`, `augment` and `batch_indices`
-work inside the compiled step.
+`stream` is for sets that do not fit, such as ImageNet; `augment` and `batch_indices` work inside
+the compiled step.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from experiments.common.data import cache, packed, tfds_reader, tfds_source
-from experiments.common.data.batches import augment, batch_indices, normalize
+from experiments.common.data.batches import augment, batch_indices
 from experiments.common.data.stream import stream
 from experiments.common.faults import DamagedData, DataNotFound
 
@@ -25,7 +25,6 @@ __all__ = [
     "batch_indices",
     "first",
     "load",
-    "normalize",
     "pixel_statistics",
     "split_last",
     "split_validation",
@@ -69,6 +68,11 @@ class Dataset:
     validation_inputs: np.ndarray | None = None
     validation_labels: np.ndarray | None = None
     vocabulary: str = ""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return self.train_inputs.shape[1:]
 
 
 def load(name: str, data_dir: str | None = None, download: bool = False) -> Dataset:

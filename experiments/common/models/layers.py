@@ -19,6 +19,22 @@ Form = Literal["patches", "conv"]
 PATCH_BYTES = 2**19
 
 
+def form_on(backend: str) -> Form:
+    """The fastest form of a convolution inside a loop: "patches" (slices and one matrix product) or
+    "conv" (XLA's own).
+
+    On a CPU patches in a loop take a fraction of the time of XLA's own convolution called step by
+    step: a quarter to a sixth for lenet_5, a third for lenet_5_caffe and resnet_18, two thirds for
+    conv_2 (`python -m benchmarks.convolution`). A convolution inside a loop is no choice at all:
+    there XLA:CPU falls back to a naive one. Accelerators have no such fallback, so they get the
+    plain convolution.
+
+    Args:
+      backend: what `jax.default_backend()` returns: "cpu", "gpu", "tpu", ...
+    """
+    return "patches" if backend == "cpu" else "conv"
+
+
 class Convolution(nnx.Module):
     """A convolution of planes whose parameters do not depend on how it is computed.
 

@@ -1,16 +1,31 @@
 """A network as pure functions of its parameters, for the training loop."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from experiments.common.data import datasets
 from experiments.common.models import registry
 
 Array = jax.Array
-KEPT = (nnx.Param, nnx.BatchStat)
+VARIABLES = (nnx.Param, nnx.BatchStat)
+
+
+class Task(Protocol):
+    """What a network must know of a data set.
+
+    Attributes:
+      input_shape: of one example.
+      num_classes: labels are in [0, num_classes).
+    """
+
+    @property
+    def input_shape(self) -> Sequence[int]: ...
+
+    @property
+    def num_classes(self) -> int: ...
 
 
 class Network(NamedTuple):
@@ -32,6 +47,24 @@ class Network(NamedTuple):
     statistics: Sequence[bool]
 
 
+def normalize(inputs: Array, mean: Array | float = 0.0, std: Array | float = 1.0) -> Array:
+    """(inputs / 255 - mean) / std in float32 for uint8 images; anything else comes back as it is.
+
+    Meant for the inside of a step, so that the device holds one byte a pixel.
+
+    Args:
+      inputs: uint8 images, channels last (or tokens, which are left alone).
+      mean: mean of the pixels in [0, 1], for all or for each channel.
+      std: their standard deviation, above 0.
+
+    >>> normalize(jnp.array([0, 255], jnp.uint8)).tolist()
+    [0.0, 1.0]
+    """
+    if inputs.dtype != jnp.uint8:
+        return inputs
+    return (inputs.astype(jnp.float32) / 255 - mean) / std
+
+
 def trained(net: Network) -> Callable[[Any, Array], Array]:
     """`(params, inputs) -> logits` as while training: normalized by the batch, without dropout's
     randomness from step to step."""
@@ -42,7 +75,7 @@ def trained(net: Network) -> Callable[[Any, Array], Array]:
 
 def make_network(
     name: str,
-    dataset: datasets.Dataset,
+    task: Task,
     mean: float = 0.0,
     std: float = 1.0,
     *,
@@ -51,26 +84,26 @@ def make_network(
     bias_init: Callable[[Array, Array], Array] | None = None,
     convolution: str = "auto",
 ) -> Network:
-    """A network for a data set.
+    """A network for a task.
 
     Args:
       name: a key of `registry.MODELS`.
-      dataset: the examples; only their shape and classes are looked at.
+      task: such as a data set.
       mean: of the pixels in [0, 1]; uint8 images are normalised with it.
       std: their standard deviation.
       dropout, kernel_init, convolution: as for `registry.build`.
       bias_init: `(key, kernel) -> bias` of a layer; None leaves biases at zero.
 
     Raises:
-      ValueError: a network that does not fit the data set.
+      ValueError: a network that does not fit the task.
     """
 
     def model(key: Any) -> nnx.Module:
         return registry.build(
             name,
             key_or_seed=key,
-            input_shape=dataset.train_inputs.shape[1:],
-            num_classes=dataset.num_classes,
+            input_shape=task.input_shape,
+            num_classes=task.num_classes,
             dropout=dropout,
             kernel_init=kernel_init,
             convolution=convolution,
@@ -81,17 +114,17 @@ def make_network(
     is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     statistics = [
         isinstance(variable, nnx.BatchStat)
-        for variable in jax.tree.leaves(nnx.state(abstract, KEPT), is_leaf=is_variable)
+        for variable in jax.tree.leaves(nnx.state(abstract, VARIABLES), is_leaf=is_variable)
     ]
 
     def apply(params: Any, inputs: Array) -> Array:
-        return nnx.merge(graphdef, params)(datasets.normalize(inputs, mean, std))
+        return nnx.merge(graphdef, params)(normalize(inputs, mean, std))
 
     def forward(params: Any, key: Array, inputs: Array) -> tuple[Array, Any]:
         module = nnx.merge(graphdef, params)
-        inputs = datasets.normalize(inputs, mean, std)
+        inputs = normalize(inputs, mean, std)
         logits = module(inputs, train=True, rngs=nnx.Rngs(dropout=key))
-        leaves, treedef = jax.tree.flatten(nnx.state(module, KEPT))
+        leaves, treedef = jax.tree.flatten(nnx.state(module, VARIABLES))
         pairs = zip(leaves, statistics, strict=True)
         return logits, treedef.unflatten(leaf if moves else None for leaf, moves in pairs)
 
@@ -102,7 +135,7 @@ def make_network(
             for index, (_, layer) in enumerate(nnx.iter_modules(module)):
                 if hasattr(layer, "kernel") and layer.bias is not None:
                     layer.bias[...] = bias_init(jax.random.fold_in(key, index), layer.kernel[...])
-        return nnx.state(module, KEPT)
+        return nnx.state(module, VARIABLES)
 
     differs = dropout > 0 or any(statistics)
     return Network(apply, init_params, forward if differs else None, statistics)

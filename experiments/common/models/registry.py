@@ -4,13 +4,13 @@
     graphdef, params = nnx.split(model, nnx.Param)
     logits = nnx.merge(graphdef, params)(images)
 
-Images come in as floats (`datasets.normalize`), tokens as integers. The output layer is `head`.
+Images come in as floats (`network.normalize`), tokens as integers. The output layer is `head`.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import nnx
@@ -20,13 +20,13 @@ from experiments.common.models.layers import (
     Form,
     Padding,
     flatten,
+    form_on,
     max_pool,
     to_planes,
 )
 from experiments.common.models.residual import ResNet, WideResNet
 from experiments.common.models.transformer import CharacterTransformer
 from experiments.common.models.vgg_alexnet import Stack
-from experiments.common.training.execution import execution
 
 Array = jax.Array
 
@@ -195,41 +195,54 @@ _vgg_16_thin_small = partial(_vgg_16, stages=_narrow(_VGG_16, 0.055), dense=(28,
 _wrn = partial(_deep, WideResNet)
 _conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))
 
-MODELS: dict[str, Callable[..., nnx.Module]] = {
-    "lenet_300_100": partial(_classifier, dense=(300, 100)),
-    "lenet_5": partial(_lenet_5, stages=((6,), (16,)), dense=(120, 84)),
-    "lenet_5_small": partial(_lenet_5, stages=((3,), (3,)), dense=(27, 20)),
-    "mlp_8_8": partial(_classifier, dense=(8, 8)),
-    "lenet_5_caffe": partial(_lenet_5, stages=((20,), (50,)), dense=(500,)),
-    "conv_2": partial(_conv, stages=((64, 64),)),
-    "conv_4": partial(_conv, stages=((64, 64), (128, 128))),
-    "conv_6": partial(_conv, stages=((64, 64), (128, 128), (256, 256))),
-    "resnet_18": partial(_deep, ResNet, blocks=(3, 3, 3), features=(16, 32, 64)),
-    "resnet_50": partial(
-        _deep, ResNet, blocks=(3, 4, 6, 3), features=(256, 512, 1024, 2048), imagenet=True
+
+class Model(NamedTuple):
+    """What is known of a network by its name.
+
+    Attributes:
+      make: `(name, input_shape, num_classes, form, kernel_init, rngs, dropout) -> module`.
+      small: whether one replicate leaves most of an accelerator idle.
+    """
+
+    make: Callable[..., nnx.Module]
+    small: bool = False
+
+
+MODELS: dict[str, Model] = {
+    "lenet_300_100": Model(partial(_classifier, dense=(300, 100)), small=True),
+    "lenet_5": Model(partial(_lenet_5, stages=((6,), (16,)), dense=(120, 84)), small=True),
+    "lenet_5_small": Model(partial(_lenet_5, stages=((3,), (3,)), dense=(27, 20)), small=True),
+    "mlp_8_8": Model(partial(_classifier, dense=(8, 8)), small=True),
+    "lenet_5_caffe": Model(partial(_lenet_5, stages=((20,), (50,)), dense=(500,)), small=True),
+    "conv_2": Model(partial(_conv, stages=((64, 64),))),
+    "conv_4": Model(partial(_conv, stages=((64, 64), (128, 128)))),
+    "conv_6": Model(partial(_conv, stages=((64, 64), (128, 128), (256, 256)))),
+    "resnet_18": Model(partial(_deep, ResNet, blocks=(3, 3, 3), features=(16, 32, 64))),
+    "resnet_50": Model(
+        partial(_deep, ResNet, blocks=(3, 4, 6, 3), features=(256, 512, 1024, 2048), imagenet=True)
     ),
-    "resnet_50_small": partial(
-        _deep, ResNet, blocks=(3, 4, 6, 3), features=(112, 224, 448, 896), imagenet=True
+    "resnet_50_small": Model(
+        partial(_deep, ResNet, blocks=(3, 4, 6, 3), features=(112, 224, 448, 896), imagenet=True)
     ),
-    "vgg_19": partial(_deep, Stack, stages=_VGG_19),
-    "alexnet_s": partial(_alexnet, dense=(1024, 1024)),
-    "alexnet_b": partial(_alexnet, dense=(2048, 2048)),
-    "vgg_16_c": partial(_vgg_16, stages=_VGG_16_C, dense=(512, 512)),
-    "vgg_16_d": partial(_vgg_16, stages=_VGG_16, dense=(512, 512)),
-    "vgg_16_like": partial(_vgg_16, stages=_VGG_16, dense=(512,)),
-    "vgg_16_thin": _vgg_16_thin,
-    "vgg_16_thin_plain": partial(_vgg_16_thin, normalized=False),
-    "vgg_16_thin_small": _vgg_16_thin_small,
-    "vgg_16_thin_plain_small": partial(_vgg_16_thin_small, normalized=False),
-    "vgg_16": partial(_vgg_16, stages=_VGG_16, dense=(4096, 4096), normalized=False),
-    "vgg_16_small": partial(
-        _vgg_16, stages=_narrow(_VGG_16, 0.44), dense=(1800, 1800), normalized=False
+    "vgg_19": Model(partial(_deep, Stack, stages=_VGG_19)),
+    "alexnet_s": Model(partial(_alexnet, dense=(1024, 1024))),
+    "alexnet_b": Model(partial(_alexnet, dense=(2048, 2048))),
+    "vgg_16_c": Model(partial(_vgg_16, stages=_VGG_16_C, dense=(512, 512))),
+    "vgg_16_d": Model(partial(_vgg_16, stages=_VGG_16, dense=(512, 512))),
+    "vgg_16_like": Model(partial(_vgg_16, stages=_VGG_16, dense=(512,))),
+    "vgg_16_thin": Model(_vgg_16_thin),
+    "vgg_16_thin_plain": Model(partial(_vgg_16_thin, normalized=False)),
+    "vgg_16_thin_small": Model(_vgg_16_thin_small),
+    "vgg_16_thin_plain_small": Model(partial(_vgg_16_thin_small, normalized=False)),
+    "vgg_16": Model(partial(_vgg_16, stages=_VGG_16, dense=(4096, 4096), normalized=False)),
+    "vgg_16_small": Model(
+        partial(_vgg_16, stages=_narrow(_VGG_16, 0.44), dense=(1800, 1800), normalized=False)
     ),
-    "wrn_16_8": partial(_wrn, depth=16, widen=8),
-    "wrn_16_10": partial(_wrn, depth=16, widen=10),
-    "wrn_22_8": partial(_wrn, depth=22, widen=8),
-    "wrn_28_2": partial(_wrn, depth=28, widen=2),
-    "character_transformer": _transformer,
+    "wrn_16_8": Model(partial(_wrn, depth=16, widen=8)),
+    "wrn_16_10": Model(partial(_wrn, depth=16, widen=10)),
+    "wrn_22_8": Model(partial(_wrn, depth=22, widen=8)),
+    "wrn_28_2": Model(partial(_wrn, depth=28, widen=2)),
+    "character_transformer": Model(_transformer),
 }
 
 
@@ -251,7 +264,7 @@ def build(
       input_shape: of one example: (height, width, channels), or (context,) for characters.
       num_classes: outputs, at least 1; for characters the size of the vocabulary.
       kernel_init: initializer of all kernels; default Gaussian Glorot. Biases start at zero.
-      convolution: how convolutions are computed; "auto" is what `execution` says for the backend.
+      convolution: how convolutions are computed; "auto" is what `form_on` says for the backend.
         The parameters do not depend on it.
       dropout: fraction of the features dropped while training, in [0, 1): before each dense layer
         of networks with hidden ones, inside the blocks of wide residual networks.
@@ -272,8 +285,8 @@ def build(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
     if convolution == "auto":
-        convolution = execution(name, jax.default_backend()).convolution
-    return MODELS[name](
+        convolution = form_on(jax.default_backend())
+    return MODELS[name].make(
         name,
         input_shape,
         num_classes,

@@ -33,10 +33,9 @@ class Bar:
     Args:
       console: where it is shown.
       total: units of work.
-      done: of them, at the start.
     """
 
-    def __init__(self, console: Console, total: int, done: int):
+    def __init__(self, console: Console, total: int):
         self._bar = None
         if Table is not None:
             self._bar = Progress(
@@ -46,7 +45,7 @@ class Bar:
                 TextColumn("{task.description}"),
                 console=console,
             )
-            self._task = self._bar.add_task("", total=total, completed=done)
+            self._task = self._bar.add_task("", total=total)
 
     def start(self) -> None:
         """Shows it."""

@@ -4,7 +4,6 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.common import files
 from experiments.common.report.tables import markdown
@@ -18,19 +17,6 @@ _STYLE = (
     "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}"
     "img{max-width:100%}"
 )
-
-
-def spread(config: Mapping[str, Any], wanted: Sequence[str], done: Mapping[str, Any]) -> str:
-    """What a picture or table says of its numbers: how many runs, and whether some are missing.
-
-    Args:
-      config: of the study.
-      wanted: the names of all its cells.
-      done: the finished ones.
-    """
-    n, missing = config["replicates"], sum(name not in done for name in wanted)
-    note = f"{n} replicate{'s' * (n > 1)}"
-    return f"PARTIAL, {missing} of {len(wanted)} cells are missing; {note}" if missing else note
 
 
 def write(

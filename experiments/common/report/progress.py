@@ -20,13 +20,13 @@ class Display:
       console: where it is shown; lines now and then where that is no terminal.
       what: the work, for the line with the estimate.
       total: units of work.
-      done: of them, at the start.
     """
 
-    def __init__(self, console: Console, what: str, total: int, done: int = 0):
-        self._console, self._what, self._total = console, what, total
+    def __init__(self, console: Console, what: str, total: int):
+        self.total = total
+        self._console, self._what = console, what
         self._said, self._running = time.perf_counter(), False
-        self._bar = Bar(console, total, done)
+        self._bar = Bar(console, total)
 
     def __enter__(self) -> "Display":
         self._console.print(f"{self._what}: compiling ...")
@@ -57,5 +57,5 @@ class Display:
         self._bar.update(done, metrics)
         now = time.perf_counter()
         if not self._console.is_terminal and metrics and now - self._said > QUIET_SECONDS:
-            self._console.print(f"{100 * done / self._total:.0f}%: {metrics}")
+            self._console.print(f"{100 * done / self.total:.0f}%: {metrics}")
             self._said = now

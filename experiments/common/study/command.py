@@ -1,16 +1,22 @@
-"""The command line of a study: its options, its folder, what is left to train, its report."""
+"""The command line of a study: its options, its folder, what is left to train, its report.
+
+A study provides its options (`StudyOptions` and more) and `prepare`, which makes a `Study` of them:
+settings, a frozen dataclass; the names of its cells; how they are trained, in groups on a `Lab`;
+what the folder holds of each (`content_of`); and a report, drawn from a `Finished`.
+"""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from experiments.common.faults import in_one_line
+from experiments.common.faults import in_one_line, stop
 from experiments.common.report.console import Console
+from experiments.common.study.content import Content, Finished, read_finished, read_results
 from experiments.common.study.folder import find_run
-from experiments.common.study.options import command_line, option, parse, stop
-from experiments.common.study.study import Group, Kept, read_results, train_groups
+from experiments.common.study.lab import Site
+from experiments.common.study.options import command_line, option, parse
+from experiments.common.study.study import Group, train_groups
 from experiments.common.training import execution
 
 NOTHING_YET = 3
@@ -21,7 +27,9 @@ NOTHING_YET = 3
 class StudyOptions:
     """The options of every study."""
 
-    replicates: int = option(5, "runs of every cell, each with weights and batches of its own")
+    seeds: int = option(
+        5, "replicates of every cell, each with weights and batches of its own", was="replicates"
+    )
     seed: int = option(0, "seed of the first replicate; the others count on from it")
     examples: int | None = option(
         None, "use only the first so many examples, for a try of a large net (default: all)"
@@ -45,20 +53,20 @@ class Study(NamedTuple):
       name: of its folder below runs/.
       identity: what makes two studies the same study, as JSON values.
       cells: the names of all cells.
-      kept: what the files of the folder hold of a cell, as for `study.read_results`.
+      content_of: what the files of the folder hold of a cell, as for `content.read_results`.
       what: the work, in a few words.
-      begin: loads the data; `(folder) -> (description of the data, groups left to train)`.
-      report: `(folder, cells, description, command) -> tables as Markdown`; writes them, the
-        pictures and `summary.json` into the folder, from the files there alone.
+      begin: loads the data; `(site, cells that are left) -> (description of the data, groups)`.
+      report: `(finished) -> tables as Markdown`; writes them, the pictures and `summary.json` into
+        the folder, from the files there alone.
     """
 
     name: str
     identity: dict[str, Any]
     cells: list[str]
-    kept: Callable[[str], Kept]
+    content_of: Callable[[str], Content]
     what: str
-    begin: Callable[[Path], tuple[str, list[Group]]]
-    report: Callable[[Path, Sequence[str], str, str], str]
+    begin: Callable[[Site, Sequence[str]], tuple[str, list[Group]]]
+    report: Callable[[Finished], str]
 
 
 def run(
@@ -80,23 +88,29 @@ def run(
     console = Console(markup=False)
     groups: list[Group] = []
     with in_one_line(ValueError, TypeError):
-        if options.replicates < 1:
-            raise ValueError(f"--replicates must be at least 1, got {options.replicates}.")
+        if options.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {options.seeds}.")
         if options.examples is not None and options.examples < 10:
             raise ValueError(f"--examples must be at least 10, got {options.examples}.")
         study = prepare(options)
         path = Path(options.out or f"runs/{study.name}")
         folder = find_run(path, study.identity, resume=True)
-        finished = read_results(path, study.kept)
-        left = sum(name not in finished for name in study.cells)
+        finished = read_results(path, study.content_of)
+        left = [name for name in study.cells if name not in finished]
         drawn = folder.summary({"dataset_description": str})
         if left or drawn is None:
-            description, groups = study.begin(path)
+            keys = execution.replicate_keys(options.seed, options.seeds)
+            site = Site(keys, path, options.data_dir, options.examples)
+            description, groups = study.begin(site, left)
         else:
             description = drawn["dataset_description"]
     command = f"{prog}{command_line(options)}"
-    report = functools.partial(study.report, path, study.cells, description, command)
-    what = f"{left} of {len(study.cells)} cells, {options.replicates} replicates each, {study.what}"
+
+    def report() -> str:
+        return study.report(read_finished(path, study.cells, description, command))
+
+    cells = f"{len(left)} of {len(study.cells)} cells"
+    what = f"{cells}, {options.seeds} replicates each, {study.what}"
     with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
         train_groups(groups, path, console, what=what, minutes=options.minutes, report=report)
         if not read_results(path):
@@ -114,7 +128,7 @@ def identity(options: StudyOptions, settings: Any, **more: Any) -> dict[str, Any
       **more: what else belongs to it.
     """
     found = dataclasses.asdict(settings) | more
-    found |= {"replicates": options.replicates, "seed": options.seed}
+    found |= {"replicates": options.seeds, "seed": options.seed}
     if options.examples is not None:
         found["examples"] = options.examples
     return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}

@@ -9,20 +9,25 @@ import argparse
 import dataclasses
 import shlex
 import shutil
-import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
+
+from experiments.common.faults import stop
 
 Config = TypeVar("Config")
 
-WRONG_VALUE = 2
-"""Exit code for a value that cannot be used, as argparse has it."""
-
 
 def option(
-    default: Any, help: str, *, choices: Sequence[str] | None = None, identity: bool = True
+    default: Any,
+    help: str,
+    *,
+    choices: Collection[str] | None = None,
+    identity: bool = True,
+    was: str | None = None,
+    meant: str = "",
+    later: bool = False,
 ) -> Any:
     """A dataclass field that is also an option of the command line.
 
@@ -32,8 +37,13 @@ def option(
       choices: the only values that are possible.
       identity: whether another value makes another run. False for where things lie and how they
         are shown.
+      was: the name that the field had before. Files keep it, and a command line that uses it is
+        told the new one.
+      meant: what such a command line is told about its value, where that has another meaning now.
+      later: whether files from before know no such field: they hold it only where it is given.
     """
-    metadata = {"help": help, "choices": choices, "identity": identity}
+    metadata = {"help": help, "choices": choices, "identity": identity, "was": was}
+    metadata |= {"meant": meant, "later": later}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -57,16 +67,20 @@ def parse(config: type[Config], prog: str, args: Sequence[str] | None = None) ->
     kinds = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         _add(parser, field, kinds[field.name])
+        if field.metadata["was"] is not None:
+            old = flag(field.metadata["was"])
+            renamed(parser, old, flag(field.name), field.metadata["meant"])
     return config(**vars(parser.parse_args(args)))
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """The fields that make two runs the same run, as JSON values."""
-    return {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.metadata["identity"]
-    }
+    """The fields that make two runs the same run, as JSON values, by their names in files."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value, about = getattr(config, field.name), field.metadata
+        if about["identity"] and not (about["later"] and value == field.default):
+            found[about["was"] or field.name] = value
+    return found
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -93,10 +107,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def stop(message: str, code: int = WRONG_VALUE) -> NoReturn:
-    """Ends the program with one line on stderr."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(code)
+def renamed(parser: argparse.ArgumentParser, old: str, new: str, meant: str = "") -> None:
+    """Lets a parser answer the old name of an option with one line that says the new one.
+
+    Args:
+      parser: of the command.
+      old, new: such as `--densities` and `--sparsity`.
+      meant: what has become of the value, if it has another meaning now.
+    """
+
+    class Told(argparse.Action):
+        def __call__(self, *_: Any) -> NoReturn:
+            stop(f"{old} is called {new} now" + (f"; {meant}" if meant else ""))
+
+    hidden = argparse.SUPPRESS
+    parser.add_argument(old, action=Told, nargs="?", dest=hidden, default=hidden, help=hidden)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,106 +1,51 @@
-"""A study: groups of runs, trained one after the other into a folder, resumable at any moment.
+"""Groups of cells, trained one after the other into the folder of a study, resumable at any moment.
 
-results.json   the finished cells, every replicate
-*.npz          what does not fit into JSON
 unfinished/    a checkpoint of the group under way; goes when it is done
 """
 
-import io
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-import jaxsparse
 from experiments.common import files
-from experiments.common.faults import first_line
 from experiments.common.report.console import Console
 from experiments.common.report.progress import Display
+from experiments.common.study import engine
+from experiments.common.study.content import Content, read_results, write_contents
 from experiments.common.study.folder import RunFolder
 from experiments.common.training import execution
 from experiments.common.training.loop import Trainer, TrainState
 
-CHUNK_SECONDS = 3.0
-LONGEST_SECONDS = 60.0
-CHECKPOINT_SECONDS = 60.0
 REPORT_SECONDS = 60.0
+SHOWN = 6  # names of cells in that of a group
 
 
 class Group(NamedTuple):
     """Cells that are trained side by side, in one call of one compiled function.
 
     Attributes:
-      name: of the cells together; it also says whose a checkpoint is.
-      begin: the trainer, and its state before the first step; called when the group's turn comes.
-      finish: `(state, seconds) -> results by the names of the cells`, after the last step. The
-        state may have more lanes than `begin` gave it, behind the others.
-      iterations: of the training; none for a group that only measures.
-      every: iterations from one measurement to the next; training stops at multiples of it, and
-        between them where they are more than `LONGEST_SECONDS` apart.
+      cells: their names.
+      finish: `(state) -> contents by the names of the cells`, after the last step. The state may
+        have more lanes than `begin` gave it, behind the others; it is None without `begin`.
+      begin: the trainer, and its state before the first step, called when the group's turn comes;
+        None for a group that only measures.
+      iterations: of the training.
+      every: iterations from one measurement to the next.
     """
 
-    name: str
-    begin: Callable[[], tuple[Trainer | None, TrainState | None]]
-    finish: Callable[[TrainState | None, float], dict[str, Any]]
-    iterations: int
-    every: int
+    cells: Sequence[str]
+    finish: Callable[[Any], dict[str, Content]]
+    begin: Callable[[], tuple[Trainer, TrainState]] | None = None
+    iterations: int = 0
+    every: int = 1
 
-
-@jax.jit
-@jax.vmap
-def begin_from(state: TrainState, params: Any, masks: Any) -> TrainState:
-    """Lanes before their first step, with parameters and masks put in."""
-    return state._replace(
-        params=jaxsparse.apply(params, masks), opt_state=jaxsparse.set_masks(state.opt_state, masks)
-    )
-
-
-class Kept(NamedTuple):
-    """What a folder keeps of a finished cell.
-
-    Attributes:
-      numbers: what `results.json` has under the name of the cell, as `files.check` takes it.
-      arrays: how the names of its arrays begin, by .npz file.
-    """
-
-    numbers: Any
-    arrays: Mapping[str, str] = {}
-
-
-def read_results(path: Path, kept: Callable[[str], Kept] | None = None) -> dict[str, Any]:
-    """The results of a folder by the names of the cells.
-
-    Args:
-      path: the folder.
-      kept: what is kept of the cell of a name, `KeyError` for names that no cell has; where it is
-        given, everything is held against it.
-
-    Raises:
-      FolderError: a file is damaged or missing.
-    """
-    file = path / "results.json"
-    results = files.read_json(file)
-    if results is None and (path / "table.md").exists():
-        raise files.missing(file)
-    if results is None or kept is None:
-        return results or {}
-    names: dict[str, dict[str, str]] = {}
-    for name, cell in results.items():
-        try:
-            found = kept(name)
-        except KeyError:
-            raise files.damaged(file, f"{name!r} is no cell of this study") from None
-        files.check(file, cell, found.numbers, name)
-        for arrays, start in found.arrays.items():
-            names.setdefault(arrays, {})[start] = name
-    for arrays, starts in names.items():
-        read_arrays(path / arrays, starts)
-    return results
+    @property
+    def name(self) -> str:
+        """Of the cells together; it also says whose a checkpoint is."""
+        more = len(self.cells) - SHOWN
+        return ", ".join(self.cells[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def train_groups(
@@ -129,64 +74,17 @@ def train_groups(
         for group in groups:
             if time.perf_counter() > deadline:
                 break
-            began = time.perf_counter()
-            left = sum(other.iterations for other in groups) - done
             display.update(done, group.name)
-            state, step = _train(group, path, display, done, left, deadline)
-            if step < group.iterations:
+            trained = _train(group, path, display, done, deadline)
+            if not trained.finished:
                 break
-            found = group.finish(state, time.perf_counter() - began)
-            files.write_json(path / "results.json", read_results(path) | found)
+            found = group.finish(trained.states.get("group"))
+            write_contents(path, found, trained.seconds / len(found) if group.begin else None)
             files.remove(path / "unfinished")
             if time.perf_counter() - reported > REPORT_SECONDS:
                 report()
                 reported = time.perf_counter()
             done += group.iterations
-
-
-def read_arrays(file: Path, starts: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; none where there is no file.
-
-    Args:
-      file: the file.
-      starts: how the names of arrays begin that must be there, each with its cell.
-
-    Raises:
-      FolderError: the file is damaged or refused, or arrays are missing.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        arrays = files.load_arrays(io.BytesIO(files.read_bytes(file)))
-    except FileNotFoundError:
-        if starts:
-            raise files.missing(file) from None
-    except files.UNREADABLE as error:
-        raise files.damaged(file, first_line(error)) from error
-    for start, cell in (starts or {}).items():
-        if not any(name.startswith(start) for name in arrays):
-            raise files.damaged(file, f"nothing of {cell} is in it")
-    return arrays
-
-
-def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz file in one step: a reader sees the old one or the new one, whole."""
-    with files.replacing(file) as opened:
-        np.savez_compressed(opened, **arrays)
-
-
-def named_arrays(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """The leaves of a tree as `write_arrays` takes them, by names such as `prefix/fc1/kernel`."""
-    return {_name(prefix, p): np.asarray(v) for p, v in jax.tree.leaves_with_path(tree)}
-
-
-def tree_of(arrays: Mapping[str, np.ndarray], like: Any, prefix: str = "") -> Any:
-    """What `named_arrays` took apart, in the structure of `like`, on the device."""
-    return jax.tree.map_with_path(lambda p, _: jnp.asarray(arrays[_name(prefix, p)]), like)
-
-
-def _name(prefix: str, path: tuple[Any, ...]) -> str:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return f"{prefix}/{name}" if prefix else name
 
 
 def _remove_stale(path: Path) -> None:
@@ -197,44 +95,29 @@ def _remove_stale(path: Path) -> None:
 
 
 def _train(
-    group: Group, path: Path, display: Display, done: int, left: int, deadline: float
-) -> tuple[TrainState, int]:
-    # The state, and the step that it has reached: the last one unless time was up.
+    group: Group, path: Path, display: Display, done: int, deadline: float
+) -> engine.Trained:
+    if group.begin is None:
+        return engine.Trained({}, True, 0.0)
     trainer, state = group.begin()
-    state = execution.fill(state)
+    training = engine.Training(trainer, execution.fill(state), group.iterations, group.every)
     config = {"group": group.name}
     remedy = f"delete {path / 'unfinished'} to train it from its start"
     folder = RunFolder(path / "unfinished", config, remedy)
     if files.read_json(folder.path / "config.json") != config:
         files.remove(folder.path)
+
+    def show(name: str, chunk: engine.Chunk) -> str:
+        point = chunk.step // group.every - 1
+        return f"{group.name}: {chunk.state.tracked.shown(point)}"
+
     with folder:
-        restored = folder.restore(jax.eval_shape(lambda: state), display.say)
-        step = 0
-        if restored is not None:
-            state, step = restored.state, restored.progress["step"]
-        size, compiled = 1, False
-        saved = time.perf_counter()
-        while step < group.iterations:
-            began = time.perf_counter()
-            end = min(group.iterations, step + size)
-            whole = end - end % group.every
-            end = whole if whole > step else end
-            state = jax.block_until_ready(trainer.advance(state, step, end))
-            now = time.perf_counter()
-            per_step = (now - began) / (end - step)
-            if compiled:
-                display.estimate(per_step * (left - end))
-            compiled = True
-            size = group.every * max(1, round(CHUNK_SECONDS / per_step / group.every))
-            if per_step * group.every > LONGEST_SECONDS:
-                size = max(1, int(LONGEST_SECONDS / per_step))
-            step = end
-            if step >= group.every:
-                shown = state.tracked.shown(step // group.every - 1)
-                display.update(done + step, f"{group.name}: {shown}")
-            if (now > deadline or now - saved > CHECKPOINT_SECONDS) and step < group.iterations:
-                folder.save(step, state, {"step": step})
-                saved = time.perf_counter()
-                if now > deadline:
-                    break
-    return state, step
+        return engine.train(
+            {"group": training},
+            folder,
+            display,
+            show,
+            checkpoint_every=engine.CHECKPOINT_SECONDS,
+            deadline=deadline,
+            done=done,
+        )

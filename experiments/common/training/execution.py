@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.common.models.layers import Form, form_on
+from experiments.common.models.registry import MODELS
+
 REPLICATES = "replicates"
 
 
@@ -17,83 +20,43 @@ class Execution(NamedTuple):
     """The form in which the training of a model is compiled.
 
     Attributes:
-      convolution: "patches" (slices and one matrix product) or "conv" (XLA's own convolution).
+      convolution: as `layers.form_on` has it.
       replicates: "vmap" (all of a device at once) or "map" (one after the other).
     """
 
-    convolution: Literal["patches", "conv"]
+    convolution: Form
     replicates: Literal["vmap", "map"]
-
-
-MODELS = (
-    "lenet_300_100",
-    "lenet_5",
-    "lenet_5_small",
-    "mlp_8_8",
-    "lenet_5_caffe",
-    "conv_2",
-    "conv_4",
-    "conv_6",
-    "resnet_18",
-    "resnet_50",
-    "vgg_19",
-    "alexnet_s",
-    "alexnet_b",
-    "vgg_16_c",
-    "vgg_16_d",
-    "vgg_16_like",
-    "vgg_16_thin",
-    "vgg_16_thin_plain",
-    "vgg_16_thin_small",
-    "vgg_16_thin_plain_small",
-    "vgg_16",
-    "vgg_16_small",
-    "resnet_50_small",
-    "wrn_16_8",
-    "wrn_16_10",
-    "wrn_22_8",
-    "wrn_28_2",
-    "character_transformer",
-)
-
-
-SMALL = ("lenet_300_100", "lenet_5", "lenet_5_small", "mlp_8_8", "lenet_5_caffe")
-"""The models of which one replicate leaves most of an accelerator idle."""
 
 
 def execution(model_name: str, backend: str) -> Execution:
     """The fastest form of a model on a backend.
 
-    On a CPU patches in a loop take a fraction of the time of XLA's own convolution called step by
-    step: a quarter to a sixth for lenet_5, a third for lenet_5_caffe and resnet_18, two thirds for
-    conv_2 (`python -m benchmarks.convolution`). `map` takes the replicates of a device one after
-    the other; `vmap` makes convolutional networks slower there, by 1.7 to 2.4 in an earlier form of
-    the patches, and lenet_300_100 and the transformer by less than a tenth.
+    On a CPU `map` takes the replicates of a device one after the other; `vmap` makes convolutional
+    networks slower there, by 1.7 to 2.4 in an earlier form of the patches, and lenet_300_100 and
+    the transformer by less than a tenth.
 
     Replicates are spread over the devices where they divide evenly. With every core a device of its
     own (`use_every_core`) lenet_300_100 takes 0.47 ms instead of 0.68.
 
-    A convolution inside a loop is no choice at all: there XLA:CPU falls back to a naive one.
-    Accelerators have no such fallback, so they get the plain convolution. On one H100, in float32
-    and inside the loop, a step of lenet_5_caffe with sparse momentum takes 1.86 ms for 9 replicates
-    under `vmap` and 0.33 ms for one: 1.6 times the speed. Large networks fill the device alone,
-    so their replicates come one after the other; that choice is reasoned, not measured.
+    On one H100, in float32 and inside the loop, a step of lenet_5_caffe with sparse momentum takes
+    1.86 ms for 9 replicates under `vmap` and 0.33 ms for one: 1.6 times the speed. Large networks
+    fill the device alone, so their replicates come one after the other; that choice is reasoned,
+    not measured.
 
     Args:
       model_name: a key of `registry.MODELS`.
       backend: what `jax.default_backend()` returns: "cpu", "gpu", "tpu", ...
 
     Raises:
-      ValueError: nothing is known about the model.
+      ValueError: there is no such model.
 
     >>> execution("lenet_5", "cpu")
     Execution(convolution='patches', replicates='map')
     """
     if model_name not in MODELS:
         raise ValueError(f"model_name is {model_name!r}; it must be one of {', '.join(MODELS)}")
-    if backend == "cpu":
-        return Execution("patches", "map")
-    return Execution("conv", "vmap" if model_name in SMALL else "map")
+    at_once = backend != "cpu" and MODELS[model_name].small
+    return Execution(form_on(backend), "vmap" if at_once else "map")
 
 
 def use_every_core() -> None:

@@ -1,16 +1,17 @@
 """The compiled training loop: replicates of one method side by side, over data on the device.
 
 A few functions in a `Trainer`, made once a run; all that changes is a `TrainState`. How steps and
-replicates are compiled is no decision of this file: `execution` says it.
+replicates are compiled is no decision of this file: `execution` says it. How a run is cut into
+calls is the engine's; see `study.engine`.
 
     trainer = make_trainer(apply, init_params, make_tx, inputs, labels, batch_size=60, ...)
     state = trainer.init(jax.random.split(jax.random.key(0), 3))
-    state, history = train(trainer, state, stop=1000, every=100, sets={"test": test})
+    state = trainer.advance(state, 0, 1000)
+    accuracy = trainer.evaluate(state.params, test)["accuracy"]
 """
 
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -79,22 +80,6 @@ class Trainer(NamedTuple):
     advance: Callable[..., TrainState]
     evaluate: Callable[[Any, EvaluationSet], Metrics]
     steps_per_epoch: int
-
-
-class Chunk(NamedTuple):
-    """What one call of the compiled loop has done.
-
-    Attributes:
-      state: the state after it.
-      step: the number of steps done since the start of the run.
-      metrics: at an evaluation, by name, one number a replicate each; else None.
-      seconds_per_step: of all replicates together, without compilation; None before it is known.
-    """
-
-    state: TrainState
-    step: int
-    metrics: Metrics | None
-    seconds_per_step: float | None
 
 
 def start_dense(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
@@ -226,66 +211,6 @@ def make_trainer(
     return Trainer(
         init, advance, functools.partial(evaluate, apply, loss, execution), steps_per_epoch
     )
-
-
-def run(
-    trainer: Trainer,
-    state: TrainState,
-    *,
-    start: int = 0,
-    stop: int,
-    every: int,
-    sets: Mapping[str, EvaluationSet],
-    observe: Callable[[TrainState], Metrics] = lambda state: {},
-    seconds: float = 2.0,
-) -> Iterator[Chunk]:
-    """Trains from step `start` to `stop` and hands over the state about every `seconds`.
-
-    Args:
-      trainer: the method.
-      state: the state after `start` steps; it is donated.
-      start: steps done before.
-      stop: steps of the whole run.
-      every: steps from one evaluation to the next; the last step is evaluated in any case.
-      sets: what to evaluate on, by name; metrics are called `name_loss` and `name_accuracy`, and
-        `loss` is the mean training loss since the evaluation before.
-      observe: more metrics of a state, one number a replicate each.
-      seconds: aimed length of a chunk.
-    """
-    size, per_step = 1, None
-    since = start - start % every
-    while start < stop:
-        due = min(stop, since + every)
-        end = min(due, start + size)
-        begun = time.perf_counter()
-        state = jax.block_until_ready(trainer.advance(state, start, end))
-        if size == 1:  # that step was compiled; the next few tell the speed
-            size = 10
-        else:
-            per_step = (time.perf_counter() - begun) / (end - start)
-            size = max(10, int(seconds / per_step))
-        start, metrics = end, None
-        if start == due:
-            metrics = {"loss": state.loss_sum / (start - since)}
-            for name, examples in sets.items():
-                found = trainer.evaluate(state.params, examples)
-                metrics |= {f"{name}_{key}": value for key, value in found.items()}
-            metrics |= observe(state)
-            state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
-            since = start
-        yield Chunk(state, start, metrics, per_step)
-
-
-def train(
-    trainer: Trainer, state: TrainState, *, stop: int, every: int, **options: Any
-) -> tuple[TrainState, list[Metrics]]:
-    """All of `run` at once: the last state, and the metrics of every evaluation with its `step`."""
-    history = []
-    for chunk in run(trainer, state, stop=stop, every=every, **options):
-        state = chunk.state
-        if chunk.metrics is not None:
-            history.append({"step": chunk.step, **chunk.metrics})
-    return state, history
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """Optimizers, sparse methods and patterns by the names that a command line knows them by."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -10,21 +10,66 @@ import jaxsparse
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
-ALGORITHMS = (
-    "dense",
-    "fixed",
-    "gradual",
-    "sparse_evolution",
-    "rigl",
-    "sparse_momentum",
-    "dynamic_reparameterization",
-    "deep_rewiring",
-)
-DROPPING = ("sparse_evolution", "rigl", "sparse_momentum")
-"""The algorithms that drop a fraction of the living weights at a mask update."""
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.1, "adam": 1e-3, "adamw": 1e-3}
 """What each optimizer starts from where nothing else is asked for."""
+
+
+class Method(NamedTuple):
+    """What the commands have to know of a method.
+
+    Attributes:
+      make: the function of `jaxsparse`; None for dense training.
+      options: of `make`, which the commands fill in: "every", "start" and "stop" where its masks
+        change at mask updates, "drop_fraction", "momentum", "noise".
+      ramps: whether the network starts dense and reaches its sparsity at `stop`. The sparsity is
+        then part of the mask update, so that no other one shares its compiled program.
+      redistributes: whether weights move from layer to layer.
+      by_rows: more options of `make` for a pattern that fixes the count of every layer.
+      compared: whether `compare` trains it unless told otherwise.
+      flops: the method whose costs `analysis.training_flops` gives it; empty for its own name.
+    """
+
+    make: Callable[..., optax.GradientTransformationExtraArgs] | None
+    options: tuple[str, ...] = ()
+    ramps: bool = False
+    redistributes: bool = False
+    by_rows: Mapping[str, Any] = {}
+    compared: bool = False
+    flops: str = ""
+
+    @property
+    def dense(self) -> bool:
+        """Whether it has no masks."""
+        return self.make is None
+
+    @property
+    def moves(self) -> bool:
+        """Whether its masks change at mask updates."""
+        return "every" in self.options
+
+
+_WHEN = ("every", "start", "stop")
+_DROPS = (*_WHEN, "drop_fraction")
+METHODS = {
+    "dense": Method(None),
+    "fixed": Method(jaxsparse.fixed, compared=True),
+    "gradual": Method(jaxsparse.gradual, _WHEN, ramps=True, compared=True),
+    "sparse_evolution": Method(jaxsparse.sparse_evolution, _DROPS, compared=True),
+    "rigl": Method(jaxsparse.rigl, _DROPS, compared=True),
+    "sparse_momentum": Method(
+        jaxsparse.sparse_momentum,
+        (*_DROPS, "momentum"),
+        redistributes=True,
+        by_rows={"redistribution": "none"},
+        compared=True,
+    ),
+    "dynamic_reparameterization": Method(
+        jaxsparse.dynamic_reparameterization, _WHEN, redistributes=True
+    ),
+    "deep_rewiring": Method(jaxsparse.deep_rewiring, ("noise",)),
+}
+"""The methods by name: what is in here, every command trains."""
 
 
 def optimizer(
@@ -75,7 +120,7 @@ class MaskUpdates(NamedTuple):
       start: the first update.
       stop: no update comes at or after it; gradual pruning reaches its sparsity there.
       drop_fraction: share of a layer's living weights that the first update replaces, annealed to
-        0 at `stop` by a cosine; None leaves it to the algorithm.
+        0 at `stop` by a cosine; None leaves it to the method.
     """
 
     every: int
@@ -96,36 +141,37 @@ def sparse_method(
     updates: MaskUpdates,
     **own: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer made sparse by one of `ALGORITHMS`; `dense` leaves it as it is.
+    """An optimizer made sparse by one of `METHODS`; `dense` leaves it as it is.
 
     Args:
-      name: the algorithm.
+      name: the method.
       inner: any optimizer.
       key: draws the masks; may be traced.
       sparsity: in [0, 1).
       distribution: one of `DISTRIBUTIONS`.
       pattern: a `jaxsparse` pattern.
       prunable: `(path, leaf) -> bool`.
-      updates: when masks change, for the algorithms whose masks do.
-      **own: more options of the algorithm, which come before those above.
+      updates: when masks change, for the methods whose masks do.
+      **own: more options of the method, which come before those above.
 
     Raises:
-      ValueError: a combination that the algorithm does not know.
+      ValueError: a combination that the method does not know.
     """
-    if name == "dense":
+    method = METHODS[name]
+    if method.make is None:
         return optax.with_extra_args_support(inner)
     options: dict[str, Any] = {}
-    if name not in ("fixed", "deep_rewiring"):
+    if method.moves:
         options = {"every": updates.every, "start": updates.start, "stop": updates.stop}
-    if name in DROPPING and updates.drop_fraction is not None:
-        options["drop_fraction"] = jaxsparse.cosine(updates.drop_fraction, updates.stop)
-    if name == "sparse_momentum" and pattern.by_rows:
-        options["redistribution"] = "none"  # such a pattern fixes the count of every layer
-    return getattr(jaxsparse, name)(
+    if "drop_fraction" in method.options and updates.drop_fraction is not None:
+        options["drop_fraction"] = jaxsparse.schedules.cosine(updates.drop_fraction, updates.stop)
+    if pattern.by_rows:
+        options |= method.by_rows
+    return method.make(
         inner,
         sparsity=sparsity,
         key=key,
-        distribution=getattr(jaxsparse, distribution),
+        distribution=getattr(jaxsparse.distributions, distribution),
         pattern=pattern,
         prunable=prunable,
         axes="flax",

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from experiments.common.data import datasets
@@ -31,34 +32,69 @@ class Source(NamedTuple):
     held: tuple[Any, Any]
 
 
-def in_memory(
+def load(
     name: str,
     *,
     batch_size: int,
-    validation: float = 0.0,
-    normalize: bool = True,
-    augment: bool = False,
+    image_size: int | None = None,
+    validation: float = 0,
+    key: Any = None,
     data_dir: str | None = None,
     examples: int | None = None,
+    **in_memory: Any,
 ) -> Source:
-    """A data set that fits in memory, as floats on the device.
+    """A data set in memory as floats on the device; or, cut to a size, on the disk.
 
     Args:
       name: what `datasets.load` knows.
       batch_size: examples a step.
-      validation: fraction of the training examples, the last ones, set aside; 0 for none.
-      normalize: by the mean and deviation of all pixels; otherwise they are in [0, 1].
-      augment: mirror images and crop them from 4 more pixels on each side.
+      image_size: None for data in memory; else the side in pixels to which the images are cut,
+        which stay on the disk while training, with the pixels of ImageNet.
+      validation: what is set aside of the training examples. A float: that fraction, the last
+        ones. An int, in memory: so many at random, unless the data set has its own.
+      key: of the order and the crops of images on the disk.
       data_dir: folder of the prepared data sets.
       examples: how many to use of each part; None uses all.
+      **in_memory: `normalize`, by the mean and deviation of all pixels (the default); otherwise
+        they are in [0, 1]. And `augment`: mirror images and crop them from 4 more pixels on each
+        side, which are as `datasets.augment` has it: "reflect" or "constant"; None does not.
 
     Raises:
       DataNotFound: the data set is not there.
-      ValueError: fewer examples than a batch.
+      ValueError: fewer examples than a batch; or as for `from_disk.load`.
     """
-    dataset = datasets.first(datasets.load(name, data_dir), examples)
-    if validation:
-        dataset = datasets.split_last(dataset, validation)
+    if image_size is None:
+        dataset = datasets.first(datasets.load(name, data_dir), examples)
+        return _in_memory(_set_aside(dataset, validation), batch_size, **in_memory)
+    images = from_disk.load(
+        name,
+        image_size=image_size,
+        batch_size=batch_size,
+        validation=validation,
+        seed=int(jax.random.bits(key)),
+        data_dir=data_dir,
+        examples=examples,
+    )
+    make_trainer = functools.partial(from_disk.make_trainer, images=images, batch_size=batch_size)
+    held = images.dataset.validation_inputs, images.dataset.validation_labels
+    return Source(images.dataset, from_disk.PIXELS, make_trainer, images.steps_per_epoch, held)
+
+
+def _set_aside(dataset: datasets.Dataset, validation: float) -> datasets.Dataset:
+    if not validation or (isinstance(validation, int) and dataset.validation_inputs is not None):
+        return dataset
+    if isinstance(validation, int):
+        return datasets.split_validation(dataset, validation, seed=0)
+    return datasets.split_last(dataset, validation)
+
+
+def _in_memory(
+    dataset: datasets.Dataset,
+    batch_size: int,
+    *,
+    normalize: bool = True,
+    augment: str | None = None,
+) -> Source:
     dataset = datasets.as_floats(
         dataset, *(datasets.pixel_statistics(dataset) if normalize else ())
     )
@@ -73,22 +109,7 @@ def in_memory(
         inputs=jnp.asarray(dataset.train_inputs),
         labels=jnp.asarray(dataset.train_labels),
         batch_size=batch_size,
-        augment=datasets.augment if augment else None,
+        augment=functools.partial(datasets.augment, mode=augment) if augment else None,
     )
     held = dataset.train_inputs, dataset.train_labels
     return Source(dataset, (), make_trainer, steps, held)
-
-
-def on_disk(name: str, *, batch_size: int, **options: Any) -> Source:
-    """Images that stay on the disk, with the pixels of ImageNet.
-
-    Args:
-      name, batch_size, options: as for `from_disk.load`.
-
-    Raises:
-      DataNotFound, ValueError: as there.
-    """
-    images = from_disk.load(name, batch_size=batch_size, **options)
-    make_trainer = functools.partial(from_disk.make_trainer, images=images, batch_size=batch_size)
-    held = images.dataset.validation_inputs, images.dataset.validation_labels
-    return Source(images.dataset, from_disk.PIXELS, make_trainer, images.steps_per_epoch, held)

@@ -138,10 +138,10 @@ def product_of(
         total, _ = lax.scan(one, jnp.zeros_like(v), batches)
         return total / count
 
-    given = given, [jnp.asarray(place) for place in places]
+    arrays = given, [jnp.asarray(place) for place in places]
     everywhere = _everywhere(batches)
     if everywhere is None:
-        return along, (*given, batches), n
+        return along, (*arrays, batches), n
     axis, whole_spec = first.sharding.spec[0], everywhere.spec
     spread = jax.shard_map(
         lambda *parts: lax.psum(along(*parts), axis),
@@ -150,7 +150,7 @@ def product_of(
         out_specs=whole_spec,
         check_vma=False,
     )
-    return spread, (*jax.device_put(given, everywhere), batches), n
+    return spread, (*jax.device_put(arrays, everywhere), batches), n
 
 
 def _everywhere(batches: Any) -> NamedSharding | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxsparse import prng, trees
 from jaxsparse.analysis.curvature._base import Loss, Spectrum, hessian_product
-from jaxsparse.checks import check_function, check_options, check_size
+from jaxsparse.checks import check_function, check_size
 from jaxsparse.masks import apply, check_masks
 from jaxsparse.types import Array, Key, Masks, Params
 
@@ -118,7 +118,15 @@ def spectrum(
 
 
 def spectrum_across_update(
-    loss: Loss, params: Params, batches: Any, before: Masks, after: Masks, **options: Any
+    loss: Loss,
+    params: Params,
+    batches: Any,
+    before: Masks,
+    after: Masks,
+    *,
+    steps: int = 80,
+    draws: int = 1,
+    key: Key,
 ) -> tuple[Spectrum, Spectrum]:
     """The spectrum before and after a mask update, on one loss.
 
@@ -126,7 +134,8 @@ def spectrum_across_update(
       loss, params, batches: as for `hessian_product`.
       before: the masks before the update.
       after: those after it; grown weights start at zero.
-      **options: of `spectrum`; the same first vectors where both masks have equally many weights.
+      steps, draws, key: as for `spectrum`; the same first vectors where both masks have equally
+        many weights.
 
     Returns:
       `(before, after)`; their `negative` is the share of negative eigenvalues.
@@ -145,13 +154,12 @@ def spectrum_across_update(
       >>> [found.extremes[0].round(3).item() for found in spectrum_across_update(*args, key=0)]
       [2.0, -1.0]
     """
-    check_options("spectrum_across_update", options, ("steps", "draws", "key"))
     for what, masks in (("before", before), ("after", after)):
         check_masks(masks, what)
         trees.check_same(params, masks, what)
     start = apply(params, before)
     moved = apply(start, after)
     return (
-        spectrum(loss, start, batches, before, **options),
-        spectrum(loss, moved, batches, after, **options),
+        spectrum(loss, start, batches, before, steps=steps, draws=draws, key=key),
+        spectrum(loss, moved, batches, after, steps=steps, draws=draws, key=key),
     )

@@ -1,7 +1,7 @@
 """Signal propagation: what of its input reaches the output of a network at initialization."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,8 @@ from jaxsparse.checks import check_choice, check_function, check_options, check_
 from jaxsparse.initialization import sparse_init
 from jaxsparse.masks import apply
 from jaxsparse.pruning import random_masks
+from jaxsparse.targets import PruneOptions
 from jaxsparse.types import Array, Key, Params
-
-_OPTIONS = ("distribution", "prunable", "pattern", "axes", "min_alive")
 
 
 def signal_propagation(
@@ -24,7 +23,7 @@ def signal_propagation(
     *,
     key: Key,
     init: str = "sparse",
-    **options: Any,
+    **options: Unpack[PruneOptions],
 ) -> Array:
     """The standard deviation of a network's output at initialization against its sparsity.
 
@@ -62,13 +61,13 @@ def signal_propagation(
     """
     check_function("forward", forward, "(params) -> outputs")
     check_choice("init", init, ("sparse", "layer", "dense"))
-    check_options("signal_propagation", options, _OPTIONS)
+    check_options(signal_propagation, options)
     if not isinstance(sparsities, Sequence | jax.Array | np.ndarray) or not len(sparsities):
         raise TypeError(f"sparsities must be several numbers in [0, 1), got {sparsities!r}.")
     for sparsity in sparsities:
         check_sparsity(sparsity, "sparsities")
     key = prng.as_key(key)
-    shared = {name: options[name] for name in ("prunable", "axes") if name in options}
+    prunable, axes = options.get("prunable"), options.get("axes")
     found = []
     for number, sparsity in enumerate(sparsities):
         mask_key, weight_key = jax.random.split(jax.random.fold_in(key, number))
@@ -76,6 +75,6 @@ def signal_propagation(
         start = apply(params, masks)
         if init != "dense":
             fan = "fan_in" if init == "sparse" else "layer"
-            start = sparse_init(weight_key, start, masks, fan=fan, **shared)
+            start = sparse_init(weight_key, start, masks, fan=fan, prunable=prunable, axes=axes)
         found.append(jnp.std(forward(start).astype(jnp.float32)))
     return jnp.stack(found)

@@ -2,18 +2,18 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 
 from jaxsparse import distributions, trees
 from jaxsparse.checks import check_options, check_size
-from jaxsparse.distributions import living
+from jaxsparse.distributions import target_count
 from jaxsparse.masks import check_masks
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, select_by_layer, select_globally
+from jaxsparse.plans import Plan
 from jaxsparse.recognition import sparse_leaves
-from jaxsparse.specs import Spec
+from jaxsparse.targets import ShapeOptions, Target
 from jaxsparse.types import AxesSpec, Masks, Params, Prunable, Scores
 
 
@@ -70,25 +70,23 @@ def ladder(
         raise ValueError(
             f"rounds must be 1 with pattern {pattern.name}, which fixes the density, got {rounds}."
         )
+    levels = [plan.whole()]
     if scope == "global":
-        rate = _checked_rate(rates)
-        size = sum(entry.groups.columns for entry in plan if entry)
-        least = sum(entry.least for entry in plan if entry)
-        counts = [size]
+        rate, least = _checked_rate(rates), sum(leaf.least for leaf in plan.sparse)
         for number in range(1, rounds + 1):
-            counts.append(_next(counts[-1], rate, least, number, "all leaves together"))
-        weights = next(entry.groups.size for entry in plan if entry)
-        return [count * weights for count in counts]
-    found = _rates(params, rates, prunable)
-    leaves, treedef = jax.tree.flatten(params)
-    steps = [[leaf.size if trees.is_array(leaf) else 0 for leaf in leaves]]
+            levels.append(_fewer(levels[-1], rate, least, number, "all leaves together"))
+        return [count * plan.granularity for count in levels]
+    found = _rates(plan, params, rates, prunable)
     for number in range(1, rounds + 1):
-        alive = list(steps[-1])
-        for i, (entry, rate) in enumerate(zip(plan, found, strict=True)):
-            if entry is not None and rate is not None:
-                alive[i] = _next_alive(entry, alive[i], rate, number)
-        steps.append(alive)
-    return [treedef.unflatten(alive) for alive in steps]
+        counts = []
+        for leaf, count, rate in plan.zip(levels[-1], found):
+            if rate is not None and leaf.pattern.fixed is not None:
+                count = leaf.pattern.fixed
+            elif rate is not None:
+                count = _fewer(count, rate, leaf.least, number, repr(leaf.path))
+            counts.append(count)
+        levels.append(plan.tree(counts))
+    return [plan.weights(counts, params) for counts in levels]
 
 
 def prune_to(
@@ -126,25 +124,29 @@ def prune_to(
     """
     trees.check_tree(scores, "scores")
     plan = _plan(scores, scope, prunable, pattern, axes, min_alive)
-    eligible: list[Any] = [None] * len(plan)
     if within is not None:
-        eligible = trees.check_same(scores, within, "within")
+        trees.check_same(scores, within, "within")
         check_masks(within, "within")
     if scope == "global":
-        weights = next(entry.groups.size for entry in plan if entry)
-        return select_globally(plan, scores, alive // weights, eligible)
-    counts = trees.check_same(scores, alive, "alive", shapes=False, first="scores")
-    if any(getattr(count, "shape", ()) for count in counts):
+        return plan.select(scores, alive // plan.granularity, within)
+    found = trees.check_same(scores, alive, "alive", shapes=False, first="scores")
+    if any(getattr(count, "shape", ()) for count in found):
         raise TypeError("alive must hold a count for every leaf, as ladder gives them, not arrays.")
-    kept = [
-        entry and count // (entry.groups.rows * entry.groups.size)
-        for entry, count in zip(plan, counts, strict=True)
-    ]
-    return select_by_layer(plan, scores, kept, eligible)
+    counts = plan.map(lambda leaf, count: count // leaf.granularity, alive)
+    return plan.select(scores, counts, within)
+
+
+class LadderOptions(ShapeOptions, total=False):
+    """What says how `ladder` counts, besides the rates."""
+
+    scope: str
 
 
 def densities(
-    params: Params, rounds: int, rates: float | Mapping[str, float] = 0.2, **target: Any
+    params: Params,
+    rounds: int,
+    rates: float | Mapping[str, float] = 0.2,
+    **target: Unpack[LadderOptions],
 ) -> list[float]:
     """The fraction of the weights that live after 0, 1, ..., `rounds` rounds of pruning.
 
@@ -162,7 +164,7 @@ def densities(
       >>> densities({"kernel": jnp.ones((10, 10))}, 3)
       [1.0, 0.8, 0.64, 0.51]
     """
-    check_options("densities", target, ("scope", "prunable", "pattern", "axes", "min_alive"))
+    check_options(densities, target)
     counts = ladder(params, rounds, rates, **target)
     if target.get("scope", "layer") == "layer":
         chosen = sparse_leaves(params, target.get("prunable"))
@@ -182,31 +184,26 @@ def _plan(
     min_alive: int | str,
 ) -> Plan:
     # The sparsity is not asked for here: counts come from the ladder.
-    return Spec(0.5, None, scope, prunable, pattern, axes, min_alive).checked().plan(params)
+    return Target(0.5, None, scope, prunable, pattern, axes, min_alive).checked().plan(params)
 
 
-def _next_alive(entry: LeafPlan, alive: int, rate: float, number: int) -> int:
-    unit = entry.groups.rows * entry.groups.size
-    if entry.pattern.fixed is not None:
-        return entry.pattern.fixed * unit
-    return _next(alive // unit, rate, entry.least, number, repr(entry.path)) * unit
-
-
-def _next(count: int, rate: float, least: int, number: int, what: str) -> int:
-    kept = living(count, rate)
-    if kept < max(least, 1):
+def _fewer(count: int, rate: float, least: int, number: int, what: str) -> int:
+    left = int(target_count(count, rate))
+    if left < max(least, 1):
         warnings.warn(
             f"round {number} of pruning would leave {what} empty; it keeps {least} by min_alive.",
-            stacklevel=4,
+            stacklevel=3,
         )
-    return max(kept, least)
+    return max(left, least)
 
 
-def _rates(params: Params, rates: Any, prunable: Prunable | None) -> list[float | None]:
+def _rates(plan: Plan, params: Params, rates: Any, prunable: Prunable | None) -> Any:
+    """A tree of the rate of every leaf, None where it is not pruned."""
     if not isinstance(rates, Mapping):
-        return [_checked_rate(rates)] * len(jax.tree.leaves(params))
+        return plan.tree([_checked_rate(rates)] * len(plan.sparse))
     checked = {regex: _checked_rate(rate) for regex, rate in rates.items()}
-    return distributions.first_match(params, checked, "rates", prunable)
+    found = distributions.first_match(params, checked, "rates", prunable)
+    return plan.treedef.unflatten(found)
 
 
 def _checked_rate(rate: Any) -> float:

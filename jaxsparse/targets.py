@@ -1,63 +1,91 @@
-"""The shared keywords of every method, and the plan that they make for given parameters."""
+"""How sparse, where and in which shape, and the plan that this makes for given parameters."""
 
 import inspect
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 
 from jaxsparse import distributions, trees
 from jaxsparse.axes import all_axes, check_axes
 from jaxsparse.checks import check_choice, check_function, check_regexes, check_sparsity
-from jaxsparse.own_masks import OwnMasks, own_masks
+from jaxsparse.own_masks import OwnMasks
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import LeafPlan, Plan, check_countable
-from jaxsparse.recognition import sparse_leaves
-from jaxsparse.types import Array, Axes, AxesSpec, Distribution, Masks, Params, Prunable
+from jaxsparse.plans import LeafPlan, Plan
+from jaxsparse.recognition import asked_once, sparse_leaves
+from jaxsparse.types import (
+    Array,
+    Axes,
+    AxesSpec,
+    Distribution,
+    Masks,
+    Params,
+    Prunable,
+    Sparsities,
+    Sparsity,
+)
 
 
-class Spec(NamedTuple):
-    """The shared keywords of every method: how sparse, where, and in which shape.
+class ShapeOptions(TypedDict, total=False):
+    """Which leaves are sparse, and in which shape: as for `jaxsparse.prune`."""
+
+    prunable: Prunable | None
+    pattern: Pattern
+    axes: AxesSpec
+    min_alive: int | str
+
+
+class PruneOptions(ShapeOptions, total=False):
+    """And how the sparsity is spread over them."""
+
+    distribution: Distribution | Sparsities
+
+
+class TargetOptions(PruneOptions, total=False):
+    """And the masks that a method may start from instead of a sparsity."""
+
+    masks: Masks | None
+
+
+class Target(NamedTuple):
+    """How sparse, where, and in which shape.
 
     Attributes:
-      sparsity: in [0, 1), or `{path regex: sparsity}`.
+      sparsity: in [0, 1), or `{path regex: sparsity}`; not asked for where masks are given.
       distribution: how it is spread over the leaves: a function or a tree of floats; None means
-        `jaxsparse.uniform`.
+        `jaxsparse.distributions.uniform`.
       scope: "layer", or "global" where leaves compete and only the total is fixed.
       prunable: `(path, leaf) -> bool`; None means `jaxsparse.default_prunable`.
       pattern: which weights live or die together.
       axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
       min_alive: weights that every sparse leaf keeps at least; None means 1. "unit": one for every
         output unit. "raise": a leaf that would be empty is an error.
-      masks: instead of a sparsity (then None): the masks to start from.
+      masks: instead of a sparsity: the masks to start from.
     """
 
-    sparsity: Any
-    distribution: Distribution | Any = None
+    sparsity: Sparsity
+    distribution: Distribution | Sparsities | None = None
     scope: str = "layer"
     prunable: Prunable | None = None
     pattern: Pattern = unstructured
     axes: AxesSpec = None
     min_alive: int | str | None = None
-    masks: Masks | OwnMasks | None = None
+    masks: OwnMasks | None = None
 
-    def checked(self) -> "Spec":
+    def checked(self) -> "Target":
         """Raises for whatever can be told to be wrong without parameters."""
-        spec = self
         if self.masks is None:
-            by_path = isinstance(self.sparsity, Mapping)
-            if by_path:
+            values: Iterable[Any] = [self.sparsity]
+            if isinstance(self.sparsity, Mapping):
                 check_regexes("sparsity", self.sparsity)
-            for value in self.sparsity.values() if by_path else [self.sparsity]:
+                values = self.sparsity.values()
+            for value in values:
                 check_sparsity(value)
-        else:
-            spec = self._replace(masks=own_masks(self.masks))
-            if self.distribution not in (None, distributions.uniform):
-                raise ValueError(
-                    "distribution: with masks= the masks say how the sparsity is spread; leave it "
-                    "out."
-                )
+        elif self.distribution not in (None, distributions.uniform):
+            raise ValueError(
+                "distribution: with masks= the masks say how the sparsity is spread; leave it out."
+            )
         check_choice("scope", self.scope, ("layer", "global"))
         check_axes(self.axes)
         if not isinstance(self.pattern, Pattern):
@@ -90,32 +118,39 @@ class Spec(NamedTuple):
                 'distribution: with scope="global" the scores decide how the sparsity is spread; '
                 "leave it out."
             )
-        return spec
+        return self
 
     def plan(self, params: Params, what: str = "params") -> Plan:
         """The plan for these parameters; only their paths, shapes and types are looked at."""
         trees.check_tree(params, what)
-        found = jax.tree.leaves_with_path(params)
-        targets = self._targets(params)
+        found, treedef = jax.tree.flatten_with_path(params)
+        asked = self._replace(prunable=asked_once(self.prunable))
+        chosen = asked.chosen(params)
+        targets = asked._targets(params, chosen)
         sparse = {
             trees.name(path): leaf
             for (path, leaf), target in zip(found, targets, strict=True)
             if target != "dense"
         }
         uses = self.pattern.uses_axes or self.min_alive == "unit"
-        axes = all_axes(self.axes, sparse) if uses else dict.fromkeys(sparse)
-        plan: Plan = []
+        axes = all_axes(self.axes, sparse) if uses else dict.fromkeys(sparse, Axes((), ()))
+        leaves: list[LeafPlan | None] = []
         for (path, leaf), target in zip(found, targets, strict=True):
             name = trees.name(path)
-            plan.append(None if target == "dense" else self._leaf(name, leaf, target, axes[name]))
-        sizes = {entry.groups.size for entry in plan if entry}
-        if self.scope == "global" and len(sizes) > 1:
-            raise ValueError(
-                f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
-                f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
-            )
+            leaves.append(None if target == "dense" else self._leaf(name, leaf, axes[name]))
+        sparsity = self.sparsity
+        if self.scope == "layer":
+            sparsity = treedef.unflatten(None if each == "dense" else each for each in targets)
+        prunable = treedef.unflatten(chosen)
+        plan = Plan(treedef, tuple(leaves), self.scope, sparsity, prunable)
         if self.scope == "global":
-            check_countable(plan)
+            sizes = {leaf.groups.size for leaf in plan.sparse}
+            if len(sizes) > 1:
+                raise ValueError(
+                    f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
+                    f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
+                )
+            plan.check_countable()
         return plan
 
     def chosen(self, params: Params) -> list[bool]:
@@ -128,8 +163,7 @@ class Spec(NamedTuple):
             return self.masks.chosen(params, self.prunable)
         return sparse_leaves(params, self.prunable)
 
-    def _targets(self, params: Params) -> list[Any]:
-        chosen = self.chosen(params)
+    def _targets(self, params: Params, chosen: list[bool]) -> list[Any]:
         if self.masks is not None:
             found = zip(jax.tree.leaves_with_path(params), chosen, strict=True)
             return [
@@ -161,14 +195,13 @@ class Spec(NamedTuple):
             targets.append(value)
         return targets
 
-    def _leaf(self, path: str, leaf: Array, target: float | None, named: Axes | None) -> LeafPlan:
-        axes = named if self.pattern.uses_axes else None
+    def _leaf(self, path: str, leaf: Array, axes: Axes) -> LeafPlan:
         groups = self.pattern.groups(path, leaf.shape, axes)
-        wanted, units = 1 if self.min_alive is None else self.min_alive, None
-        strict = wanted == "raise"
-        if wanted == "unit":
-            units = named
+        strict, units = self.min_alive == "raise", axes if self.min_alive == "unit" else None
+        wanted = 0 if strict else 1
+        if units is not None:
             wanted = math.prod(leaf.shape[a] for a in units.outputs + units.stacked)
-        wanted = 0 if strict else wanted
+        elif isinstance(self.min_alive, int):
+            wanted = self.min_alive
         least = min(-(-wanted // max(groups.rows * groups.size, 1)), groups.columns)
-        return LeafPlan(path, leaf.shape, target, self.pattern, axes, groups, least, units, strict)
+        return LeafPlan(path, leaf.shape, self.pattern, axes, groups, least, units, strict)

@@ -1,0 +1,198 @@
+"""What the folder of a study holds of its finished cells.
+
+results.json   numbers, every replicate
+*.npz          what does not fit into JSON
+summary.json   what the report found; it is drawn from the others alone
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common import files
+from experiments.common.faults import first_line
+
+
+class Content(NamedTuple):
+    """What a folder holds of a finished cell; or what it must look like.
+
+    Attributes:
+      numbers: what `results.json` has under the name of the cell; or that as `files.check` takes
+        it. The `seconds` of the training come to it.
+      arrays: by .npz file its arrays by name; or how their names begin.
+    """
+
+    numbers: dict[str, Any]
+    arrays: Mapping[str, Any] = {}
+
+
+def measured(
+    name: str,
+    lanes: slice,
+    numbers: Mapping[str, np.ndarray],
+    curves: Mapping[str, np.ndarray],
+    **facts: Any,
+) -> Content:
+    """What was measured of a cell.
+
+    Args:
+      name: of the cell.
+      lanes: its own; see `Lab.mine`.
+      numbers: one a lane each, by name.
+      curves: of every lane, by name; they go to `curves.npz`.
+      **facts: what else `results.json` says of the cell.
+    """
+    mine = {key: np.asarray(values)[lanes].tolist() for key, values in numbers.items()}
+    drawn = {f"{name}/{key}": np.asarray(values)[lanes] for key, values in curves.items()}
+    return Content(facts | mine, {"curves.npz": drawn})
+
+
+class Finished(NamedTuple):
+    """What a report is drawn from.
+
+    Attributes:
+      path: the folder of the study.
+      config: what was asked for.
+      results: the finished cells by name.
+      wanted: the names of all cells.
+      description: of the data.
+      command: that made it.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    wanted: Sequence[str]
+    description: str
+    command: str
+
+    @property
+    def missing(self) -> int:
+        """How many cells are not finished."""
+        return sum(name not in self.results for name in self.wanted)
+
+    @property
+    def replicates(self) -> str:
+        """What a picture or table says of its numbers: how many runs, and whether cells are
+        missing."""
+        n, missing = self.config["replicates"], self.missing
+        note = f"{n} replicate{'s' * (n > 1)}"
+        cells = f"{missing} of {len(self.wanted)} cells are missing"
+        return f"PARTIAL, {cells}; {note}" if missing else note
+
+    @property
+    def seconds(self) -> float:
+        """That training took, all cells together."""
+        return round(sum(cell["seconds"] for cell in self.results.values()), 1)
+
+    def summarize(self, **found: Any) -> None:
+        """Writes `summary.json`."""
+        start = {"dataset_description": self.description, "missing_cells": self.missing}
+        files.write_json(self.path / "summary.json", start | found)
+
+
+def read_finished(path: Path, wanted: Sequence[str], description: str, command: str) -> Finished:
+    """What the folder of a study holds; arguments as in `Finished`."""
+    config = files.read_json(path / "config.json") or {}
+    return Finished(path, config, read_results(path), wanted, description, command)
+
+
+def read_results(path: Path, content_of: Callable[[str], Content] | None = None) -> dict[str, Any]:
+    """The results of a folder by the names of the cells.
+
+    Args:
+      path: the folder.
+      content_of: what the files hold of the cell of a name, `KeyError` for names that no cell has;
+        where it is given, everything is held against it.
+
+    Raises:
+      FolderError: a file is damaged or missing.
+    """
+    file = path / "results.json"
+    results = files.read_json(file)
+    if results is None and (path / "table.md").exists():
+        raise files.missing(file)
+    if results is None or content_of is None:
+        return results or {}
+    names: dict[str, dict[str, str]] = {}
+    for name, cell in results.items():
+        try:
+            found = content_of(name)
+        except KeyError:
+            raise files.damaged(file, f"{name!r} is no cell of this study") from None
+        files.check(file, cell, found.numbers, name)
+        for arrays, start in found.arrays.items():
+            names.setdefault(arrays, {})[start] = name
+    for arrays, starts in names.items():
+        read_arrays(path / arrays, starts)
+    return results
+
+
+def write_contents(path: Path, found: Mapping[str, Content], seconds: float | None) -> None:
+    """Adds finished cells to the folder of a study.
+
+    Args:
+      path: the folder.
+      found: what it is to hold of them, by their names.
+      seconds: that the training of each took; None for what was only measured.
+    """
+    # Arrays first: a cell is finished when its numbers are there.
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    for content in found.values():
+        for file, added in content.arrays.items():
+            arrays.setdefault(file, {}).update(added)
+    for file, added in arrays.items():
+        write_arrays(path / file, read_arrays(path / file) | added)
+    spent = {} if seconds is None else {"seconds": round(seconds, 1)}
+    numbers = {name: content.numbers | spent for name, content in found.items()}
+    files.write_json(path / "results.json", read_results(path) | numbers)
+
+
+def read_arrays(file: Path, starts: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; none where there is no file.
+
+    Args:
+      file: the file.
+      starts: how the names of arrays begin that must be there, each with its cell.
+
+    Raises:
+      FolderError: the file is damaged or refused, or arrays are missing.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        arrays = files.load_arrays(io.BytesIO(files.read_bytes(file)))
+    except FileNotFoundError:
+        if starts:
+            raise files.missing(file) from None
+    except files.UNREADABLE as error:
+        raise files.damaged(file, first_line(error)) from error
+    for start, cell in (starts or {}).items():
+        if not any(name.startswith(start) for name in arrays):
+            raise files.damaged(file, f"nothing of {cell} is in it")
+    return arrays
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file in one step: a reader sees the old one or the new one, whole."""
+    with files.replacing(file) as opened:
+        np.savez_compressed(opened, **arrays)
+
+
+def named_arrays(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """The leaves of a tree as `write_arrays` takes them, by names such as `prefix/fc1/kernel`."""
+    return {_name(prefix, p): np.asarray(v) for p, v in jax.tree.leaves_with_path(tree)}
+
+
+def tree_of(arrays: Mapping[str, np.ndarray], like: Any, prefix: str = "") -> Any:
+    """What `named_arrays` took apart, in the structure of `like`, on the device."""
+    return jax.tree.map_with_path(lambda p, _: jnp.asarray(arrays[_name(prefix, p)]), like)
+
+
+def _name(prefix: str, path: tuple[Any, ...]) -> str:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return f"{prefix}/{name}" if prefix else name

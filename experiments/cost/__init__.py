@@ -1,0 +1,1 @@
+"""What accuracy costs: every method against wall-clock time and against FLOPs."""

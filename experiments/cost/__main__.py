@@ -1,0 +1,72 @@
+"""What accuracy costs: every method against wall-clock time and against FLOPs.
+
+    python -m experiments.cost --preset mnist --out docs/results/cost/mnist
+
+Takes about half an hour on 2 cores: LeNet-300-100 on MNIST at 95% sparsity, 20 epochs, dense
+training and seven methods, 3 replicates each. Without arguments a small study on the digits. Expect
+masked training to cost as much time as dense training or more, whatever its FLOPs say.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from experiments.common.study import command
+from experiments.common.study.lab import Site
+from experiments.common.study.options import option
+from experiments.common.study.study import Group
+from experiments.common.training.methods import METHODS
+from experiments.cost import cells, report
+from experiments.cost.settings import PRESETS
+
+PROG = "python -m experiments.cost"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.StudyOptions):
+    """Draws the accuracy of every method against the time and the FLOPs that it takes."""
+
+    seeds: int = option(3, "runs of every cell, each with weights and batches of its own")
+    preset: str = option("digits", "what to train", choices=tuple(PRESETS))
+    method: str = option(",".join(METHODS), "methods, with commas between them")
+    sparsity: float = option(0.95, "fraction of zeros, in [0, 1)")
+    epochs: int | None = option(None, "passes over the training set (default: the preset's)")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+      args: its arguments; by default those of the process.
+    """
+    command.run(Options, PROG, prepare, args)
+
+
+def prepare(options: Options) -> command.Study:
+    """The study that the options ask for.
+
+    Raises:
+      ValueError: a value that cannot be.
+    """
+    settings = dataclasses.replace(PRESETS[options.preset], sparsity=options.sparsity)
+    if options.epochs is not None:
+        settings = dataclasses.replace(settings, epochs=options.epochs)
+    names = [name for name in options.method.split(",") if name]
+    settings.check(names)
+
+    def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:
+        lab = cells.build(settings, site)
+        return lab.source.dataset.description, [cells.group(lab, name) for name in left]
+
+    return command.Study(
+        f"cost-{options.preset}",
+        command.identity(options, settings),
+        names,
+        cells.content_of,
+        f"{settings.epochs} epochs",
+        begin,
+        report.report,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""A cell is a method: how accurate it is after every epoch, and what a step of it costs."""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsparse
+from experiments.common.study.content import Content, measured
+from experiments.common.study.lab import Lab, Site, cut, make_lab
+from experiments.common.study.study import Group
+from experiments.common.training import loop, sources
+from experiments.common.training.methods import METHODS
+from experiments.common.training.tracking import track
+from experiments.cost.settings import Settings
+from jaxsparse import analysis
+
+TURNS = 7
+
+
+def build(settings: Settings, site: Site) -> Lab:
+    """Loads the data and puts the lab together; the errors are those of `sources.load`."""
+    shared = {"batch_size": settings.batch_size, "validation": settings.validation}
+    source = sources.load(settings.dataset, **shared, **site.data)
+    return make_lab(settings, site, source, ("validation", "test"))
+
+
+def content_of(name: str) -> Content:
+    """What the folder holds of a cell; `KeyError` for what is no name of one."""
+    METHODS[name]
+    numbers = dict.fromkeys(("test_accuracy", "time", "flops"), [float]) | {"seconds": float}
+    return Content(numbers, {"curves.npz": f"{name}/"})
+
+
+def group(lab: Lab, name: str) -> Group:
+    """Trains a method, and then measures its steps."""
+    every, steps = lab.source.steps_per_epoch, _steps(lab)
+    density = functools.partial(_density, METHODS[name].dense)
+    watched = track(lab.network.apply, every, steps, lab.sets, density)
+
+    def begin() -> tuple[loop.Trainer, loop.TrainState]:
+        trainer = _trainer(lab, name, watched)
+        return trainer, trainer.init(lab.site.keys)
+
+    return Group([name], functools.partial(_finish, lab, name), begin, steps, every)
+
+
+def _steps(lab: Lab) -> int:
+    return lab.settings.epochs * lab.source.steps_per_epoch
+
+
+def _trainer(lab: Lab, name: str, watched: loop.Track | None = None) -> loop.Trainer:
+    make_tx = lambda key: lab.settings.method(name, key, _steps(lab))  # noqa: E731
+    return lab.trainer(make_tx, dense=METHODS[name].dense, track=watched)
+
+
+def _density(dense: bool, params: Any, opt_state: Any) -> dict[str, jax.Array]:
+    return {"density": jnp.float32(1) if dense else jaxsparse.density(opt_state)}
+
+
+def _finish(lab: Lab, name: str, state: loop.TrainState) -> dict[str, Content]:
+    lanes = lab.mine(0)
+    curves = jax.device_get(state.tracked.curves)
+    kept = {key: curves[key] for key in ("validation_accuracy", "density")}
+    kept["flops"] = np.stack(
+        [_flops(lab, name, cut(state, lanes), i, kept) for i in range(len(lab.site.keys))]
+    )
+    numbers = {"test_accuracy": lab.accuracy(state.params, "test"), "flops": kept["flops"][:, -1]}
+    return {name: measured(name, lanes, numbers, kept, time=_times(lab, name))}
+
+
+def _flops(lab: Lab, name: str, state: loop.TrainState, i: int, curves: Any) -> np.ndarray:
+    """FLOPs of the training so far at every measurement, those of dense training being 1."""
+    one = jax.tree.map(lambda leaf: leaf[i], (state.params, state.opt_state))
+    masks = None if METHODS[name].dense else jaxsparse.get_masks(one[1], one[0])
+    cost = analysis.flops(lab.network.apply, one[0], masks, lab.sets["test"].inputs[0, :1])
+    every, sparsities = lab.settings.updates(_steps(lab)).every, 1 - curves["density"][i]
+    step = functools.partial(
+        analysis.training_flops, cost.dense, cost.sparse, METHODS[name].flops or name, every=every
+    )
+    points = np.arange(1, len(sparsities) + 1)
+    each = [step(sparsities=sparsities[:n].tolist()) for n in points]
+    return np.array(each) * points / (3 * cost.dense * len(points))
+
+
+def _times(lab: Lab, name: str) -> list[float]:
+    """Seconds of a stretch of steps, one mask update among them, over those of dense training.
+
+    Both take turns, so that what else the machine does slows both; one number a turn.
+    """
+    stretch = lab.settings.updates(_steps(lab)).every
+
+    def call(method: str) -> Any:
+        trainer = _trainer(lab, method)
+        state = trainer.init(lab.site.keys)
+
+        def run() -> float:
+            nonlocal state
+            begun = time.perf_counter()
+            state = jax.block_until_ready(trainer.advance(state, stretch, 2 * stretch))
+            return time.perf_counter() - begun
+
+        return run
+
+    ours, dense = call(name), call("dense")
+    spent = [(ours(), dense()) for _ in range(TURNS + 1)][1:]  # the first of each compiles
+    return [own / other for own, other in spent]

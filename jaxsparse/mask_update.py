@@ -1,0 +1,158 @@
+"""The mask update of `sparsify`: new masks where the rule fires and its sources are finite."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsparse import counts, trees
+from jaxsparse.masks import check_boolean
+from jaxsparse.state_tree import SparseState
+from jaxsparse.types import Array, Masks, Params, RuleUpdate
+
+
+class Step(NamedTuple):
+    """What all parts of one call of `update` look at.
+
+    Attributes:
+      regrown_state: as for `sparsify`.
+      skips: whether a mask update replaces the weight step.
+      grows: whether weights may come to life.
+      sparse: which leaves may be sparse.
+      key: for the draws of this step.
+      state: the state before it.
+      params: the parameters.
+      grads: the dense gradients.
+      adjusted: the gradients for the inner optimizer, as `rule.adjust` leaves them.
+      observed: the rule state, as `rule.observe` leaves it.
+    """
+
+    regrown_state: str
+    skips: bool
+    grows: bool
+    sparse: list[bool]
+    key: Array
+    state: SparseState
+    params: Params
+    grads: Params
+    adjusted: Params
+    observed: Any
+
+
+class MaskUpdate(NamedTuple):
+    """What a step decides about the masks.
+
+    Attributes:
+      masks: those that hold from now on.
+      before: those that held before; the same arrays where the rule is static.
+      rule_state: what the rule keeps.
+      fired: bool, whether the masks are new ones.
+      pending: bool, whether an update is overdue.
+      churn: that of the last update.
+    """
+
+    masks: Masks
+    before: Masks
+    rule_state: Any
+    fired: Array
+    pending: Array
+    churn: Array
+
+
+def no_update(step: Step) -> MaskUpdate:
+    """(2) What a static rule decides: nothing."""
+    state = step.state
+    return MaskUpdate(
+        masks=state.masks,
+        before=state.masks,
+        rule_state=step.observed,
+        fired=jnp.asarray(False),
+        pending=state.pending,
+        churn=state.churn,
+    )
+
+
+def mask_update(
+    step: Step, update: RuleUpdate, scored: Callable[[], Params], wanted: Array, some: Array
+) -> MaskUpdate:
+    """(2) New masks where they are wanted and all that they are made of is finite.
+
+    Args:
+      step: what the step is about.
+      update: that of the rule.
+      scored: gives the parameters that masks are scored on, zero off the old ones.
+      wanted: whether the masks are to change.
+      some: whether those of any replicate under `vmap` are.
+    """
+    old, observed = step.state.masks, step.observed
+
+    def attempt() -> tuple[Masks, Any, Array, Array]:
+        params = scored()
+        masks, rule_state = update(step.key, step.state.count, old, params, step.grads, observed)
+        masks = _replace_sparse(step.sparse, old, masks)
+        churn = _churn(step.sparse, old, masks)
+        sources = _only(step.sparse, params, step.grads)
+        fired = wanted & _finite(sources) & _finite([observed])
+        # The churn is always finite, but waiting for it lets the select, as the last reader of
+        # the old masks, write over them in place; otherwise every step would copy them.
+        last = fired & jnp.isfinite(churn)
+        return _where(last, masks, old), _where(fired, rule_state, observed), fired, churn
+
+    masks, rule_state, fired, churn = lax.cond(
+        some, attempt, lambda: (old, observed, jnp.zeros_like(wanted), jnp.float32(0))
+    )
+    return MaskUpdate(
+        masks=masks,
+        before=old,
+        rule_state=rule_state,
+        fired=fired,
+        pending=wanted & ~fired,
+        churn=jnp.where(fired, churn, step.state.churn),
+    )
+
+
+@jax.custom_batching.custom_vmap
+def any_replicate(flag: Array) -> Array:
+    """Whether any replicate under `vmap` raises the flag; the answer itself is not batched."""
+    return flag
+
+
+@any_replicate.def_vmap
+def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return any_replicate(jnp.any(flag)), False
+
+
+def _only(sparse: list[bool], *found: Any) -> list[Array]:
+    return [
+        x for tree in found for x, used in zip(jax.tree.leaves(tree), sparse, strict=True) if used
+    ]
+
+
+def _finite(found: list[Any]) -> Array:
+    # No array of the flags: it can be empty, and jaxlib 0.11 on a CPU crashes while compiling an
+    # empty constant inside shard_map.
+    arrays = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    flags = [jnp.all(jnp.isfinite(x)) for x in arrays]
+    return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
+
+
+def _where(flag: Array, new: Any, old: Any) -> Any:
+    """Selects leaf by leaf; what did not change is passed on as it is, and so costs nothing."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(flag, a, b), new, old)
+
+
+def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
+    leaves, treedef = jax.tree.flatten(old)
+    found = trees.check_same(old, new, "the masks of rule.update")
+    check_boolean(new, "the masks of rule.update")
+    chosen = [b if used else a for a, b, used in zip(leaves, found, sparse, strict=True)]
+    return jax.tree.unflatten(treedef, chosen)
+
+
+def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:
+    before, after = _only(sparse, old), _only(sparse, new)
+    born = [jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True)]
+    return counts.ratio(born, [jnp.sum(b, dtype=jnp.int32) for b in after])
