@@ -51,13 +51,13 @@ def _draw(finished: Finished, what: str) -> None:
     left.set_ylim(max(0.0, min(late) - 0.01), min(1.0, max(late) + 0.005))
     left.set_ylabel("validation accuracy")
     left.yaxis.set_major_formatter(PERCENT)
-    left.set_xlabel("wall-clock time, dense training = 1")
+    left.set_xlabel("wall-clock time, dense training = 1 (log scale)")
     right.set_xlabel("FLOPs of living weights, dense training = 1 (log scale)")
-    right.set_xscale("log")
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False
     )
     for axes in (left, right):
+        axes.set_xscale("log")
         plain(axes)
     note_above(left, f"What accuracy costs: {what}", f"mean of {finished.replicates}")
     save(figure, finished.path / "cost.png")
