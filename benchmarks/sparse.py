@@ -40,6 +40,14 @@ def loss(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean((x @ last - y) ** 2)
 
 
+def loss_of_columns(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
+    """The same with the batch as the last axis, as the compiled kernel has it."""
+    *hidden, last = params.values()
+    for kernel in hidden:
+        x = jax.nn.relu(kernel.product_of_columns(x))
+    return jnp.mean((last.product_of_columns(x) - y) ** 2)
+
+
 def step(of: Callable[..., jax.Array], tx: optax.GradientTransformation) -> Callable[..., Any]:
     """`(params, state, *rest) -> (params, state)`, compiled and donated."""
 
@@ -64,21 +72,22 @@ def measure(
     calls = {"dense": chain(step(loss, tx), (copy(params), tx.init(params)), x, y)}
     calls["masks"] = chain(step(loss, fixed), jaxsparse.init(fixed, params), x, y)
     kept = {"dense": sparse.nbytes(params), "masks": sparse.nbytes((params, masks))}
-    forms = {"csr": (masks, "csr")}
+    forms = {"csr": (masks, "csr", loss), "csr, batch last": (masks, "csr", loss_of_columns)}
     if all(n % block == 0 for n in sizes):
         pattern = {"pattern": jaxsparse.block(block, block), "axes": "flax"}
         blocks = jaxsparse.random_masks(
             3, params, sparsity, prunable=lambda path, leaf: True, **pattern
         )
-        forms[f"blocks of {block}"] = (blocks, f"block:{block}x{block}")
-    for name, (chosen, form) in forms.items():
+        forms[f"blocks of {block}"] = (blocks, f"block:{block}x{block}", loss)
+    for name, (chosen, form, function) in forms.items():
         small = sparse.compress(params, chosen, format=form)
 
-        def of(living: Any, x: jax.Array, y: jax.Array, places: Any) -> jax.Array:
-            return loss(sparse.with_values(places, living), x, y)
+        def of(living: Any, x: Any, y: Any, places: Any, function: Any = function) -> jax.Array:
+            return function(sparse.with_values(places, living), x, y)
 
+        examples = (x.T, y.T) if function is loss_of_columns else (x, y)
         living = copy(sparse.values(small))
-        calls[name] = chain(step(of, tx), (living, tx.init(living)), x, y, small)
+        calls[name] = chain(step(of, tx), (living, tx.init(living)), *examples, small)
         kept[name] = sparse.nbytes(small)
     take_turns(calls, 2)  # compiles
     spent = take_turns(calls, turns)

@@ -16,6 +16,7 @@ import jaxsparse
 from experiments.common.study.options import differences, flag, identity, parse
 from experiments.common.training.methods import METHODS, Method
 from experiments.compare import __main__ as compare
+from experiments.cost import __main__ as cost
 from experiments.gradient_flow import __main__ as gradient_flow
 from experiments.lottery_ticket import __main__ as lottery_ticket
 from experiments.sparse_momentum import __main__ as sparse_momentum
@@ -25,6 +26,7 @@ from experiments.train.job import mask_updates
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 STUDIES = {
+    "cost": cost,
     "sparse_momentum": sparse_momentum,
     "lottery_ticket": lottery_ticket,
     "gradient_flow": gradient_flow,

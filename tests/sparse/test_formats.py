@@ -46,7 +46,7 @@ def dense(x, values, mask):
     return x @ jnp.where(mask, values, jnp.zeros((), values.dtype))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", FORMATS)
 def test_there_and_back(name, dtype):
     values, mask = masked(name, dtype=dtype)
@@ -57,8 +57,8 @@ def test_there_and_back(name, dtype):
     assert kernel.values.size == int(mask.sum())
 
 
-@pytest.mark.parametrize("capacity", [None, 1.0, 1.7])
-@pytest.mark.parametrize("batch", [(), (1,), (7,), (16,), (3, 9), (130,)])
+@pytest.mark.parametrize("capacity", [None, 1.7])
+@pytest.mark.parametrize("batch", [(), (7,), (3, 9), (130,)])
 @pytest.mark.parametrize("name", FORMATS)
 def test_product_and_gradients(name, batch, capacity):
     """Of any batch, with and without room to spare."""
@@ -82,7 +82,7 @@ def test_product_and_gradients(name, batch, capacity):
 
 
 @pytest.mark.parametrize("via", VIA)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 40),
     st.integers(1, 40),
@@ -101,6 +101,8 @@ def test_csr_of_any_shape(via, inputs, outputs, batch, sparsity, seed):
         lambda x, v: sparse.CSR(v, kernel.places).product(x, via=via), x, kernel.values
     )
     np.testing.assert_allclose(found, x @ np.where(mask, values, 0), rtol=1e-3, atol=1e-4)
+    columns = kernel.product_of_columns(jnp.asarray(x.T), via=via)
+    np.testing.assert_array_equal(columns.T, found)
     grads = generator.normal(size=found.shape).astype(np.float32)
     of_x, of_living = pull(jnp.asarray(grads))
     np.testing.assert_allclose(of_x, grads @ np.where(mask, values, 0).T, rtol=1e-3, atol=1e-4)
@@ -230,6 +232,11 @@ WRONG = [
         lambda w, m: sparse.CSR.from_dense(w, m).product(jnp.ones(16), via="gpu"),
         ValueError,
         "via",
+    ),
+    (
+        lambda w, m: sparse.CSR.from_dense(w, m).product_of_columns(jnp.ones((3, 2))),
+        ValueError,
+        "16 inputs, batch",
     ),
     (lambda w, m: sparse.compress(w, m, format="coo"), ValueError, "format"),
     (lambda w, m: sparse.compress({"a": w}, {"b": m}), ValueError, "masks"),
