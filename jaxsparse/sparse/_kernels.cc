@@ -26,6 +26,14 @@ typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias)
 inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
+// The sum of the lanes, by halves: one after the other they would wait for each other.
+inline float Sum(Vec v) {
+  auto a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  auto b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+  return (b[0] + b[1]) + (b[2] + b[3]);
+}
+
 struct Rows {  // compressed rows; `order` says which value an entry has, null where they are in turn
   const int32_t* ends;
   const int32_t* columns;
@@ -57,11 +65,11 @@ inline void GradientTile(const Rows& w, int64_t o, const float* x, const float* 
     const float* row = x + w.columns[k] * batch;
     Vec in = Load(row);
     for (int i = 0; i < skip; ++i) in[i] = 0;  // what is not counted may be infinite
-    Vec sum = out[0] * in;
-    for (int j = 1; j < N; ++j) sum += out[j] * Load(row + kLanes * j);
-    float total = 0;
-    for (int i = 0; i < kLanes; ++i) total += sum[i];
-    d[k] = add ? d[k] + total : total;
+    Vec sum = out[0] * in, other = {};
+    for (int j = 1; j < N; j += 2) sum += out[j] * Load(row + kLanes * j);
+    for (int j = 2; j < N; j += 2) other += out[j] * Load(row + kLanes * j);
+    sum += other;
+    d[k] = add ? d[k] + Sum(sum) : Sum(sum);
   }
 }
 
