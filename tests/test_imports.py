@@ -67,6 +67,7 @@ PUBLIC_MODULES = {"jaxsparse"} | {
 LINES = 300
 LONG = {
     "tests/experiments/test_damages.py": "one table of all damages, and the runs that they meet",
+    "tests/experiments/test_lottery_ticket.py": "one study, from its cells to its report",
 }
 
 LIBRARY = sorted((ROOT / "jaxsparse").rglob("*.py"))
