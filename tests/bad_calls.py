@@ -98,7 +98,7 @@ CALLS = {
         {"params": PARAMS, "sparsity": 0.5},
         WHERE | {"params": bad.TREE, "sparsity": bad.ONE_SPARSITY},
     ),
-    "living": (
+    "target_count": (
         {"size": 100, "sparsity": 0.5},
         {"size": bad.SIZE, "sparsity": bad.ONE_SPARSITY},
     ),
