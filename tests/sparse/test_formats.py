@@ -82,7 +82,7 @@ def test_product_and_gradients(name, batch, capacity):
 
 
 @pytest.mark.parametrize("via", VIA)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(1, 40),
     st.integers(1, 40),
