@@ -4,7 +4,8 @@ from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._csr import CSR
 from jaxsparse.sparse._kernels import Backend, KernelError
 from jaxsparse.sparse._kernels import compiled as compiled_kernels
-from jaxsparse.sparse.compression import compress, expand, nbytes, values, with_values
+from jaxsparse.sparse._layout import nbytes
+from jaxsparse.sparse.compression import compress, expand, values, with_values
 
 __all__ = [
     "CSR",

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsparse import patterns
 from jaxsparse.sparse import _layout
@@ -45,7 +44,7 @@ class BlockPlaces:
     jax.tree_util.register_dataclass, data_fields=["values", "places"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Block(_layout.Compressed):
     """One kernel as its living blocks; `x @ kernel` is its product.
 
     Attributes:
@@ -122,32 +121,19 @@ class Block:
         )
         return cls(found, places)
 
-    def to_dense(self) -> Array:
-        """The dense kernel, zero where no weight lives."""
-        return _spread(self.values, self.places)
-
-    @property
-    def mask(self) -> Array:
-        """Boolean, of the dense kernel's shape: where weights live."""
-        return _spread(jnp.ones(self.values.shape, bool), self.places)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
-        return self.places.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Of the values."""
-        return self.values.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept: values and places."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
-
-    def __rmatmul__(self, x: Array) -> Array:
-        return self.product(x)
+    def spread(self, values: Array) -> Array:
+        """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
+        places = self.places
+        inputs, outputs = _layout.sizes(places.shape, places.axes)
+        rows, columns = inputs // places.size[0], outputs // places.size[1]
+        living = jnp.arange(len(values)) < places.count
+        where = jnp.where(living, places.inputs, rows), places.outputs
+        blocks = (
+            jnp.zeros((rows, columns, *places.size), values.dtype)
+            .at[where]
+            .set(values, mode="drop")
+        )
+        return _layout.unflat(blocks.transpose(0, 2, 1, 3).reshape(inputs, outputs), places)
 
     def product(self, x: Array) -> Array:
         """`x @ kernel`, without a dense kernel in either direction.
@@ -197,19 +183,8 @@ def _backward(outputs: int, residuals: Any, grads: Array) -> tuple[Array, Array,
     each = jnp.einsum("nbo,nio->nbi", of_blocks[places.order], values[places.order])
     rows = places.inputs[places.order]
     by_input = jax.ops.segment_sum(each, rows, x.shape[0], indices_are_sorted=True)
-    none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), places)
+    none = _layout.no_gradient(places)
     return by_value, by_input, none
 
 
 _product.defvjp(_forward, _backward)
-
-
-def _spread(values: Array, places: BlockPlaces) -> Array:
-    inputs, outputs = _layout.sizes(places.shape, places.axes)
-    rows, columns = inputs // places.size[0], outputs // places.size[1]
-    living = jnp.arange(len(values)) < places.count
-    where = jnp.where(living, places.inputs, rows), places.outputs
-    blocks = (
-        jnp.zeros((rows, columns, *places.size), values.dtype).at[where].set(values, mode="drop")
-    )
-    return _layout.unflat(blocks.transpose(0, 2, 1, 3).reshape(inputs, outputs), places)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import sparse as jax_sparse
 
 from jaxsparse.sparse import _kernels, _layout
@@ -47,7 +46,7 @@ class CSRPlaces:
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
-class CSR:
+class CSR(_layout.Compressed):
     """One kernel as its living values and their places; `x @ kernel` is its product.
 
     Attributes:
@@ -97,32 +96,13 @@ class CSR:
         found = jnp.where(rows < len(alive), found, jnp.zeros((), values.dtype))
         return cls(found, places)
 
-    def to_dense(self) -> Array:
-        """The dense kernel, zero where no weight lives."""
-        return _spread(self.values, self.places)
-
-    @property
-    def mask(self) -> Array:
-        """Boolean, of the dense kernel's shape: where weights live."""
-        return _spread(jnp.ones(self.values.shape, bool), self.places)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
-        return self.places.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Of the values."""
-        return self.values.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept: values and places."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
-
-    def __rmatmul__(self, x: Array) -> Array:
-        return self.product(x)
+    def spread(self, values: Array) -> Array:
+        """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
+        places = self.places
+        inputs, outputs = _layout.sizes(places.shape, places.axes)
+        matrix = jnp.zeros((outputs, inputs), values.dtype)
+        matrix = matrix.at[_rows_of(places), places.inputs].set(values, mode="drop")
+        return _layout.unflat(matrix.T, places)
 
     def product(self, x: Array, *, via: str = "auto") -> Array:
         """`x @ kernel`, without a dense kernel in either direction.
@@ -196,7 +176,7 @@ def _forward(fast: bool, values: Array, x: Array, places: CSRPlaces) -> tuple[Ar
 def _backward(fast: bool, residuals: Any, grads: Array) -> tuple[Array, Array, Any]:
     values, x, places = residuals
     transposed = places.ends_of_inputs, places.outputs, places.order
-    none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), places)
+    none = _layout.no_gradient(places)
     return _of_values(fast, places, x, grads), _times(fast, transposed, values, grads), none
 
 
@@ -252,10 +232,3 @@ def _rows_of(places: CSRPlaces) -> Array:
     """The output of every weight; the number of outputs where there is none."""
     entries = jnp.arange(len(places.inputs), dtype=jnp.int32)
     return jnp.searchsorted(places.ends[1:], entries, side="right")
-
-
-def _spread(values: Array, places: CSRPlaces) -> Array:
-    inputs, outputs = _layout.sizes(places.shape, places.axes)
-    matrix = jnp.zeros((outputs, inputs), values.dtype)
-    matrix = matrix.at[_rows_of(places), places.inputs].set(values, mode="drop")
-    return _layout.unflat(matrix.T, places)

@@ -1,16 +1,69 @@
-"""A kernel of any axes as a matrix `(inputs, outputs)`, and the checks that all formats share."""
+"""What all formats share: a kernel as a matrix, its checks, and what it says of itself."""
 
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.axes import all_axes
 from jaxsparse.checks import check_size
 from jaxsparse.patterns import fan_in
 from jaxsparse.types import Array, Axes, AxesSpec
+
+
+class Compressed:
+    """One kernel as its living values and their places: what every format says of itself."""
+
+    values: Array
+    places: Any
+
+    def spread(self, values: Array) -> Array:
+        """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
+        raise NotImplementedError
+
+    def product(self, x: Array) -> Array:
+        """`x @ kernel`."""
+        raise NotImplementedError
+
+    def to_dense(self) -> Array:
+        """The dense kernel, zero where no weight lives."""
+        return self.spread(self.values)
+
+    @property
+    def mask(self) -> Array:
+        """Boolean, of the dense kernel's shape: where weights live."""
+        return self.spread(jnp.ones(self.values.shape, bool))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense kernel."""
+        return self.places.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Of the values."""
+        return self.values.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept: values and places."""
+        return nbytes(self)
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return self.product(x)
+
+
+def nbytes(params: Any) -> int:
+    """Bytes of all arrays, values and places."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def no_gradient(places: Any) -> Any:
+    """The gradient of integers, as `jax.custom_vjp` wants it."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), places)
 
 
 def checked(

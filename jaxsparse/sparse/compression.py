@@ -6,12 +6,10 @@ from typing import Any
 import jax
 
 from jaxsparse import trees
-from jaxsparse.masks import apply
+from jaxsparse.sparse import _layout
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._csr import CSR
 from jaxsparse.types import AxesSpec, Masks, Params
-
-Compressed = CSR | Block
 
 
 def compress(
@@ -45,9 +43,9 @@ def compress(
       True
     """
     size = _block_size(format)
-    apply(params, masks)  # checks the trees
 
-    def leaf(path: tuple[Any, ...], value: Any, mask: Any) -> Any:
+    def leaf(path: str, value: Any, mask: Any) -> Any:
+        trees.boolean(path, mask)
         if not trees.is_float(value) or mask is None:
             return value
         if isinstance(mask, jax.core.Tracer):
@@ -57,12 +55,11 @@ def compress(
             )
         if bool(mask.all()):
             return value
-        name = trees.name(path)
         if size is None:
-            return CSR.from_dense(value, mask, axes=axes, path=name)
-        return Block.from_dense(value, mask, size=size, axes=axes, path=name)
+            return CSR.from_dense(value, mask, axes=axes, path=path)
+        return Block.from_dense(value, mask, size=size, axes=axes, path=path)
 
-    return jax.tree.map_with_path(leaf, params, masks, is_leaf=lambda leaf: leaf is None)
+    return trees.map_arrays(leaf, params, masks, what="masks")
 
 
 def expand(params: Params) -> Params:
@@ -110,13 +107,8 @@ def with_values(params: Params, values: Params) -> Params:
     )
 
 
-def nbytes(params: Params) -> int:
-    """Bytes of all arrays, values and places."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-
-
 def _is_compressed(leaf: Any) -> bool:
-    return isinstance(leaf, Compressed)
+    return isinstance(leaf, _layout.Compressed)
 
 
 def _block_size(format: str) -> tuple[int, int] | None:
