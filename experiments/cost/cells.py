@@ -65,16 +65,15 @@ def _finish(lab: Lab, name: str, state: loop.TrainState) -> dict[str, Content]:
     lanes = lab.mine(0)
     curves = jax.device_get(state.tracked.curves)
     kept = {key: curves[key] for key in ("validation_accuracy", "density")}
-    kept["flops"] = np.stack(
-        [_flops(lab, name, cut(state, lanes), i, kept) for i in range(len(lab.site.keys))]
-    )
+    ours = cut((state.params, state.opt_state), lanes)
+    kept["flops"] = np.stack([_flops(lab, name, ours, i, kept) for i in range(len(lab.site.keys))])
     numbers = {"test_accuracy": lab.accuracy(state.params, "test"), "flops": kept["flops"][:, -1]}
     return {name: measured(name, lanes, numbers, kept, time=_times(lab, name))}
 
 
-def _flops(lab: Lab, name: str, state: loop.TrainState, i: int, curves: Any) -> np.ndarray:
+def _flops(lab: Lab, name: str, states: Any, i: int, curves: Any) -> np.ndarray:
     """FLOPs of the training so far at every measurement, those of dense training being 1."""
-    one = jax.tree.map(lambda leaf: leaf[i], (state.params, state.opt_state))
+    one = jax.tree.map(lambda leaf: leaf[i], states)
     masks = None if METHODS[name].dense else jaxsparse.get_masks(one[1], one[0])
     cost = analysis.flops(lab.network.apply, one[0], masks, lab.sets["test"].inputs[0, :1])
     every, sparsities = lab.settings.updates(_steps(lab)).every, 1 - curves["density"][i]
