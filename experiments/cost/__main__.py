@@ -2,7 +2,7 @@
 
     python -m experiments.cost --preset mnist --out docs/results/cost/mnist
 
-Takes about half an hour on 2 cores: LeNet-300-100 on MNIST at 95% sparsity, 20 epochs, dense
+Takes about ten minutes on 2 idle cores: LeNet-300-100 on MNIST at 95% sparsity, 20 epochs, dense
 training and seven methods, 3 replicates each. Without arguments a small study on the digits. Expect
 masked training to cost as much time as dense training or more, whatever its FLOPs say.
 """
