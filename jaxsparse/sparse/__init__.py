@@ -5,7 +5,14 @@ from jaxsparse.sparse._csr import CSR
 from jaxsparse.sparse._kernels import Backend, KernelError
 from jaxsparse.sparse._kernels import compiled as compiled_kernels
 from jaxsparse.sparse._layout import nbytes
-from jaxsparse.sparse.compression import compress, expand, values, with_values
+from jaxsparse.sparse.compression import (
+    compress,
+    expand,
+    fix_places,
+    free_places,
+    values,
+    with_values,
+)
 
 __all__ = [
     "CSR",
@@ -15,6 +22,8 @@ __all__ = [
     "compiled_kernels",
     "compress",
     "expand",
+    "fix_places",
+    "free_places",
     "nbytes",
     "values",
     "with_values",

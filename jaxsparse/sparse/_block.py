@@ -12,14 +12,10 @@ from jaxsparse.sparse import _layout
 from jaxsparse.types import Array, Axes, AxesSpec
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["inputs", "outputs", "order", "count"],
-    meta_fields=["shape", "axes", "size"],
-)
-@dataclasses.dataclass(frozen=True)
-class BlockPlaces:
-    """Where the living blocks of one kernel are. Integers only; nothing of it is trained.
+@_layout.register_places("inputs", "outputs", "order", "count")
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class BlockPlaces(_layout.Places):
+    """Where the living blocks of one kernel are.
 
     Attributes:
       inputs: int32 `(capacity,)`: the row of blocks of every block.
@@ -29,6 +25,7 @@ class BlockPlaces:
       shape: of the dense kernel.
       axes: what its axes mean.
       size: inputs and outputs of one block.
+      fixed: whether they belong to the structure of a tree.
     """
 
     inputs: Array
@@ -38,6 +35,7 @@ class BlockPlaces:
     shape: tuple[int, ...]
     axes: Axes
     size: tuple[int, int]
+    fixed: bool = False
 
 
 @functools.partial(
@@ -73,8 +71,8 @@ class Block(_layout.Compressed):
           mask: boolean, of its shape; blocks live or die as a whole.
           size: inputs and outputs of a block.
           axes: what the axes of the kernel mean; several inputs (and spatial axes) count as one.
-          capacity: how many blocks there is room for, at least as many as live; by default as many
-            as live. Needed where the mask is traced.
+          capacity: how many blocks there is room for, at least as many as live; then the places
+            are free, and the mask may be traced. None for as many as live, at fixed places.
           path: of the leaf, for messages and for axes by path.
 
         Raises:
@@ -102,6 +100,7 @@ class Block(_layout.Compressed):
         if not isinstance(mask, jax.core.Tracer):
             if not bool(jnp.all(pattern.spread(chosen, flat.shape, two) == alive)):
                 raise ValueError(f"mask: a block of {size} at {path!r} lives in part only.")
+        fixed = capacity is None
         capacity = _layout.room(chosen, capacity)
         where = jnp.nonzero(chosen.T, size=capacity, fill_value=(outputs // size[1], 0))
         blocks = flat.reshape(inputs // size[0], size[0], outputs // size[1], size[1])
@@ -119,7 +118,7 @@ class Block(_layout.Compressed):
             axes=named,
             size=size,
         )
-        return cls(found, places)
+        return cls(found, places.fix() if fixed else places)
 
     def spread(self, values: Array) -> Array:
         """A dense kernel with one value in the place of each living one, and zeros elsewhere."""

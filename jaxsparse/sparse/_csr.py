@@ -12,14 +12,10 @@ from jaxsparse.sparse import _kernels, _layout
 from jaxsparse.types import Array, Axes, AxesSpec
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["ends", "inputs", "ends_of_inputs", "outputs", "order"],
-    meta_fields=["shape", "axes"],
-)
-@dataclasses.dataclass(frozen=True)
-class CSRPlaces:
-    """Where the living weights of one kernel are. Integers only; nothing of it is trained.
+@_layout.register_places("ends", "inputs", "ends_of_inputs", "outputs", "order")
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class CSRPlaces(_layout.Places):
+    """Where the living weights of one kernel are.
 
     Attributes:
       ends: int32 `(outputs + 1,)`: the weights of output o are `ends[o] : ends[o + 1]`.
@@ -29,6 +25,7 @@ class CSRPlaces:
       order: int32 `(capacity,)`: which value belongs to each of `outputs`.
       shape: of the dense kernel.
       axes: what its axes mean.
+      fixed: whether they belong to the structure of a tree.
     """
 
     ends: Array
@@ -38,6 +35,7 @@ class CSRPlaces:
     order: Array
     shape: tuple[int, ...]
     axes: Axes
+    fixed: bool = False
 
 
 @functools.partial(
@@ -73,8 +71,8 @@ class CSR(_layout.Compressed):
           values: the kernel, of any floating type.
           mask: boolean, of its shape.
           axes: what its axes mean; several inputs (and spatial axes) count as one.
-          capacity: how many values there is room for, at least as many as live; by default as many
-            as live. Needed where the mask is traced.
+          capacity: how many values there is room for, at least as many as live; then the places
+            are free, and the mask may be traced. None for as many as live, at fixed places.
           path: of the leaf, for messages and for axes by path.
 
         Raises:
@@ -90,11 +88,12 @@ class CSR(_layout.Compressed):
         """
         values, mask, named = _layout.checked(values, mask, axes, capacity, path)
         alive = _layout.flat(mask, named).T
+        fixed = capacity is None
         places = _places(alive, values.shape, named, _layout.room(alive, capacity))
         rows = _rows_of(places)
         found = _layout.flat(values, named).T[jnp.minimum(rows, len(alive) - 1), places.inputs]
         found = jnp.where(rows < len(alive), found, jnp.zeros((), values.dtype))
-        return cls(found, places)
+        return cls(found, places.fix() if fixed else places)
 
     def spread(self, values: Array) -> Array:
         """A dense kernel with one value in the place of each living one, and zeros elsewhere."""

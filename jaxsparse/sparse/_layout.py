@@ -1,7 +1,11 @@
 """What all formats share: a kernel as a matrix, its checks, and what it says of itself."""
 
+import dataclasses
+import functools
+import hashlib
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,80 @@ from jaxsparse.axes import all_axes
 from jaxsparse.checks import check_size
 from jaxsparse.patterns import fan_in
 from jaxsparse.types import Array, Axes, AxesSpec
+
+
+class Places:
+    """Where the living weights of one kernel are: integers, of which nothing is trained.
+
+    Places are fixed or free. Fixed ones belong to the structure of the tree, as a shape does:
+    `jax.grad` and Optax meet the values alone, and a compiled function has the places in it. Free
+    ones are arrays, leaves of the tree beside the values, so that a compiled function takes other
+    places without compiling again.
+    """
+
+    shape: tuple[int, ...]
+    axes: Axes
+    fixed: bool
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """What tells fixed places from others."""
+        found = hashlib.sha256()
+        for name, value in vars(self).items():
+            found.update(f"{name} {getattr(value, 'shape', value)}".encode())
+            if isinstance(value, np.ndarray):
+                found.update(value.tobytes())
+        return found.digest()
+
+    def fix(self) -> Self:
+        """The same places, fixed.
+
+        Raises:
+          TypeError: they are traced.
+        """
+        if any(isinstance(value, jax.core.Tracer) for value in vars(self).values()):
+            raise TypeError("places that are traced cannot be fixed: they decide what is compiled.")
+        return self._as(np.asarray, fixed=True)
+
+    def free(self) -> Self:
+        """The same places, free."""
+        return self._as(jnp.asarray, fixed=False)
+
+    def _as(self, kind: Any, *, fixed: bool) -> Self:
+        arrays = {k: kind(v) for k, v in vars(self).items() if trees.is_array(v)}
+        return dataclasses.replace(self, **arrays, fixed=fixed)  # type: ignore[type-var]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape}, {'fixed' if self.fixed else 'free'})"
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, type(self)) and self.digest == other.digest)
+
+
+def register_places(*leaves: str) -> Callable[[type], type]:
+    """Makes a frozen dataclass of places a pytree with these leaves, while they move."""
+
+    def register(cls: Any) -> type:
+        rest = [field.name for field in dataclasses.fields(cls) if field.name not in leaves]
+
+        def flatten(places: Any) -> tuple[Any, Any]:
+            if places.fixed:
+                return (), places
+            children = [(jax.tree_util.GetAttrKey(name), getattr(places, name)) for name in leaves]
+            return children, tuple(getattr(places, name) for name in rest)
+
+        def unflatten(aux: Any, children: Any) -> Any:
+            if isinstance(aux, cls):
+                return aux
+            return cls(**dict(zip((*leaves, *rest), (*children, *aux), strict=True)))
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+        return cls
+
+    return register
 
 
 class Compressed:
@@ -52,13 +130,34 @@ class Compressed:
         """Bytes that are kept: values and places."""
         return nbytes(self)
 
+    def fix(self) -> Self:
+        """The same kernel with fixed places; see `Places`."""
+        return dataclasses.replace(self, places=self.places.fix())  # type: ignore[type-var]
+
+    def free(self) -> Self:
+        """The same kernel with free places; see `Places`."""
+        return dataclasses.replace(self, places=self.places.free())  # type: ignore[type-var]
+
     def __rmatmul__(self, x: Array) -> Array:
         return self.product(x)
 
 
+def is_compressed(leaf: Any) -> bool:
+    """Whether it is a compressed kernel; the `is_leaf` of trees that hold some."""
+    return isinstance(leaf, Compressed)
+
+
+def map_compressed(function: Callable[[Any], Any], params: Any) -> Any:
+    """The tree with every compressed kernel replaced by what the function makes of it."""
+    return jax.tree.map(
+        lambda leaf: function(leaf) if is_compressed(leaf) else leaf, params, is_leaf=is_compressed
+    )
+
+
 def nbytes(params: Any) -> int:
-    """Bytes of all arrays, values and places."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    """Bytes of all arrays, values and places, fixed ones among them."""
+    free = map_compressed(lambda kernel: kernel.free(), params)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(free))
 
 
 def no_gradient(places: Any) -> Any:

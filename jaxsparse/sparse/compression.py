@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from jaxsparse import trees
-from jaxsparse.sparse import _layout
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._csr import CSR
+from jaxsparse.sparse._layout import is_compressed, map_compressed
 from jaxsparse.types import AxesSpec, Masks, Params
 
 
@@ -24,23 +24,26 @@ def compress(
       axes: what the axes of the kernels mean.
 
     Returns:
-      The same structure, `CSR` or `Block` in the place of sparse leaves. A function that multiplies
-      by them, `x @ kernel`, needs no change.
+      The same structure, `CSR` or `Block` at fixed places where a leaf is sparse: `jax.grad`, Optax
+      and `jax.tree.map` meet the living values alone. A function that multiplies by the kernels,
+      `x @ kernel`, needs no change.
 
     Raises:
       ValueError: an unknown format, trees that differ, or a mask that the format cannot hold.
       TypeError: masks that are not boolean, or that are traced.
 
     Example:
-      >>> import jax.numpy as jnp, jaxsparse
+      >>> import jax, jax.numpy as jnp, jaxsparse, optax
       >>> params = {"kernel": jnp.arange(64.0).reshape(8, 8), "bias": jnp.ones(8)}
       >>> masks = jaxsparse.prune_by_magnitude(params, 0.75)
       >>> small = compress(params, masks)
       >>> small["kernel"].values.shape, small["bias"].shape
       ((16,), (8,))
-      >>> x = jnp.ones((2, 8))
-      >>> bool(jnp.all(x @ small["kernel"] == x @ expand(small)["kernel"]))
-      True
+      >>> loss = lambda params: jnp.sum((jnp.ones((2, 8)) @ params["kernel"]) ** 2)
+      >>> tx = optax.adam(0.1)
+      >>> updates, state = tx.update(jax.grad(loss)(small), tx.init(small), small)
+      >>> optax.apply_updates(small, updates)["kernel"].shape
+      (8, 8)
     """
     size = _block_size(format)
 
@@ -64,22 +67,44 @@ def compress(
 
 def expand(params: Params) -> Params:
     """The dense parameters again, zero where no weight lives."""
-    return jax.tree.map(
-        lambda leaf: leaf.to_dense() if _is_compressed(leaf) else leaf,
-        params,
-        is_leaf=_is_compressed,
-    )
+    return map_compressed(lambda kernel: kernel.to_dense(), params)
+
+
+def fix_places(params: Params) -> Params:
+    """Compressed parameters with fixed places: part of the structure of the tree, as `compress`
+    makes them.
+
+    Raises:
+      TypeError: places are traced.
+    """
+    return map_compressed(lambda kernel: kernel.fix(), params)
+
+
+def free_places(params: Params) -> Params:
+    """Compressed parameters with free places: arrays, leaves of the tree.
+
+    For saving whole kernels in a checkpoint, for arguments of a compiled function that is to take
+    other places without compiling again, and for parameters stacked under `scan` or `vmap`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxsparse
+      >>> dense = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+      >>> params = compress(dense, jaxsparse.prune_by_magnitude(dense, 0.75))
+      >>> len(jax.tree.leaves(params)), len(jax.tree.leaves(free_places(params)))
+      (1, 6)
+    """
+    return map_compressed(lambda kernel: kernel.free(), params)
 
 
 def values(params: Params) -> Params:
-    """What is trained: the living values in the place of compressed leaves.
+    """The living values in the place of compressed leaves, whether places are fixed or free.
 
-    Any optimizer takes this tree, and nothing in it has the size of a dense kernel.
+    What is differentiated and optimized where places are free: `jax.grad` takes no integers.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxsparse, optax
       >>> dense = {"kernel": jnp.arange(16.0).reshape(4, 4)}
-      >>> params = compress(dense, jaxsparse.prune_by_magnitude(dense, 0.75))
+      >>> params = free_places(compress(dense, jaxsparse.prune_by_magnitude(dense, 0.75)))
       >>> x, tx = jnp.ones((2, 4)), optax.adam(0.1)
       >>> loss = lambda living: jnp.sum((x @ with_values(params, living)["kernel"]) ** 2)
       >>> living = values(params)
@@ -87,9 +112,7 @@ def values(params: Params) -> Params:
       >>> updates["kernel"].shape
       (4,)
     """
-    return jax.tree.map(
-        lambda leaf: leaf.values if _is_compressed(leaf) else leaf, params, is_leaf=_is_compressed
-    )
+    return map_compressed(lambda kernel: kernel.values, params)
 
 
 def with_values(params: Params, values: Params) -> Params:
@@ -100,15 +123,11 @@ def with_values(params: Params, values: Params) -> Params:
       values: in the structure that the function `values` gives.
     """
     return jax.tree.map(
-        lambda leaf, new: type(leaf)(new, leaf.places) if _is_compressed(leaf) else new,
+        lambda leaf, new: type(leaf)(new, leaf.places) if is_compressed(leaf) else new,
         params,
         values,
-        is_leaf=_is_compressed,
+        is_leaf=is_compressed,
     )
-
-
-def _is_compressed(leaf: Any) -> bool:
-    return isinstance(leaf, _layout.Compressed)
 
 
 def _block_size(format: str) -> tuple[int, int] | None:
