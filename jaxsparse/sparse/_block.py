@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import patterns
 from jaxsparse.sparse import _layout
+from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
 
 
@@ -157,33 +157,29 @@ class Block(_layout.Compressed):
         rows = _layout.as_rows(x, inputs)
         tiles = rows.reshape(rows.shape[0], -1, self.places.size[0]).transpose(1, 0, 2)
         kind = jnp.promote_types(x.dtype, self.dtype)
-        y = _product(outputs, self.values.astype(kind), tiles.astype(kind), self.places)
+        shape = (outputs // self.places.size[1], rows.shape[0], self.places.size[1])
+        living = self.values.astype(kind)
+        y = _PRODUCT.product(None, shape, self.places, living, tiles.astype(kind))
         return y.transpose(1, 0, 2).reshape(*x.shape[:-1], outputs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(outputs: int, values: Array, x: Array, places: BlockPlaces) -> Array:
+def _forward(_: None, shapes: Shapes, places: BlockPlaces, values: Array, x: Array) -> Array:
     """`(rows of blocks, batch, inputs of one) -> (columns of blocks, batch, outputs of one)`."""
     each = jnp.einsum("nbi,nio->nbo", x[places.inputs], values)
-    columns = outputs // places.size[1]
-    return jax.ops.segment_sum(each, places.outputs, columns, indices_are_sorted=True)
+    return jax.ops.segment_sum(each, places.outputs, shapes.g.shape[0], indices_are_sorted=True)
 
 
-def _forward(outputs: int, values: Array, x: Array, places: BlockPlaces) -> tuple[Array, Any]:
-    return _product(outputs, values, x, places), (values, x, places)
+def _backward(_: None, shapes: Shapes, places: BlockPlaces, values: Array, grads: Array) -> Array:
+    order = places.order
+    each = jnp.einsum("nbo,nio->nbi", grads[places.outputs[order]], values[order])
+    rows = places.inputs[order]
+    return jax.ops.segment_sum(each, rows, shapes.x.shape[0], indices_are_sorted=True)
 
 
-def _backward(outputs: int, residuals: Any, grads: Array) -> tuple[Array, Array, Any]:
-    values, x, places = residuals
-    of_blocks = grads[places.outputs]
-    by_value = jnp.einsum("nbi,nbo->nio", x[places.inputs], of_blocks)
-    living = jnp.arange(len(values)) < places.count
-    by_value = jnp.where(living[:, None, None], by_value, jnp.zeros((), by_value.dtype))
-    each = jnp.einsum("nbo,nio->nbi", of_blocks[places.order], values[places.order])
-    rows = places.inputs[places.order]
-    by_input = jax.ops.segment_sum(each, rows, x.shape[0], indices_are_sorted=True)
-    none = _layout.no_gradient(places)
-    return by_value, by_input, none
+def _of_values(_: None, shapes: Shapes, places: BlockPlaces, x: Array, grads: Array) -> Array:
+    found = jnp.einsum("nbi,nbo->nio", x[places.inputs], grads[places.outputs])
+    living = jnp.arange(len(found)) < places.count
+    return jnp.where(living[:, None, None], found, jnp.zeros((), found.dtype))
 
 
-_product.defvjp(_forward, _backward)
+_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import sparse as jax_sparse
 
 from jaxsparse.sparse import _kernels, _layout
+from jaxsparse.sparse._trilinear import Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
 
 
@@ -157,29 +158,19 @@ class CSR(_layout.Compressed):
         out = jnp.promote_types(x.dtype, self.dtype)
         kind = jnp.promote_types(out, jnp.float32)
         fast = _kernels.choose(via) and kind == jnp.float32
-        y = _product(fast, self.values.astype(kind), x.astype(kind), self.places)
-        return y.astype(out)
+        shape = (len(self.places.ends) - 1, x.shape[1])
+        living = self.values.astype(kind)
+        return _PRODUCT.product(fast, shape, self.places, living, x.astype(kind)).astype(out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(fast: bool, values: Array, x: Array, places: CSRPlaces) -> Array:
+def _forward(fast: bool, _: Any, places: CSRPlaces, values: Array, x: Array) -> Array:
     """`(inputs, batch) -> (outputs, batch)`."""
-    empty = jnp.zeros(0, jnp.int32)
-    return _times(fast, (places.ends, places.inputs, empty), values, x)
+    return _times(fast, (places.ends, places.inputs, jnp.zeros(0, jnp.int32)), values, x)
 
 
-def _forward(fast: bool, values: Array, x: Array, places: CSRPlaces) -> tuple[Array, Any]:
-    return _product(fast, values, x, places), (values, x, places)
-
-
-def _backward(fast: bool, residuals: Any, grads: Array) -> tuple[Array, Array, Any]:
-    values, x, places = residuals
-    transposed = places.ends_of_inputs, places.outputs, places.order
-    none = _layout.no_gradient(places)
-    return _of_values(fast, places, x, grads), _times(fast, transposed, values, grads), none
-
-
-_product.defvjp(_forward, _backward)
+def _backward(fast: bool, _: Any, places: CSRPlaces, values: Array, grads: Array) -> Array:
+    """`(outputs, batch) -> (inputs, batch)`."""
+    return _times(fast, (places.ends_of_inputs, places.outputs, places.order), values, grads)
 
 
 def _times(fast: bool, rows: tuple[Array, Array, Array], values: Array, x: Array) -> Array:
@@ -195,7 +186,7 @@ def _times(fast: bool, rows: tuple[Array, Array, Array], values: Array, x: Array
     return matrix @ x
 
 
-def _of_values(fast: bool, places: CSRPlaces, x: Array, grads: Array) -> Array:
+def _of_values(fast: bool, _: Any, places: CSRPlaces, x: Array, grads: Array) -> Array:
     """The gradient of the values: of each the inner product of its input and its output."""
     if fast:
         shape = jax.ShapeDtypeStruct(places.inputs.shape, x.dtype)
@@ -206,6 +197,9 @@ def _of_values(fast: bool, places: CSRPlaces, x: Array, grads: Array) -> Array:
         found = (grads @ x.T)[jnp.minimum(rows, grads.shape[0] - 1), places.inputs]
     living = jnp.arange(len(places.inputs)) < places.ends[-1]
     return jnp.where(living, found, jnp.zeros((), found.dtype))
+
+
+_PRODUCT = Trilinear("csr_product", _forward, _backward, _of_values, folds=(1, 1))
 
 
 def _places(alive: Array, shape: tuple[int, ...], axes: Axes, capacity: int) -> CSRPlaces:

@@ -271,3 +271,51 @@ def test_a_kernel_that_is_not_there(monkeypatch, tmp_path):
         finally:
             _kernels.compiled.cache_clear()
     assert not list(tmp_path.glob("*.so"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_forward_mode_and_second_derivatives(name):
+    """Of a loss with both operands: Hessian-vector products, forward over reverse and back."""
+    values, mask = masked(name)
+    kernel = FORMATS[name][1](values, mask)
+    x = jax.random.normal(jax.random.key(1), (5, 16))
+
+    def of(living, x):
+        return jnp.sum(jnp.tanh(x @ dataclasses.replace(kernel, values=living)) ** 2)
+
+    def reference(living, x):
+        return jnp.sum(jnp.tanh(x @ kernel.spread(living)) ** 2)
+
+    at = kernel.values, x
+    along = jax.tree.map(lambda leaf: jnp.cos(leaf + 1), at)
+    for twice in (
+        lambda f: jax.jvp(jax.grad(f, (0, 1)), at, along),
+        lambda f: jax.grad(lambda *a: jax.jvp(f, a, along)[1], (0, 1))(*at),
+    ):
+        for found, want in zip(
+            jax.tree.leaves(twice(of)), jax.tree.leaves(twice(reference)), strict=True
+        ):
+            np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_fixed_places_leave_values_alone_to_the_optimizer(name):
+    values, mask = masked(name)
+    params = {"kernel": FORMATS[name][1](values, mask), "bias": jnp.zeros(24)}
+    x = jnp.ones((3, 16))
+
+    def loss(params):
+        return jnp.sum((x @ params["kernel"] + params["bias"]) ** 2)
+
+    tx = optax.adamw(0.1)
+    updates, _ = jax.jit(tx.update)(jax.grad(loss)(params), tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    assert jax.tree.structure(after) == jax.tree.structure(params)
+    assert not bool(jnp.any(jnp.where(mask, 0.0, after["kernel"].to_dense())))
+    free = sparse.free_places(params)
+    assert len(jax.tree.leaves(free)) > len(jax.tree.leaves(params))
+    assert jax.tree.structure(sparse.fix_places(free)) == jax.tree.structure(params)
+    other = {"kernel": FORMATS[name][1](values, masked(name, seed=3)[1]), "bias": jnp.zeros(24)}
+    assert jax.tree.structure(other) != jax.tree.structure(params)
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(sparse.fix_places)(free)
