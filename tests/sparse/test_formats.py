@@ -307,7 +307,7 @@ def test_fixed_places_leave_values_alone_to_the_optimizer(name):
     def loss(params):
         return jnp.sum((x @ params["kernel"] + params["bias"]) ** 2)
 
-    tx = optax.adamw(0.1)
+    tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
     updates, _ = jax.jit(tx.update)(jax.grad(loss)(params), tx.init(params), params)
     after = optax.apply_updates(params, updates)
     assert jax.tree.structure(after) == jax.tree.structure(params)
