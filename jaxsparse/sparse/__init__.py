@@ -4,7 +4,8 @@ from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._csr import CSR
 from jaxsparse.sparse._kernels import Backend, KernelError
 from jaxsparse.sparse._kernels import compiled as compiled_kernels
-from jaxsparse.sparse._layout import nbytes
+from jaxsparse.sparse._layout import is_compressed, nbytes
+from jaxsparse.sparse.accelerate import accelerate
 from jaxsparse.sparse.compression import (
     compress,
     expand,
@@ -19,11 +20,13 @@ __all__ = [
     "Backend",
     "Block",
     "KernelError",
+    "accelerate",
     "compiled_kernels",
     "compress",
     "expand",
     "fix_places",
     "free_places",
+    "is_compressed",
     "nbytes",
     "values",
     "with_values",

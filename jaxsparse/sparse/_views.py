@@ -1,0 +1,163 @@
+"""A compressed kernel as a model sees it: transposed and reshaped, but never made dense."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxsparse.sparse._layout import Compressed
+from jaxsparse.types import Array
+
+
+class Atom(NamedTuple):
+    """One factor of the size of one axis of a kernel.
+
+    Attributes:
+      axis: of the dense kernel.
+      stride: how many elements of that axis one step goes on.
+      size: how many steps there are.
+    """
+
+    axis: int
+    stride: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A kernel whose axes were permuted, split and merged.
+
+    Attributes:
+      name: the path of the leaf.
+      kernel: the leaf; its values may have been cast or scaled.
+      dims: for every axis of the view the factors that it is made of, the slowest first.
+    """
+
+    name: str
+    kernel: Any
+    dims: tuple[tuple[Atom, ...], ...]
+
+    @classmethod
+    def of(cls, name: str, kernel: Compressed) -> "View":
+        """The kernel as it is."""
+        return cls(name, kernel, tuple(_whole(axis, n) for axis, n in enumerate(kernel.shape)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(math.prod(atom.size for atom in dim) for dim in self.dims)
+
+    @property
+    def whole(self) -> bool:
+        """Whether no axis was permuted, split or merged."""
+        return self.dims == View.of(self.name, self.kernel).dims
+
+    def with_values(self, values: Array) -> "View":
+        return dataclasses.replace(self, kernel=dataclasses.replace(self.kernel, values=values))
+
+    def with_dims(self, dims: Sequence[tuple[Atom, ...]]) -> "View":
+        return dataclasses.replace(self, dims=tuple(dims))
+
+    def reshaped(self, sizes: Sequence[int]) -> "View | None":
+        """None where an axis would have to be cut between its factors."""
+        left = [atom for dim in self.dims for atom in dim][::-1]
+        dims = []
+        for size in sizes:
+            taken = []
+            while size > 1:
+                atom = left.pop()
+                if size % atom.size == 0:
+                    taken.append(atom)
+                    size //= atom.size
+                elif atom.size % size == 0:
+                    rest = atom.size // size
+                    taken.append(Atom(atom.axis, atom.stride * rest, size))
+                    left.append(Atom(atom.axis, atom.stride, rest))
+                    size = 1
+                else:
+                    return None
+            dims.append(tuple(taken))
+        return self.with_dims(dims)
+
+    def layer(self, kernel: Compressed) -> "View | None":
+        """The view of one layer of a kernel that is stacked along its first axis only, whatever
+        was done to the other axes; None where the stack is no longer in front."""
+        first, *rest = self.dims
+        if self.kernel.places.axes.stacked != (0,) or first != _whole(0, self.kernel.shape[0]):
+            return None
+        dims = [tuple(a._replace(axis=a.axis - 1) for a in dim) for dim in rest]
+        return View(self.name, kernel, tuple(dims))
+
+    def dense(self) -> Array:
+        """The dense array that the view stands for."""
+        atoms = [atom for dim in self.dims for atom in dim]
+        order = sorted(atoms, key=_order)
+        split = self.kernel.to_dense().reshape([atom.size for atom in order])
+        return jnp.transpose(split, [order.index(a) for a in atoms]).reshape(self.shape)
+
+    def times(
+        self, x: Array, contracted: tuple[Sequence[int], Sequence[int]], batch: tuple[Any, Any]
+    ) -> Array | None:
+        """What `lax.dot_general` makes of the view and an array.
+
+        Args:
+          x: the array.
+          contracted: axes of the view and of x that are summed over.
+          batch: axes of the view and of x that are common to both.
+
+        Returns:
+          An array of the common axes, those of the view that are left, and those of x that are
+          left; None where the product contracts neither all inputs nor all outputs.
+        """
+        axes, shape = self.kernel.places.axes, self.kernel.shape
+        free = [d for d in range(len(self.dims)) if d not in (*contracted[0], *batch[0])]
+        summed, common, left = (
+            [atom for d in dims for atom in self.dims[d]]
+            for dims in (contracted[0], batch[0], free)
+        )
+        inputs = {a for a in range(len(shape)) if a not in axes.outputs + axes.stacked}
+        if not _covers(common, set(axes.stacked), shape):
+            return None
+        if _covers(summed, inputs, shape) and _covers(left, set(axes.outputs), shape):
+            product = self.kernel.product
+        elif _covers(summed, set(axes.outputs), shape) and _covers(left, inputs, shape):
+            product = self.kernel.product_transposed
+        else:
+            return None
+        others = [d for d in range(x.ndim) if d not in (*contracted[1], *batch[1])]
+        x = jnp.transpose(x, (*batch[1], *others, *contracted[1]))
+        rest = x.shape[len(batch[1]) : x.ndim - len(contracted[1])]
+        x = x.reshape(*(a.size for a in common), *rest, *(a.size for a in summed))
+        start, end = len(common), len(common) + len(rest)
+        last = [end + i for i in _sorting(summed)]
+        x = jnp.transpose(x, (*_sorting(common), *range(start, end), *last))
+        stack = [a.size for a in sorted(common, key=_order)]
+        sizes = [shape[a] for a in axes.stacked]
+        y = product(x.reshape(*sizes, math.prod(rest), math.prod(a.size for a in summed)))
+        y = y.reshape(*stack, math.prod(rest), *(a.size for a in sorted(left, key=_order)))
+        back, after = _inverse(_sorting(common)), _inverse(_sorting(left))
+        y = jnp.transpose(y, (*back, *(len(back) + 1 + i for i in after), len(back)))
+        return y.reshape(*(self.shape[d] for d in (*batch[0], *free)), *rest)
+
+
+def _whole(axis: int, size: int) -> tuple[Atom, ...]:
+    return (Atom(axis, 1, size),) if size > 1 else ()
+
+
+def _order(atom: Atom) -> tuple[int, int]:
+    return atom.axis, -atom.stride
+
+
+def _sorting(atoms: list[Atom]) -> list[int]:
+    return sorted(range(len(atoms)), key=lambda i: _order(atoms[i]))
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return [order.index(i) for i in range(len(order))]
+
+
+def _covers(atoms: list[Atom], axes: set[int], shape: tuple[int, ...]) -> bool:
+    """Whether these factors make up exactly these axes."""
+    size = math.prod(atom.size for atom in atoms)
+    return {atom.axis for atom in atoms} <= axes and size == math.prod(shape[a] for a in axes)

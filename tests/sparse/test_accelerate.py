@@ -1,0 +1,255 @@
+"""Functions of compressed kernels against the same functions of the masked dense ones."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxsparse
+from jaxsparse import sparse
+
+
+def close(found, want, rtol=2e-4, atol=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def compressed(params, sparsity=0.7, axes=None, **options):
+    masks = jaxsparse.prune_by_magnitude(params, sparsity, axes=axes, **options)
+    small = sparse.compress(params, masks, axes=axes or "flax")
+    assert any(
+        sparse.is_compressed(x) for x in jax.tree.leaves(small, is_leaf=sparse.is_compressed)
+    )
+    return small
+
+
+def agrees(function, small, *args):
+    """Values and gradients of a scalar function, eager and compiled, compressed and dense."""
+    dense = sparse.expand(small)
+    value, grads = jax.value_and_grad(function)(dense, *args)
+    for fast in (sparse.accelerate(function), jax.jit(sparse.accelerate(function))):
+        found, moved = jax.value_and_grad(fast)(small, *args)
+        close(found, value)
+        spread = jax.tree.map(lambda k: k.mask if sparse.is_compressed(k) else jnp.ones_like(k, bool),
+                              small, is_leaf=sparse.is_compressed)  # fmt: skip
+        close(sparse.expand(moved), jaxsparse.apply(grads, spread))
+
+
+X = jax.random.normal(jax.random.key(9), (6, 12))
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "function"),
+    {
+        "left": ((12, 8), "flax", lambda w: w.T @ X.T),
+        "einsum": ((12, 8), "flax", lambda w: jnp.einsum("io,bi->ob", w, X)),
+        "equinox": ((8, 12), "equinox", lambda w: jax.vmap(lambda x: w @ x)(X)),
+        "transposed product": ((8, 12), "flax", lambda w: X @ w.T),
+        "cast": ((12, 8), "flax", lambda w: X.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)),
+        "scaled": ((12, 8), "flax", lambda w: X @ (-w * jnp.float32(3) / 2.0)),
+        "reshaped": ((12, 8), "flax", lambda w: jnp.einsum("bi,iho->bho", X, w.reshape(12, 2, 4))),
+        "heads": ((12, 2, 4), "qkv", lambda w: jnp.einsum("bi,iho->hbo", X, w)),
+        "heads out": (
+            (3, 4, 8),
+            "attention_out",
+            lambda w: jnp.einsum("bhi,hio->bo", X.reshape(6, 3, 4), w),
+        ),
+        "split and joined": (
+            (12, 8),
+            "flax",
+            lambda w: (
+                X @ w.reshape(3, 4, 2, 4).transpose(2, 0, 1, 3).transpose(1, 2, 0, 3).reshape(12, 8)
+            ),
+        ),
+        "one row": ((12, 8), "flax", lambda w: X[0] @ w),
+        "a batch of two axes": ((12, 8), "flax", lambda w: X.reshape(2, 3, 12) @ w),
+        "penalty": ((12, 8), "flax", lambda w: X @ w + jnp.sum(w**2) + jnp.sum(jnp.abs(w))),
+    }.values(),
+    ids=str,
+)
+def test_products(shape, axes, function):
+    small = compressed({"kernel": normal(0, *shape)}, axes=axes)
+
+    def loss(params):
+        return jnp.sum(jnp.sin(function(params["kernel"]).astype(jnp.float32)))
+
+    tolerance = 2e-2 if "bfloat16" in str(jax.make_jaxpr(function)(normal(0, *shape))) else 2e-4
+    dense = sparse.expand(small)
+    close(sparse.accelerate(loss)(small), loss(dense), rtol=tolerance)
+    found = sparse.expand(jax.jit(jax.grad(sparse.accelerate(loss)))(small))
+    want = jnp.where(small["kernel"].mask, jax.grad(loss)(dense)["kernel"], 0.0)
+    close(found["kernel"], want, rtol=tolerance, atol=10 * tolerance)
+
+
+def mlp(params, x):
+    h = jax.nn.relu(x @ params["fc1"]["kernel"] + params["fc1"]["bias"])
+    return jnp.mean((h @ params["fc2"]["kernel"]) ** 2)
+
+
+MLP = {
+    "fc1": {"kernel": normal(1, 12, 16), "bias": normal(2, 16)},
+    "fc2": {"kernel": normal(3, 16, 4)},
+}
+
+
+def test_inside_checkpoint_jit_cond_and_while():
+    def loss(params, x):
+        inner = jax.checkpoint(jax.jit(mlp))
+        once = jax.lax.cond(x[0, 0] > 0, lambda p: inner(p, x), lambda p: 2 * inner(p, x), params)
+        turns = jax.lax.scan(lambda c, x: (c + mlp(params, x), c), once, jnp.stack([x, 2 * x]))[0]
+        return turns
+
+    agrees(loss, compressed(MLP), X)
+
+    def until(params, x):
+        body = lambda c: (c[0] + 1, jnp.tanh(c[1] @ params["kernel"]))  # noqa: E731
+        return jax.lax.while_loop(lambda c: c[0] < 3, body, (0, x))[1]
+
+    small = compressed({"kernel": normal(1, 12, 12)})
+    close(sparse.accelerate(until)(small, X), until(sparse.expand(small), X))
+
+
+def test_vmap_and_scan_around_and_forward_mode():
+    small = compressed(MLP)
+    fast, dense = sparse.accelerate(mlp), sparse.expand(small)
+    close(jax.vmap(fast, (None, 0))(small, X[:, None]), jax.vmap(mlp, (None, 0))(dense, X[:, None]))
+    along = jax.tree.map(jnp.ones_like, small)
+    found = jax.jvp(lambda p: fast(p, X), (small,), (along,))
+    close(found, jax.jvp(lambda p: mlp(p, X), (dense,), (sparse.expand(along),)))
+
+
+def test_linen():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.LayerNorm()(nn.Dense(16)(x)))
+            x = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)(x[None])[0]
+            return jnp.mean(nn.Dense(3, dtype=jnp.bfloat16)(x).astype(jnp.float32) ** 2)
+
+    model = Model()
+    params = model.init(jax.random.key(0), X)["params"]
+    masks = jaxsparse.prune_by_magnitude(params, 0.6)
+    small = sparse.compress(params, masks, axes=None)
+    with jax.numpy_dtype_promotion("standard"):
+        fast = sparse.accelerate(lambda p, x: model.apply({"params": p}, x))
+        value, grads = jax.value_and_grad(fast)(small, X)
+        dense = jax.value_and_grad(lambda p: model.apply({"params": p}, X))(sparse.expand(small))
+    close(value, dense[0], rtol=2e-2)
+    close(sparse.expand(grads), jaxsparse.apply(dense[1], masks), rtol=2e-2, atol=2e-3)
+
+
+def test_nnx_with_batch_norm_and_dropout():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.fc1 = nnx.Linear(12, 16, rngs=rngs)
+            self.norm = nnx.BatchNorm(16, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.fc2 = nnx.Linear(16, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.fc2(self.dropout(nnx.relu(self.norm(self.fc1(x)))))
+
+    graph, params, rest = nnx.split(Model(nnx.Rngs(0)), nnx.Param, ...)
+    params = nnx.to_pure_dict(params)
+    masks = jaxsparse.prune_by_magnitude(params, 0.7)
+    small = sparse.compress(params, masks)
+
+    def loss(params, rest, x):
+        model = nnx.merge(graph, params, rest)
+        value = jnp.mean(model(x) ** 2)
+        return value, nnx.split(model, nnx.Param, ...)[2]
+
+    fast = jax.jit(jax.value_and_grad(sparse.accelerate(loss), has_aux=True))
+    with jax.numpy_dtype_promotion("standard"):
+        (value, after), grads = fast(small, rest, X)
+        (want, state), full = jax.value_and_grad(jax.jit(loss), has_aux=True)(
+            sparse.expand(small), rest, X
+        )
+    close(value, want)
+    close(nnx.to_pure_dict(after)["norm"], nnx.to_pure_dict(state)["norm"])
+    close(sparse.expand(grads), jaxsparse.apply(full, masks))
+
+
+def test_equinox_modules():
+    model = eqx.nn.MLP(12, 4, 16, 2, key=jax.random.key(0))
+    arrays, static = eqx.partition(model, eqx.is_array)
+    masks = jaxsparse.prune_by_magnitude(arrays, 0.7, axes="equinox")
+    small = eqx.combine(
+        sparse.compress(arrays, masks, axes="equinox"), static, is_leaf=sparse.is_compressed
+    )
+
+    def loss(model, x):
+        return jnp.mean(jax.vmap(model)(x) ** 2)
+
+    want = loss(eqx.combine(jaxsparse.apply(arrays, masks), static), X)
+    close(sparse.accelerate(loss)(small, X), want)
+    close(eqx.filter_jit(sparse.accelerate(loss))(small, X), want)
+
+
+def test_trains_with_any_optimizer():
+    small, tx = compressed(MLP), optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.9))
+    dense, masks = sparse.expand(small), jaxsparse.prune_by_magnitude(MLP, 0.7)
+
+    def run(loss, params, tx):
+        @jax.jit
+        def step(params, state):
+            updates, state = tx.update(jax.grad(loss)(params, X), state, params)
+            return optax.apply_updates(params, updates), state
+
+        state = tx.init(params)
+        for _ in range(5):
+            params, state = step(params, state)
+        return params
+
+    found = run(sparse.accelerate(mlp), small, tx)
+    want = run(mlp, dense, jaxsparse.fixed(tx, masks=masks, key=0))
+    close(sparse.expand(found), want)
+
+
+def test_what_no_kernel_has_is_an_error_that_names_the_leaf():
+    small = compressed(MLP)
+
+    def loss(params, x):
+        return mlp(params, x) + jnp.max(params["fc2"]["kernel"])
+
+    with pytest.raises(ValueError, match=r"reduce_max of \(16, 4\).*'fc2/kernel'"):
+        sparse.accelerate(loss)(small, X)
+    dense = sparse.accelerate(loss, fallback="dense")
+    close(dense(small, X), loss(sparse.expand(small), X))
+    with pytest.raises(ValueError, match="'fc2/kernel'"):
+        sparse.accelerate(lambda p: p["fc2"]["kernel"].T)(small)
+    with pytest.raises(ValueError, match="fallback"):
+        sparse.accelerate(loss, fallback="quiet")
+
+
+def test_nothing_dense_is_made():
+    """No array of a kernel's size is in the compiled step."""
+    small = {
+        "kernel": sparse.compress({"k": normal(0, 300, 700)}, {"k": normal(1, 300, 700) > 2})["k"]
+    }
+
+    def loss(params, x):
+        return jnp.sum((x @ params["kernel"]) ** 2)
+
+    grad = jax.jit(jax.grad(sparse.accelerate(loss)))
+    text = grad.lower(small, jnp.ones((2, 300))).compile().as_text()
+    assert "300,700" not in text and "700,300" not in text
+
+
+def test_returned_parameters_and_python_arguments():
+    small = compressed(MLP)
+
+    def step(params, x, times, name="a"):
+        return params, mlp(params, x) * float(times) if name == "a" else 0
+
+    params, value = sparse.accelerate(step)(small, X, 3, name="a")
+    assert jax.tree.structure(params) == jax.tree.structure(small)
+    close(value, 3 * mlp(sparse.expand(small), X))
