@@ -25,7 +25,9 @@ class Met(NamedTuple):
       operation: the primitive and the shapes of its operands.
       x: what it was multiplied with, as a `jax.ShapeDtypeStruct`; None for other operations.
       sparse: whether the kernel's own product was taken; else it was made dense.
-      run: the operation as a function of the kernel and x, to measure it by.
+      product: `(kernel, x) -> y`, to measure it by.
+      dense: `(array, x) -> y`, the same with a dense array of the shape that the function sees.
+      view: makes the kernel that array.
     """
 
     name: str
@@ -33,7 +35,9 @@ class Met(NamedTuple):
     operation: str
     x: Any
     sparse: bool
-    run: Callable[..., Any]
+    product: Callable[..., Any] | None = None
+    dense: Callable[..., Any] | None = None
+    view: Callable[..., Any] | None = None
 
 
 class Interpreter:
@@ -73,25 +77,34 @@ class Interpreter:
         elif kind in _rules.VIEWS:
             found = _rules.VIEWS[kind](bind, eqn, *inputs)
         elif kind in _rules.PRODUCTS:
-            found = self._product(eqn, *inputs)
+            found = self._product(bind, eqn, *inputs)
         return bind(self._arrays(eqn, inputs)) if found is None else found
 
-    def _product(self, eqn: Any, left: Any, right: Any) -> list[Any] | None:
+    def _product(self, bind: Any, eqn: Any, left: Any, right: Any) -> list[Any] | None:
         """A product of a view and an array, if the kernel has it."""
         if isinstance(left, View) and isinstance(right, View):
             return None
         view, x = (left, right) if isinstance(left, View) else (right, left)
         first = view is left
 
-        def run(kernel: Any, x: Any) -> Any:
-            same = View(view.name, kernel, view.dims)
-            return _rules.PRODUCTS[eqn.primitive.name](eqn, same, x, first)
+        def product(kernel: Any, x: Any) -> Any:
+            return _rules.PRODUCTS[eqn.primitive.name](eqn, view.on(kernel), x, first)
 
-        y = run(view.kernel, x)
+        y = product(view.kernel, x)
         if y is None:
             return None
-        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        self.met.append(Met(view.name, view.kernel, _told(eqn), shape, True, run))
+        self.met.append(
+            Met(
+                name=view.name,
+                kernel=view.kernel,
+                operation=_told(eqn),
+                x=jax.ShapeDtypeStruct(x.shape, x.dtype),
+                sparse=True,
+                product=product,
+                dense=lambda array, x: bind([array, x] if first else [x, array])[0],
+                view=lambda kernel: view.on(kernel).dense(),
+            )
+        )
         return [y.astype(eqn.outvars[0].aval.dtype)]
 
     def _arrays(self, eqn: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -111,7 +124,7 @@ class Interpreter:
                     f"{x.kernel.shape} and {x.kernel.places.axes}. Leave this leaf dense, tell "
                     'compress what its axes mean (axes=), or accelerate with fallback="dense".'
                 )
-            self.met.append(Met(x.name, x.kernel, told, None, False, lambda kernel, _: kernel))
+            self.met.append(Met(x.name, x.kernel, told, None, False))
             return x.dense()
 
         return [array(x) for x in inputs]
@@ -144,10 +157,7 @@ class Interpreter:
             return None
 
         def turn(carry: Any, parts: Any) -> tuple[Any, Any]:
-            each = [
-                View(v.name, part, v.dims) if v is not None else part
-                for v, part in zip(views, parts, strict=True)
-            ]
+            each = [part if v is None else v.on(part) for v, part in zip(views, parts, strict=True)]
             outs = self._leaving(eqn, body, closed.consts, [*consts, *carry, *each])
             return outs[:count], outs[count:]
 
@@ -193,7 +203,7 @@ class Interpreter:
         def of(*parts: Any) -> Any:
             return run(
                 [
-                    View(x.name, part, x.dims) if isinstance(x, View) else part
+                    x.on(part) if isinstance(x, View) else part
                     for x, part in zip(inputs, parts, strict=True)
                 ]
             )

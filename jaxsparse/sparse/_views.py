@@ -46,6 +46,7 @@ class View:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """As the function sees it."""
         return tuple(math.prod(atom.size for atom in dim) for dim in self.dims)
 
     @property
@@ -53,10 +54,16 @@ class View:
         """Whether no axis was permuted, split or merged."""
         return self.dims == View.of(self.name, self.kernel).dims
 
+    def on(self, kernel: Any) -> "View":
+        """The same view of another kernel of this shape."""
+        return dataclasses.replace(self, kernel=kernel)
+
     def with_values(self, values: Array) -> "View":
-        return dataclasses.replace(self, kernel=dataclasses.replace(self.kernel, values=values))
+        """The same view of a kernel with other values."""
+        return self.on(dataclasses.replace(self.kernel, values=values))
 
     def with_dims(self, dims: Sequence[tuple[Atom, ...]]) -> "View":
+        """Another view of the same kernel."""
         return dataclasses.replace(self, dims=tuple(dims))
 
     def reshaped(self, sizes: Sequence[int]) -> "View | None":
