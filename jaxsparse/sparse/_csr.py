@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.experimental import sparse as jax_sparse
 
 from jaxsparse.sparse import _kernels, _layout
-from jaxsparse.sparse._trilinear import Trilinear
+from jaxsparse.sparse._trilinear import Shapes, Trilinear
+from jaxsparse.sparse._windows import Window
 from jaxsparse.types import Array, Axes, AxesSpec
 
 
@@ -107,6 +108,9 @@ class CSR(_layout.Compressed):
     def product(self, x: Array, *, via: str = "auto") -> Array:
         """`x @ kernel`, without a dense kernel in either direction.
 
+        The compiled kernel wants the batch as the fastest axis in memory. XLA carries that order
+        from product to product through elementwise functions, and turns round what comes otherwise.
+
         Args:
           x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
           via: "compiled", "xla", or "auto" for the compiled kernel where there is one. That of XLA
@@ -126,80 +130,74 @@ class CSR(_layout.Compressed):
           >>> kernel.product(jnp.array([[1.0, 10.0]])).tolist()
           [[2.0, 30.0]]
         """
-        rows = _layout.as_rows(x, len(self.places.ends_of_inputs) - 1)
-        return self.product_of_columns(rows.T, via=via).T.reshape(*x.shape[:-1], -1)
+        inputs, outputs = _layout.sizes(self.places.shape, self.places.axes)
+        rows = _layout.as_rows(x, inputs)
+        found = self._pair(_PRODUCT.product, via, Window(), rows, (rows.shape[0], outputs))
+        return found.reshape(*x.shape[:-1], outputs)
 
-    def product_of_columns(self, x: Array, *, via: str = "auto") -> Array:
-        """`kernel.T @ x`: the same product where the batch is the last axis.
+    def product_transposed(self, g: Array, *, via: str = "auto") -> Array:
+        """`g @ kernel.T`: `(..., outputs) -> (..., inputs)`; else as `product`."""
+        inputs, outputs = _layout.sizes(self.places.shape, self.places.axes)
+        rows = _layout.as_rows(g, outputs, "g", "outputs")
+        found = self._pair(_PRODUCT.transposed, via, Window(), rows, (rows.shape[0], inputs))
+        return found.reshape(*g.shape[:-1], inputs)
 
-        That is how the compiled kernel reads and writes. A function that keeps its activations so
-        from layer to layer saves turning them round at every product.
+    def _convolution(self, x: Array, window: Window, shape: tuple[int, ...], via: str) -> Array:
+        kind = jnp.promote_types(x.dtype, self.dtype)
+        if not _kernels.choose(via) or jnp.promote_types(kind, jnp.float32) != jnp.float32:
+            return super()._convolution(x, window, shape, "xla")
+        return self._pair(_PRODUCT.product, via, window, x, shape)
 
-        Args:
-          x: `(inputs, batch)`.
-          via: as for `product`.
-
-        Returns:
-          `(outputs, batch)`.
-
-        Raises:
-          ValueError, KernelError: as for `product`.
-
-        Example:
-          >>> import jax.numpy as jnp
-          >>> mask = jnp.array([[True, False], [False, True]])
-          >>> kernel = CSR.from_dense(jnp.array([[2.0, 5.0], [5.0, 3.0]]), mask)
-          >>> kernel.product_of_columns(jnp.array([[1.0], [10.0]])).tolist()
-          [[2.0], [30.0]]
-        """
-        inputs = len(self.places.ends_of_inputs) - 1
-        if x.ndim != 2 or x.shape[0] != inputs:
-            raise ValueError(f"x must be ({inputs} inputs, batch), got {x.shape}.")
+    def _pair(
+        self, form: Any, via: str, window: Window, x: Array, shape: tuple[int, ...]
+    ) -> Array:
         out = jnp.promote_types(x.dtype, self.dtype)
         kind = jnp.promote_types(out, jnp.float32)
         fast = _kernels.choose(via) and kind == jnp.float32
-        shape = (len(self.places.ends) - 1, x.shape[1])
         living = self.values.astype(kind)
-        return _PRODUCT.product(fast, shape, self.places, living, x.astype(kind)).astype(out)
+        return form((fast, window), shape, self.places, living, x.astype(kind)).astype(out)
 
 
-def _forward(fast: bool, _: Any, places: CSRPlaces, values: Array, x: Array) -> Array:
-    """`(inputs, batch) -> (outputs, batch)`."""
-    return _times(fast, (places.ends, places.inputs, jnp.zeros(0, jnp.int32)), values, x)
+_Static = tuple[bool, Window]
 
 
-def _backward(fast: bool, _: Any, places: CSRPlaces, values: Array, grads: Array) -> Array:
-    """`(outputs, batch) -> (inputs, batch)`."""
-    return _times(fast, (places.ends_of_inputs, places.outputs, places.order), values, grads)
+def _forward(static: _Static, shapes: Shapes, places: CSRPlaces, values: Array, x: Array) -> Array:
+    """`(batch, inputs) -> (batch, outputs)`, or images likewise."""
+    if not static[0]:
+        return _xla(places.ends, places.inputs, values, x)
+    return _kernels.call(
+        "csr_forward", shapes.g, static[1], places.ends, places.inputs, values, x, batched=(3,)
+    )
 
 
-def _times(fast: bool, rows: tuple[Array, Array, Array], values: Array, x: Array) -> Array:
-    """A matrix of compressed rows `(ends, columns, order of the values)` times a dense one."""
-    ends, columns, order = rows
-    shape = jax.ShapeDtypeStruct((len(ends) - 1, x.shape[1]), x.dtype)
-    if fast:
-        call = jax.ffi.ffi_call("jaxsparse_csr_product", shape, vmap_method="sequential")
-        return call(ends, columns, order, values, x)
-    if order.size:
-        values = values[order]
-    matrix = jax_sparse.BCSR((values, columns, ends), shape=(shape.shape[0], x.shape[0]))
-    return matrix @ x
+def _backward(static: _Static, shapes: Shapes, places: CSRPlaces, values: Array, g: Array) -> Array:
+    """`(batch, outputs) -> (batch, inputs)`, or images likewise."""
+    rows = places.ends_of_inputs, places.outputs
+    if not static[0]:
+        return _xla(*rows, values[places.order], g)
+    return _kernels.call(
+        "csr_transposed", shapes.x, static[1], *rows, places.order, values, g, batched=(4,)
+    )
 
 
-def _of_values(fast: bool, _: Any, places: CSRPlaces, x: Array, grads: Array) -> Array:
+def _xla(ends: Array, columns: Array, values: Array, x: Array) -> Array:
+    """A matrix of compressed rows times rows of examples."""
+    shape = (len(ends) - 1, x.shape[1])
+    return (jax_sparse.BCSR((values, columns, ends), shape=shape) @ x.T).T
+
+
+def _of_values(static: _Static, shapes: Shapes, places: CSRPlaces, x: Array, g: Array) -> Array:
     """The gradient of the values: of each the inner product of its input and its output."""
-    if fast:
-        shape = jax.ShapeDtypeStruct(places.inputs.shape, x.dtype)
-        call = jax.ffi.ffi_call("jaxsparse_csr_gradient", shape, vmap_method="sequential")
-        found = call(places.ends, places.inputs, x, grads)
-    else:
-        rows = _rows_of(places)
-        found = (grads @ x.T)[jnp.minimum(rows, grads.shape[0] - 1), places.inputs]
+    if static[0]:
+        entries = places.ends, places.inputs
+        return _kernels.call("csr_values", shapes.values, static[1], *entries, x, g, batched=(2, 3))
+    rows = _rows_of(places)
+    found = (g.T @ x)[jnp.minimum(rows, g.shape[1] - 1), places.inputs]
     living = jnp.arange(len(places.inputs)) < places.ends[-1]
     return jnp.where(living, found, jnp.zeros((), found.dtype))
 
 
-_PRODUCT = Trilinear("csr_product", _forward, _backward, _of_values, folds=(1, 1))
+_PRODUCT = Trilinear("csr_product", _forward, _backward, _of_values, folds=(0, 0))
 
 
 def _places(alive: Array, shape: tuple[int, ...], axes: Axes, capacity: int) -> CSRPlaces:

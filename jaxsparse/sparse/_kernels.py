@@ -12,18 +12,24 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-_SOURCE = Path(__file__).with_name("_kernels.cc")
+from jaxsparse.sparse._windows import Window
+from jaxsparse.types import Array
+
+_SOURCE = Path(__file__).parent / "_cpu" / "kernels.cc"
 _FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w"),
     # Sums may be taken in any order; unlike -ffast-math, infinities and NaN stay what they are.
     *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"),
+    "-ffp-contract=fast",
 )
-_TARGETS = ("csr_product", "csr_gradient")
+_TARGETS = ("csr_forward", "csr_transposed", "csr_values")
 
 
 class Backend(NamedTuple):
@@ -86,12 +92,42 @@ def choose(kernel: str) -> bool:
     return found.compiled
 
 
+def call(
+    target: str, shape: Any, window: Window, *operands: Array, batched: Sequence[int]
+) -> Array:
+    """The result of a kernel.
+
+    Args:
+      target: its name.
+      shape: of the result, which is numbered by examples unless it has one axis.
+      window: over images.
+      operands: in its order.
+      batched: those that are numbered by examples, whose first axis is the fastest in memory.
+    """
+
+    def order(ndim: int) -> tuple[int, ...]:
+        return (ndim - 1, *range(1, ndim - 1), 0) if ndim > 1 else (0,)
+
+    layouts = [
+        order(x.ndim) if i in batched else tuple(range(x.ndim)) for i, x in enumerate(operands)
+    ]
+    function = jax.ffi.ffi_call(
+        f"jaxsparse_{target}",
+        shape,
+        vmap_method="sequential",
+        input_layouts=layouts,
+        output_layouts=order(len(shape.shape)),
+    )
+    return function(*operands, sizes=np.array(window.numbers(), np.int64))
+
+
 def _built(compiler: str) -> Path:
     """The shared library of this source, by this compiler, for this processor."""
     command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     what = [*command, version.stdout, _processor(), jax.__version__]
-    digest = hashlib.sha256(_SOURCE.read_bytes() + "\n".join(what).encode()).hexdigest()[:16]
+    source = b"".join(file.read_bytes() for file in sorted(_SOURCE.parent.glob("*.[ch]*")))
+    digest = hashlib.sha256(source + "\n".join(what).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("JAXSPARSE_CACHE") or Path.home() / ".cache" / "jaxsparse")
     file = folder / f"kernels-{digest}.so"
     if not file.exists():

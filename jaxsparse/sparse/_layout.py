@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
@@ -15,6 +15,7 @@ from jaxsparse import trees
 from jaxsparse.axes import all_axes
 from jaxsparse.checks import check_size
 from jaxsparse.patterns import fan_in
+from jaxsparse.sparse import _windows
 from jaxsparse.types import Array, Axes, AxesSpec
 
 
@@ -106,6 +107,53 @@ class Compressed:
         """`x @ kernel`."""
         raise NotImplementedError
 
+    def product_transposed(self, g: Array) -> Array:
+        """`g @ kernel.T`."""
+        raise NotImplementedError
+
+    def convolve(
+        self,
+        x: Array,
+        *,
+        strides: Sequence[int] | None = None,
+        padding: Sequence[tuple[int, int]] | None = None,
+        via: str = "auto",
+    ) -> Array:
+        """The convolution of images with a kernel of one or two spatial axes.
+
+        Args:
+          x: `(batch, height, width, inputs)`, or `(batch, width, inputs)`.
+          strides: pixels from one window to the next, one number a spatial axis; None for 1.
+          padding: zeros before and after, a pair a spatial axis; None for none.
+          via: as for `product`. Where no kernel of the format reads images in place, its product
+            takes their patches.
+
+        Returns:
+          `(batch, height', width', outputs)`.
+
+        Raises:
+          ValueError: shapes, strides or padding that do not fit.
+          KernelError: no compiled kernel, and `via` asks for it.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from jaxsparse import sparse
+          >>> mask = jnp.array([True, False, True]).reshape(3, 1, 1)
+          >>> kernel = sparse.CSR.from_dense(jnp.ones((3, 1, 1)), mask)
+          >>> x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1)
+          >>> kernel.convolve(x, padding=[(1, 1)]).ravel().tolist()
+          [2.0, 4.0, 6.0, 3.0]
+        """
+        places = self.places
+        found, shape = _windows.window(places.shape, places.axes, x.shape, strides, padding)
+        return self._convolution(x, found, shape, via)
+
+    def _convolution(
+        self, x: Array, window: _windows.Window, shape: tuple[int, ...], via: str
+    ) -> Array:
+        del via
+        return self.product(_windows.patches(x, window, shape[1:-1]))
+
     def to_dense(self) -> Array:
         """The dense kernel, zero where no weight lives."""
         return self.spread(self.values)
@@ -140,6 +188,11 @@ class Compressed:
 
     def __rmatmul__(self, x: Array) -> Array:
         return self.product(x)
+
+    def __matmul__(self, x: Array) -> Array:
+        if x.ndim < 2:
+            return self.product_transposed(x)
+        return self.product_transposed(x.swapaxes(-1, -2)).swapaxes(-1, -2)
 
 
 def is_compressed(leaf: Any) -> bool:
@@ -221,12 +274,12 @@ def sizes(shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
     return math.prod(shape) // max(outputs, 1), outputs
 
 
-def as_rows(x: Array, inputs: int) -> Array:
-    """`(batch, inputs)`.
+def as_rows(x: Array, size: int, name: str = "x", what: str = "inputs") -> Array:
+    """`(batch, size)`.
 
     Raises:
-      ValueError: the last axis is not the inputs.
+      ValueError: the last axis is not of this size.
     """
-    if x.ndim < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"x must end with the {inputs} inputs of the kernel, got {x.shape}.")
-    return x.reshape(-1, inputs)
+    if x.ndim < 1 or x.shape[-1] != size:
+        raise ValueError(f"{name} must end with the {size} {what} of the kernel, got {x.shape}.")
+    return x.reshape(-1, size)

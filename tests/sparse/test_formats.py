@@ -101,8 +101,6 @@ def test_csr_of_any_shape(via, inputs, outputs, batch, sparsity, seed):
         lambda x, v: sparse.CSR(v, kernel.places).product(x, via=via), x, kernel.values
     )
     np.testing.assert_allclose(found, x @ np.where(mask, values, 0), rtol=1e-3, atol=1e-4)
-    columns = kernel.product_of_columns(jnp.asarray(x.T), via=via)
-    np.testing.assert_array_equal(columns.T, found)
     grads = generator.normal(size=found.shape).astype(np.float32)
     of_x, of_living = pull(jnp.asarray(grads))
     np.testing.assert_allclose(of_x, grads @ np.where(mask, values, 0).T, rtol=1e-3, atol=1e-4)
@@ -232,11 +230,6 @@ WRONG = [
         lambda w, m: sparse.CSR.from_dense(w, m).product(jnp.ones(16), via="gpu"),
         ValueError,
         "via",
-    ),
-    (
-        lambda w, m: sparse.CSR.from_dense(w, m).product_of_columns(jnp.ones((3, 2))),
-        ValueError,
-        "16 inputs, batch",
     ),
     (lambda w, m: sparse.compress(w, m, format="coo"), ValueError, "format"),
     (lambda w, m: sparse.compress({"a": w}, {"b": m}), ValueError, "masks"),

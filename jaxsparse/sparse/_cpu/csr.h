@@ -1,0 +1,195 @@
+// Products of unstructured sparse kernels with images.
+//
+// One living weight is one broadcast and a few multiply-adds on contiguous floats of the input; the
+// output stays in registers until all weights of its channel are through. For the gradient of the
+// weights the output's gradient stays there instead.
+
+#pragma once
+
+#include <vector>
+
+#include "images.h"
+
+// The weights of every channel of the output, by taps in the order of a plan.
+struct Rows {
+  int64_t taps;
+  const int32_t* starts;   // of tap t of row o: starts[o * taps + t]; they end where the next begin
+  const int32_t* columns;  // where a weight reads, in units of `unit` floats
+  const int32_t* order;    // which value is whose; null where they are in turn
+  const float* values;
+  int64_t unit, shift;     // `shift` floats are added for all
+  std::vector<int32_t> kept_starts, kept_columns, kept_order;
+
+  Rows(const Plan& plan, const Image& in, const int32_t* starts, const int32_t* columns,
+       const int32_t* order, const float* values)
+      : taps(plan.rank.size()), starts(starts), columns(columns), order(order), values(values),
+        unit(in.plane() * in.batch), shift(plan.shift[0] * in.batch) {}
+  Rows(const Rows&) = delete;
+
+  int64_t count(int64_t rows) const { return starts[rows * taps]; }
+  float value(int64_t k) const { return values[order ? order[k] : k]; }
+
+  void Keep(int64_t rows, int64_t count, int64_t batch) {
+    kept_starts.resize(rows * taps + 1);
+    kept_columns.resize(count);
+    kept_order.resize(count);
+    starts = kept_starts.data(), columns = kept_columns.data(), order = kept_order.data();
+    unit = batch, shift = 0;
+  }
+};
+
+// Rows as they come, (ends, flat inputs), each sorted by taps.
+inline void SortTaps(ffi::ThreadPool pool, const Geometry& g, const Plan& plan, const Image& in,
+                     int64_t rows, Rows& w) {
+  if (w.taps == 1) return;
+  const int32_t *ends = w.starts, *inputs = w.columns;
+  const int64_t count = ends[rows];
+  std::vector<int32_t> rank(w.taps * in.channels), column(w.taps * in.channels);
+  for (int64_t tap = 0; tap < w.taps; ++tap)
+    for (int64_t c = 0; c < in.channels; ++c) {
+      const int64_t i = tap / g.columns.size * g.unit[0] + tap % g.columns.size * g.unit[1] +
+                        c * g.unit[2];
+      rank[i] = plan.rank[tap], column[i] = c * in.plane() + plan.shift[tap];
+    }
+  w.Keep(rows, count, in.batch);
+  w.kept_starts[rows * w.taps] = count;
+  InParallel(pool, rows, count * 16, [&](int64_t o) {
+    int32_t* at = &w.kept_starts[o * w.taps];
+    std::vector<int32_t> next(w.taps + 1);
+    for (int64_t k = ends[o]; k < ends[o + 1]; ++k) ++next[rank[inputs[k]] + 1];
+    next[0] = ends[o];
+    for (int64_t t = 0; t < w.taps; ++t) at[t] = next[t], next[t + 1] += next[t];
+    for (int64_t k = ends[o]; k < ends[o + 1]; ++k) {
+      const int32_t i = inputs[k], to = next[rank[i]]++;
+      w.kept_columns[to] = column[i], w.kept_order[to] = k;
+    }
+  });
+}
+
+// The transpose: the rows of all taps of a channel, (ends of flat inputs, outputs), one after the
+// other.
+inline void JoinTaps(ffi::ThreadPool pool, const Geometry& g, const Plan& plan, const Image& in,
+                     int64_t rows, Rows& w) {
+  if (w.taps == 1) return;
+  const int32_t *ends = w.starts, *outputs = w.columns, *order = w.order;
+  std::vector<int64_t> first(w.taps), shift(w.taps);
+  for (int64_t tap = 0; tap < w.taps; ++tap) {
+    first[plan.rank[tap]] =
+        tap / g.columns.size * g.unit[0] + tap % g.columns.size * g.unit[1];
+    shift[plan.rank[tap]] = plan.shift[tap];
+  }
+  w.Keep(rows, ends[rows * w.taps], in.batch);
+  int32_t total = 0;
+  for (int64_t c = 0; c < rows; ++c)
+    for (int64_t t = 0; t < w.taps; ++t) {
+      const int64_t i = first[t] + c * g.unit[2];
+      w.kept_starts[c * w.taps + t] = total;
+      total += ends[i + 1] - ends[i];
+    }
+  w.kept_starts[rows * w.taps] = total;
+  InParallel(pool, rows, total * int64_t{16}, [&](int64_t c) {
+    for (int64_t t = 0; t < w.taps; ++t) {
+      int64_t to = w.kept_starts[c * w.taps + t];
+      const int64_t i = first[t] + c * g.unit[2];
+      for (int64_t k = ends[i]; k < ends[i + 1]; ++k, ++to)
+        w.kept_columns[to] = outputs[k] * in.plane() + shift[t], w.kept_order[to] = order[k];
+    }
+  });
+}
+
+// One channel of the output, within a tile.
+template <int N>
+inline void ProductTile(const Rows& w, const Tile& t, int64_t o, const float* x, float* y) {
+  const int32_t* starts = w.starts + o * w.taps;
+  if constexpr (N == 0) {
+    std::fill_n(y, t.length, 0.0f);
+    for (const auto& [a, b] : t.taps)
+      for (int64_t k = starts[a]; k < starts[b]; ++k) {
+        const float* from = x + w.columns[k] * w.unit;
+        const float value = w.value(k);
+        for (int i = 0; i < t.length; ++i) y[i] += value * from[i];
+      }
+  } else {
+    Vec sum[N] = {};
+    for (const auto& [a, b] : t.taps)
+      for (int64_t k = starts[a]; k < starts[b]; ++k) {
+        const float* from = x + w.columns[k] * w.unit;
+        const float value = w.value(k);
+        for (int j = 0; j < N; ++j) sum[j] += value * Load(from + kLanes * j);
+      }
+    for (int j = 0; j < N; ++j) Store(y + kLanes * j, sum[j]);
+  }
+}
+
+// Adds to the gradients of the weights of one channel what a tile contributes.
+template <int N>
+inline void GradientTile(const Rows& w, const Tile& t, int64_t o, const float* x, const float* g,
+                         float* d) {
+  typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));
+  const int32_t* starts = w.starts + o * w.taps;
+  const auto add = [&](int64_t k, float found) { d[w.order ? w.order[k] : k] += found; };
+  if constexpr (N == 0) {
+    for (const auto& [a, b] : t.taps)
+      for (int64_t k = starts[a]; k < starts[b]; ++k) {
+        const float* from = x + w.columns[k] * w.unit;
+        float sum = 0;
+        for (int i = 0; i < t.length; ++i) sum += g[i] * from[i];
+        add(k, sum);
+      }
+    return;
+  } else if (N == 1 && t.skip > 0) {
+    Mask counts;
+    for (int i = 0; i < kLanes; ++i) counts[i] = i < t.skip ? 0 : -1;
+    // Of both sides: what is not counted may be infinite.
+    const auto masked = [&](const float* p) { return (Vec)((Mask)Load(p) & counts); };
+    const Vec out = masked(g);
+    for (const auto& [a, b] : t.taps)
+      for (int64_t k = starts[a]; k < starts[b]; ++k)
+        add(k, Sum(out * masked(x + w.columns[k] * w.unit)));
+    return;
+  } else {
+    Vec out[N];
+    for (int j = 0; j < N; ++j) out[j] = Load(g + kLanes * j);
+    for (const auto& [a, b] : t.taps)
+      for (int64_t k = starts[a]; k < starts[b]; ++k) {
+        const float* from = x + w.columns[k] * w.unit;
+        Vec sum = out[0] * Load(from), other = {};
+        for (int j = 1; j < N; j += 2) sum += out[j] * Load(from + kLanes * j);
+        for (int j = 2; j < N; j += 2) other += out[j] * Load(from + kLanes * j);
+        add(k, Sum(sum + other));
+      }
+  }
+}
+
+inline void CsrProduct(ffi::ThreadPool pool, const Plan& plan, const Rows& w, const Image& in,
+                       const Image& out, const float* x, float* y) {
+  const int64_t tiles = plan.tiles.size(), rows = out.channels;
+  const int64_t step = out.plane() * out.batch;
+  // A tile goes through all rows while what it reads lies in the cache; few tiles share the rows.
+  const int64_t parts = std::clamp<int64_t>(16 * pool.num_threads() / std::max<int64_t>(tiles, 1),
+                                            1, (rows + 15) / 16);
+  InParallel(pool, tiles * parts, w.count(rows) * step, [&](int64_t piece) {
+    const Tile& t = plan.tiles[piece / parts];
+    const int64_t first = piece % parts * rows / parts, last = (piece % parts + 1) * rows / parts;
+    WithSize(t.vectors, [&](auto n) {
+      for (int64_t o = first; o < last; ++o)
+        ProductTile<n>(w, t, o, x + t.in + w.shift, y + o * step + t.out);
+    });
+  });
+}
+
+inline void CsrGradient(ffi::ThreadPool pool, const Plan& plan, const Rows& w, const Image& in,
+                        const Image& out, const float* x, const float* g, float* d) {
+  const int64_t rows = out.channels, step = out.plane() * out.batch;
+  // Rows have gradients of their own. Few parts: each reads the whole input.
+  const int64_t parts =
+      std::clamp<int64_t>((plan.tiles.size() > 16 ? 2 : 16) * pool.num_threads(), 1, rows);
+  InParallel(pool, parts, w.count(rows) * step, [&](int64_t part) {
+    const int64_t first = part * rows / parts, last = (part + 1) * rows / parts;
+    for (const Tile& t : plan.tiles)
+      WithSize(t.vectors, [&](auto n) {
+        for (int64_t o = first; o < last; ++o)
+          GradientTile<n>(w, t, o, x + t.in + w.shift, g + o * step + t.out, d);
+      });
+  });
+}

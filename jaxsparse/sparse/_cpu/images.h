@@ -1,0 +1,145 @@
+// Where a convolution reads and writes: images (channels, height, width, batch), batch contiguous.
+//
+// A product of matrices is a convolution of images of one pixel. The pixels of the output are cut
+// into tiles within which the same taps of the window lie in the image, so that no border is padded
+// and no product with padding is computed.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "vectors.h"
+
+struct Image {
+  int64_t batch, height, width, channels;
+  int64_t plane() const { return height * width; }  // pixels of a channel
+  int64_t size() const { return channels * plane() * batch; }
+};
+
+// The logical shape is (batch, [[height,] width,] channels), whatever the order in memory.
+inline Image ImageOf(ffi::AnyBuffer::Dimensions dims) {
+  const size_t rank = dims.size();
+  return {dims[0], rank > 3 ? dims[1] : 1, rank > 2 ? dims[rank - 2] : 1, dims[rank - 1]};
+}
+
+struct Window {  // along one axis
+  int64_t size, stride, pad;
+};
+
+struct Geometry {
+  Window rows, columns;
+  // An input of the kernel's matrix is row * unit[0] + column * unit[1] + channel * unit[2].
+  int64_t unit[3];
+
+  explicit Geometry(ffi::Span<const int64_t> n)
+      : rows{n[0], n[1], n[2]}, columns{n[3], n[4], n[5]}, unit{n[6], n[7], n[8]} {}
+  int64_t taps() const { return rows.size * columns.size; }
+};
+
+// Every `step`-th pixel of the output along one axis, and where its taps read. Pixel m of it is
+// pixel `first + m * step` of the output, and its tap i reads `m * in_step + shift[i]`.
+struct Phase {
+  int64_t first, step, count, in_step;
+  std::vector<int64_t> taps, shift;
+  std::pair<int, int> valid(int64_t m, int64_t in) const {  // the taps that lie in the image
+    int a = 0, b = taps.size();
+    auto inside = [&](int i) {
+      const int64_t at = m * in_step + shift[i];
+      return at >= 0 && at < in;
+    };
+    while (a < b && !inside(a)) ++a;
+    while (a < b && !inside(b - 1)) --b;
+    return {a, b};
+  }
+};
+
+// Of y[m] = sum_k x[m * stride + k - pad], or of its transpose.
+inline std::vector<Phase> Phases(const Window& w, int64_t out, bool transposed) {
+  std::vector<Phase> found;
+  if (!transposed) {
+    Phase p{0, 1, out, w.stride, {}, {}};
+    for (int64_t k = 0; k < w.size; ++k) p.taps.push_back(k), p.shift.push_back(k - w.pad);
+    return {p};
+  }
+  for (int64_t r = 0; r < w.stride && r < out; ++r) {
+    Phase p{r, w.stride, (out - r + w.stride - 1) / w.stride, 1, {}, {}};
+    for (int64_t k = (r + w.pad) % w.stride; k < w.size; k += w.stride)
+      p.taps.push_back(k), p.shift.push_back((r + w.pad - k) / w.stride);
+    found.push_back(p);
+  }
+  return found;
+}
+
+// A tile of the output, in every channel at the same place; several runs of taps contribute.
+struct Tile {
+  int64_t out, in;  // floats from the beginning of a channel; `in` is where a shift of 0 reads
+  int vectors, skip, length;
+  std::vector<std::pair<int, int>> taps;  // from : to, in the order of Plan
+};
+
+struct Plan {
+  std::vector<int> rank;       // of every tap, row by row: its place in the order of the plan
+  std::vector<int64_t> shift;  // of every tap, row by row: pixels from where the tile reads
+  std::vector<Tile> tiles;
+
+  Plan(const Geometry& g, const Image& out, const Image& in, bool transposed)
+      : rank(g.taps(), -1), shift(g.taps()) {
+    const auto rows = Phases(g.rows, out.height, transposed);
+    const auto columns = Phases(g.columns, out.width, transposed);
+    int base = 0;
+    for (const Phase& r : rows)
+      for (const Phase& c : columns) {
+        const int wide = c.taps.size();
+        for (size_t i = 0; i < r.taps.size(); ++i)
+          for (int j = 0; j < wide; ++j) {
+            const int64_t tap = r.taps[i] * g.columns.size + c.taps[j];
+            rank[tap] = base + i * wide + j;
+            shift[tap] = r.shift[i] * in.width + c.shift[j];
+          }
+        for (int64_t m = 0; m < r.count; ++m)
+          for (int64_t n = 0; n < c.count; ++n) {
+            const auto [a, b] = r.valid(m, in.height);
+            const auto [d, e] = c.valid(n, in.width);
+            Tile t{((r.first + m * r.step) * out.width + c.first + n * c.step) * out.batch,
+                   (m * r.in_step * in.width + n * c.in_step) * in.batch, 0, 0,
+                   static_cast<int>(out.batch), {}};
+            if (d == 0 && e == wide) {
+              if (a < b) t.taps.push_back({base + a * wide, base + b * wide});
+            } else if (d < e) {
+              for (int i = a; i < b; ++i)
+                t.taps.push_back({base + i * wide + d, base + i * wide + e});
+            }
+            Add(std::move(t));
+          }
+        base += r.taps.size() * wide;
+      }
+    for (int& r : rank)
+      if (r < 0) r = base++;  // no pixel of the output has this tap
+    Cut();
+  }
+
+ private:
+  // Neighbours that read neighbours through the same taps are one run.
+  void Add(Tile t) {
+    if (!tiles.empty()) {
+      Tile& last = tiles.back();
+      if (last.out + last.length == t.out && last.in + last.length == t.in && last.taps == t.taps) {
+        last.length += t.length;
+        return;
+      }
+    }
+    tiles.push_back(std::move(t));
+  }
+
+  void Cut() {
+    std::vector<Tile> runs;
+    runs.swap(tiles);
+    for (const Tile& run : runs)
+      CutRun(run.length, [&](int64_t at, auto vectors, int skip) {
+        Tile t = run;
+        t.out += at, t.in += at, t.vectors = vectors, t.skip = skip, t.length = run.length - at;
+        tiles.push_back(std::move(t));
+      });
+  }
+};

@@ -1,0 +1,92 @@
+// Vectors of floats, and loops that all threads of XLA's pool share.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <type_traits>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+constexpr int kLanes = 16;
+#ifdef __AVX512F__
+constexpr int kWide = 16;  // vectors that a tile keeps in registers
+#else
+constexpr int kWide = 4;
+#endif
+constexpr int64_t kWork = 1 << 16;  // multiply-adds below which one thread is faster
+
+typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+// The sum of the lanes, by halves: one after the other they would wait for each other.
+inline float Sum(Vec v) {
+  auto a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  auto b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+  return (b[0] + b[1]) + (b[2] + b[3]);
+}
+
+template <int N>
+using Size = std::integral_constant<int, N>;
+
+// Cuts a run of floats into tiles and calls f(first, vectors, skip) for each, `vectors` as a Size.
+// What is left behind the last whole vector is the end of one that begins before: its first `skip`
+// lanes are done already. A run shorter than a vector is one tile of 0 vectors.
+template <typename F>
+inline void CutRun(int64_t length, F f) {
+  int64_t at = 0;
+  for (; at + kWide * kLanes <= length; at += kWide * kLanes) f(at, Size<kWide>(), 0);
+  if constexpr (kWide > 8)
+    for (; at + 8 * kLanes <= length; at += 8 * kLanes) f(at, Size<8>(), 0);
+  if constexpr (kWide > 4)
+    for (; at + 4 * kLanes <= length; at += 4 * kLanes) f(at, Size<4>(), 0);
+  for (; at + 2 * kLanes <= length; at += 2 * kLanes) f(at, Size<2>(), 0);
+  for (; at + kLanes <= length; at += kLanes) f(at, Size<1>(), 0);
+  if (at == length) return;
+  if (length < kLanes) f(at, Size<0>(), 0);
+  else f(length - kLanes, Size<1>(), static_cast<int>(kLanes - (length - at)));
+}
+
+// Calls f(number of vectors as a Size).
+template <typename F>
+inline void WithSize(int vectors, F f) {
+  switch (vectors) {
+    case 0: return f(Size<0>());
+    case 1: return f(Size<1>());
+    case 2: return f(Size<2>());
+    case 4: return f(Size<4>());
+    case 8: return f(Size<std::min(8, kWide)>());
+    default: return f(Size<kWide>());
+  }
+}
+
+// Calls f(piece) for all pieces, by all threads of the pool where the work is worth it.
+template <typename F>
+void InParallel(ffi::ThreadPool pool, int64_t pieces, int64_t work, F f) {
+  std::atomic<int64_t> next{0};
+  auto run = [&] {
+    for (int64_t i; (i = next.fetch_add(1)) < pieces;) f(i);
+  };
+  const int64_t helpers = work < kWork ? 0 : std::min<int64_t>(pool.num_threads(), pieces) - 1;
+  std::mutex mutex;
+  std::condition_variable all;
+  int64_t left = std::max<int64_t>(helpers, 0);
+  for (int64_t t = 0; t < helpers; ++t) {
+    pool.Schedule([&] {
+      run();
+      std::lock_guard<std::mutex> lock(mutex);
+      if (--left == 0) all.notify_one();
+    });
+  }
+  run();
+  std::unique_lock<std::mutex> lock(mutex);
+  all.wait(lock, [&] { return left == 0; });
+}
