@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.sparse import _layout
 from jaxsparse.types import Array, Axes, AxesSpec
@@ -16,8 +18,8 @@ class ChannelsPlaces(_layout.Places):
     """Which input and output units of one kernel are left.
 
     Attributes:
-      inputs: int32 `(inputs left,)`, rising; the number of inputs where there is room to spare.
-        Spatial positions are not among them.
+      inputs: int32 `(inputs left,)`, rising; beyond the number of inputs where there is room to
+        spare. Spatial positions are not among them.
       outputs: int32 `(outputs left,)`, likewise.
       shape: of the dense kernel.
       axes: what its axes mean.
@@ -50,10 +52,7 @@ class ChannelsPlaces(_layout.Places):
     def of_layer(
         cls, alive: Array, room: tuple[int, ...], layer: _layout.Layer
     ) -> "ChannelsPlaces":
-        inputs, outputs = (
-            jnp.nonzero(left, size=size, fill_value=len(left))[0].astype(jnp.int32)
-            for left, size in zip(_left(alive, layer), room, strict=True)
-        )
+        inputs, outputs = map(_units, _left(alive, layer), room)
         return cls(inputs, outputs, layer.shape, layer.axes)
 
     def room(self) -> tuple[int, ...]:
@@ -63,7 +62,10 @@ class ChannelsPlaces(_layout.Places):
         """`(spatial positions, inputs left)`: the rows of the matrix of one layer; beyond it where
         there is room to spare."""
         taps = _layout.taps(self.shape, self.axes)
-        return jnp.asarray(taps).at[:, self.inputs].get(mode="fill", fill_value=taps.size)
+        spare = taps.size + np.arange(len(taps) * len(self.inputs)).reshape(len(taps), -1)
+        last = taps.shape[1] - 1
+        living = jnp.asarray(taps)[:, jnp.minimum(self.inputs, last)]
+        return jnp.where(self.inputs <= last, living, spare)
 
     def gather_layer(self, matrix: Array) -> Array:
         rows, columns = self.rows(), self.outputs
@@ -161,6 +163,60 @@ class Channels(_layout.Compressed):
         found = living @ self.values.astype(kind).reshape(living.shape[1], -1)
         return _put(found, self.places.outputs, outputs).reshape(*x.shape[:-1], outputs)
 
+    @_layout.by_layer
+    def convolve(
+        self,
+        x: Array,
+        *,
+        strides: Sequence[int] | None = None,
+        padding: Sequence[tuple[int, int]] | None = None,
+    ) -> Array:
+        """The convolution of images with what is left of a kernel of spatial axes.
+
+        Args:
+          x: `(batch, spatial axes..., inputs)`.
+          strides: pixels from one window to the next, one number a spatial axis; None for 1.
+          padding: zeros before and after, a pair a spatial axis; None for none.
+
+        Returns:
+          `(batch, spatial axes..., outputs)`.
+
+        Raises:
+          ValueError: shapes, strides or padding that do not fit.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> kernel = jnp.ones((3, 1, 2))
+          >>> kernel = Channels.from_dense(kernel, jnp.broadcast_to(jnp.arange(2) > 0, (3, 1, 2)))
+          >>> x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1)
+          >>> kernel.convolve(x, padding=[(1, 1)])[0, :, 1].tolist()
+          [3.0, 6.0, 9.0, 7.0]
+        """
+        inputs = _layout.taps(self.places.shape, self.places.axes).shape[1]
+        spatial = self.values.ndim - 2
+        if x.ndim != spatial + 2 or x.shape[-1] != inputs:
+            raise ValueError(
+                f"x must be (batch, {spatial} spatial axes, {inputs} inputs), got {x.shape}."
+            )
+        strides = (1,) * spatial if strides is None else tuple(strides)
+        padding = ((0, 0),) * spatial if padding is None else tuple(padding)
+        if len(strides) != spatial or len(padding) != spatial:
+            raise ValueError(
+                f"strides and padding must have one entry for each of {spatial} spatial axes, got "
+                f"{strides} and {padding}."
+            )
+        kind = jnp.promote_types(x.dtype, self.dtype)
+        letters = "0123456789"[:spatial]
+        found = jax.lax.conv_general_dilated(
+            _take(x.astype(kind), self.places.inputs),
+            self.values.astype(kind),
+            strides,
+            padding,
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        )
+        outputs = _layout.sizes(self.places.shape, self.places.axes)[1]
+        return _put(found, self.places.outputs, outputs)
+
 
 def _left(alive: Array, layer: _layout.Layer) -> tuple[Array, Array]:
     """Which input and which output units have a living weight."""
@@ -168,12 +224,18 @@ def _left(alive: Array, layer: _layout.Layer) -> tuple[Array, Array]:
     return jnp.any(alive[taps], (0, 2)), jnp.any(alive, 0)
 
 
+def _units(left: Array, size: int) -> Array:
+    """The first of those that are left, then numbers beyond: sorted and unique throughout."""
+    units = jnp.nonzero(left, size=size, fill_value=len(left))[0]
+    return (units + jnp.maximum(jnp.arange(size) - jnp.sum(left), 0)).astype(jnp.int32)
+
+
 def _take(x: Array, units: Array) -> Array:
     """Units of the last axis, zeros for those beyond it."""
-    return x.at[..., units].get(mode="fill", fill_value=0)
+    return x.at[..., units].get(mode="fill", fill_value=0, unique_indices=True)
 
 
 def _put(x: Array, units: Array, size: int) -> Array:
     """The last axis at these units of a longer one, zeros elsewhere."""
     wide = jnp.zeros((*x.shape[:-1], size), x.dtype)
-    return wide.at[..., units].set(x, mode="drop")
+    return wide.at[..., units].set(x, mode="drop", unique_indices=True)

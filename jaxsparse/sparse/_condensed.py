@@ -192,11 +192,6 @@ class Condensed(_layout.Compressed):
         """
         return self.csr().product(x, via=via)
 
-    @_layout.by_layer
-    def product_of_columns(self, x: Array, *, via: str = "auto") -> Array:
-        """`kernel.T @ x`, where the batch is the last axis; see `CSR.product_of_columns`."""
-        return self.csr().product_of_columns(x, via=via)
-
     def csr(self) -> CSR:
         """The same kernel, of one layer, as `CSR` with free places; its values are differentiable
         functions of these."""
