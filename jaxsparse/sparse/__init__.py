@@ -1,10 +1,13 @@
 """Storage and products that skip the zeros: a kernel as its living values and their places."""
 
 from jaxsparse.sparse._block import Block
+from jaxsparse.sparse._channels import Channels
+from jaxsparse.sparse._condensed import Condensed
 from jaxsparse.sparse._csr import CSR
 from jaxsparse.sparse._kernels import Backend, KernelError
 from jaxsparse.sparse._kernels import compiled as compiled_kernels
 from jaxsparse.sparse._layout import is_compressed, nbytes
+from jaxsparse.sparse._n_m import NM
 from jaxsparse.sparse.accelerate import accelerate
 from jaxsparse.sparse.compression import (
     compress,
@@ -17,8 +20,11 @@ from jaxsparse.sparse.compression import (
 
 __all__ = [
     "CSR",
+    "NM",
     "Backend",
     "Block",
+    "Channels",
+    "Condensed",
     "KernelError",
     "accelerate",
     "compiled_kernels",

@@ -34,8 +34,51 @@ class BlockPlaces(_layout.Places):
     count: Array
     shape: tuple[int, ...]
     axes: Axes
-    size: tuple[int, int]
+    size: tuple[int, ...]
     fixed: bool = False
+    wants = "no block may live in part only"
+
+    @classmethod
+    def held_of_layer(cls, alive: Array, layer: _layout.Layer) -> Array:
+        pattern, chosen = _chosen(alive, layer.size)
+        return pattern.spread(chosen, alive.shape, _MATRIX)
+
+    @classmethod
+    def room_of_layer(cls, alive: Array, layer: _layout.Layer) -> Array:
+        return jnp.sum(_chosen(alive, layer.size)[1], dtype=jnp.int32)[None]
+
+    @classmethod
+    def of_layer(cls, alive: Array, room: tuple[int, ...], layer: _layout.Layer) -> "BlockPlaces":
+        _, chosen = _chosen(alive, layer.size)
+        columns = chosen.shape[1]
+        outputs, inputs = jnp.nonzero(chosen.T, size=room[0], fill_value=(columns, 0))
+        return cls(
+            inputs=inputs.astype(jnp.int32),
+            outputs=jnp.minimum(outputs, columns - 1).astype(jnp.int32),
+            order=jnp.argsort(inputs, stable=True).astype(jnp.int32),
+            count=jnp.sum(chosen, dtype=jnp.int32),
+            shape=layer.shape,
+            axes=layer.axes,
+            size=layer.size,
+        )
+
+    def room(self) -> tuple[int, ...]:
+        return self.inputs.shape[-1:]
+
+    def gather_layer(self, matrix: Array) -> Array:
+        rows, columns = _tiles(matrix.shape, self.size)
+        blocks = matrix.reshape(rows, self.size[0], columns, self.size[1]).transpose(0, 2, 1, 3)
+        living = (jnp.arange(len(self.inputs)) < self.count)[:, None, None]
+        return jnp.where(living, blocks[self.inputs, self.outputs], jnp.zeros((), matrix.dtype))
+
+    def spread_layer(self, values: Array) -> Array:
+        sizes = _layout.sizes(self.shape, self.axes)
+        rows, columns = _tiles(sizes, self.size)
+        living = jnp.arange(len(values)) < self.count
+        where = jnp.where(living, self.inputs, rows), self.outputs
+        blocks = jnp.zeros((rows, columns, *self.size), values.dtype)
+        blocks = blocks.at[where].set(values, mode="drop")
+        return blocks.transpose(0, 2, 1, 3).reshape(sizes)
 
 
 @functools.partial(
@@ -88,52 +131,16 @@ class Block(_layout.Compressed):
           [[[0.0, 1.0], [4.0, 5.0]]]
         """
         values, mask, named = _layout.checked(values, mask, axes, capacity, path)
-        flat, alive = _layout.flat(values, named), _layout.flat(mask, named)
-        inputs, outputs = flat.shape
+        inputs, outputs = _layout.sizes(values.shape, named)
         if inputs % size[0] or outputs % size[1]:
             raise ValueError(
                 f"size {size} does not divide the {inputs} inputs and {outputs} outputs of "
                 f"{path!r}."
             )
-        pattern, two = patterns.block(*size), Axes((0,), (1,))
-        chosen = pattern.gather(alive.astype(jnp.float32), two) > 0
-        if not isinstance(mask, jax.core.Tracer):
-            if not bool(jnp.all(pattern.spread(chosen, flat.shape, two) == alive)):
-                raise ValueError(f"mask: a block of {size} at {path!r} lives in part only.")
-        fixed = capacity is None
-        capacity = _layout.room(chosen, capacity)
-        where = jnp.nonzero(chosen.T, size=capacity, fill_value=(outputs // size[1], 0))
-        blocks = flat.reshape(inputs // size[0], size[0], outputs // size[1], size[1])
-        blocks = blocks.transpose(0, 2, 1, 3)
-        last = jnp.minimum(where[0], outputs // size[1] - 1)
-        count = jnp.sum(chosen, dtype=jnp.int32)
-        living = (jnp.arange(capacity) < count)[:, None, None]
-        found = jnp.where(living, blocks[where[1], last], jnp.zeros((), values.dtype))
-        places = BlockPlaces(
-            inputs=where[1].astype(jnp.int32),
-            outputs=last.astype(jnp.int32),
-            order=jnp.argsort(where[1], stable=True).astype(jnp.int32),
-            count=count,
-            shape=values.shape,
-            axes=named,
-            size=size,
-        )
-        return cls(found, places.fix() if fixed else places)
+        places = BlockPlaces.of(mask, named, capacity, path, size=size)
+        return cls(places.gather(values), places)
 
-    def spread(self, values: Array) -> Array:
-        """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
-        places = self.places
-        inputs, outputs = _layout.sizes(places.shape, places.axes)
-        rows, columns = inputs // places.size[0], outputs // places.size[1]
-        living = jnp.arange(len(values)) < places.count
-        where = jnp.where(living, places.inputs, rows), places.outputs
-        blocks = (
-            jnp.zeros((rows, columns, *places.size), values.dtype)
-            .at[where]
-            .set(values, mode="drop")
-        )
-        return _layout.unflat(blocks.transpose(0, 2, 1, 3).reshape(inputs, outputs), places)
-
+    @_layout.by_layer
     def product(self, x: Array) -> Array:
         """`x @ kernel`, without a dense kernel in either direction.
 
@@ -183,3 +190,15 @@ def _of_values(_: None, shapes: Shapes, places: BlockPlaces, x: Array, grads: Ar
 
 
 _PRODUCT = Trilinear("block_product", _forward, _backward, _of_values)
+_MATRIX = Axes((0,), (1,))
+
+
+def _chosen(alive: Array, size: tuple[int, ...]) -> tuple[patterns.Pattern, Array]:
+    """The blocks in which a weight lives."""
+    pattern = patterns.block(*size)
+    return pattern, pattern.gather(alive.astype(jnp.float32), _MATRIX) > 0
+
+
+def _tiles(sizes: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of blocks."""
+    return sizes[0] // size[0], sizes[1] // size[1]

@@ -39,6 +39,37 @@ class CSRPlaces(_layout.Places):
     axes: Axes
     fixed: bool = False
 
+    @classmethod
+    def room_of_layer(cls, alive: Array, layer: _layout.Layer) -> Array:
+        return jnp.sum(alive, dtype=jnp.int32)[None]
+
+    @classmethod
+    def of_layer(cls, alive: Array, room: tuple[int, ...], layer: _layout.Layer) -> "CSRPlaces":
+        inputs, units = alive.shape
+        rows, columns = jnp.nonzero(alive.T, size=room[0], fill_value=(units, 0))
+        order = jnp.argsort(jnp.where(rows < units, columns, inputs), stable=True)
+        return cls(
+            ends=_ends(jnp.sum(alive, 0, dtype=jnp.int32)),
+            inputs=columns.astype(jnp.int32),
+            ends_of_inputs=_ends(jnp.sum(alive, 1, dtype=jnp.int32)),
+            outputs=jnp.minimum(rows, units - 1)[order].astype(jnp.int32),
+            order=order.astype(jnp.int32),
+            shape=layer.shape,
+            axes=layer.axes,
+        )
+
+    def room(self) -> tuple[int, ...]:
+        return self.inputs.shape[-1:]
+
+    def gather_layer(self, matrix: Array) -> Array:
+        rows, units = _rows_of(self), matrix.shape[1]
+        found = matrix[self.inputs, jnp.minimum(rows, units - 1)]
+        return jnp.where(rows < units, found, jnp.zeros((), found.dtype))
+
+    def spread_layer(self, values: Array) -> Array:
+        matrix = jnp.zeros(_layout.sizes(self.shape, self.axes), values.dtype)
+        return matrix.at[self.inputs, _rows_of(self)].set(values, mode="drop")
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -89,22 +120,10 @@ class CSR(_layout.Compressed):
           ([0.0, 4.0, 3.0], [0, 2, 1])
         """
         values, mask, named = _layout.checked(values, mask, axes, capacity, path)
-        alive = _layout.flat(mask, named).T
-        fixed = capacity is None
-        places = _places(alive, values.shape, named, _layout.room(alive, capacity))
-        rows = _rows_of(places)
-        found = _layout.flat(values, named).T[jnp.minimum(rows, len(alive) - 1), places.inputs]
-        found = jnp.where(rows < len(alive), found, jnp.zeros((), values.dtype))
-        return cls(found, places.fix() if fixed else places)
+        places = CSRPlaces.of(mask, named, capacity, path)
+        return cls(places.gather(values), places)
 
-    def spread(self, values: Array) -> Array:
-        """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
-        places = self.places
-        inputs, outputs = _layout.sizes(places.shape, places.axes)
-        matrix = jnp.zeros((outputs, inputs), values.dtype)
-        matrix = matrix.at[_rows_of(places), places.inputs].set(values, mode="drop")
-        return _layout.unflat(matrix.T, places)
-
+    @_layout.by_layer
     def product(self, x: Array, *, via: str = "auto") -> Array:
         """`x @ kernel`, without a dense kernel in either direction.
 
@@ -135,24 +154,15 @@ class CSR(_layout.Compressed):
         found = self._pair(_PRODUCT.product, via, Window(), rows, (rows.shape[0], outputs))
         return found.reshape(*x.shape[:-1], outputs)
 
-    def product_transposed(self, g: Array, *, via: str = "auto") -> Array:
-        """`g @ kernel.T`: `(..., outputs) -> (..., inputs)`; else as `product`."""
-        inputs, outputs = _layout.sizes(self.places.shape, self.places.axes)
-        rows = _layout.as_rows(g, outputs, "g", "outputs")
-        found = self._pair(_PRODUCT.transposed, via, Window(), rows, (rows.shape[0], inputs))
-        return found.reshape(*g.shape[:-1], inputs)
-
     def _convolution(self, x: Array, window: Window, shape: tuple[int, ...], via: str) -> Array:
         kind = jnp.promote_types(x.dtype, self.dtype)
-        if not _kernels.choose(via) or jnp.promote_types(kind, jnp.float32) != jnp.float32:
+        if not _kernels.choose(via) or _layout.computed_in(kind) != jnp.float32:
             return super()._convolution(x, window, shape, "xla")
         return self._pair(_PRODUCT.product, via, window, x, shape)
 
-    def _pair(
-        self, form: Any, via: str, window: Window, x: Array, shape: tuple[int, ...]
-    ) -> Array:
+    def _pair(self, form: Any, via: str, window: Window, x: Array, shape: tuple[int, ...]) -> Array:
         out = jnp.promote_types(x.dtype, self.dtype)
-        kind = jnp.promote_types(out, jnp.float32)
+        kind = _layout.computed_in(out)
         fast = _kernels.choose(via) and kind == jnp.float32
         living = self.values.astype(kind)
         return form((fast, window), shape, self.places, living, x.astype(kind)).astype(out)
@@ -198,21 +208,6 @@ def _of_values(static: _Static, shapes: Shapes, places: CSRPlaces, x: Array, g: 
 
 
 _PRODUCT = Trilinear("csr_product", _forward, _backward, _of_values, folds=(0, 0))
-
-
-def _places(alive: Array, shape: tuple[int, ...], axes: Axes, capacity: int) -> CSRPlaces:
-    units, inputs = alive.shape
-    rows, columns = jnp.nonzero(alive, size=capacity, fill_value=(units, 0))
-    order = jnp.argsort(jnp.where(rows < units, columns, inputs), stable=True)
-    return CSRPlaces(
-        ends=_ends(jnp.sum(alive, 1, dtype=jnp.int32)),
-        inputs=columns.astype(jnp.int32),
-        ends_of_inputs=_ends(jnp.sum(alive, 0, dtype=jnp.int32)),
-        outputs=jnp.minimum(rows, units - 1)[order].astype(jnp.int32),
-        order=order.astype(jnp.int32),
-        shape=shape,
-        axes=axes,
-    )
 
 
 def _ends(counts: Array) -> Array:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,84 +11,43 @@ import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.axes import all_axes
-from jaxsparse.checks import check_size
-from jaxsparse.patterns import fan_in
 from jaxsparse.sparse import _windows
+from jaxsparse.sparse._places import (
+    Layer,
+    Places,
+    each,
+    flat,
+    one_layer,
+    register_places,
+    sizes,
+    taps,
+    unflat,
+)
 from jaxsparse.types import Array, Axes, AxesSpec
 
-
-class Places:
-    """Where the living weights of one kernel are: integers, of which nothing is trained.
-
-    Places are fixed or free. Fixed ones belong to the structure of the tree, as a shape does:
-    `jax.grad` and Optax meet the values alone, and a compiled function has the places in it. Free
-    ones are arrays, leaves of the tree beside the values, so that a compiled function takes other
-    places without compiling again.
-    """
-
-    shape: tuple[int, ...]
-    axes: Axes
-    fixed: bool
-
-    @functools.cached_property
-    def digest(self) -> bytes:
-        """What tells fixed places from others."""
-        found = hashlib.sha256()
-        for name, value in vars(self).items():
-            found.update(f"{name} {getattr(value, 'shape', value)}".encode())
-            if isinstance(value, np.ndarray):
-                found.update(value.tobytes())
-        return found.digest()
-
-    def fix(self) -> Self:
-        """The same places, fixed.
-
-        Raises:
-          TypeError: they are traced.
-        """
-        if any(isinstance(value, jax.core.Tracer) for value in vars(self).values()):
-            raise TypeError("places that are traced cannot be fixed: they decide what is compiled.")
-        return self._as(np.asarray, fixed=True)
-
-    def free(self) -> Self:
-        """The same places, free."""
-        return self._as(jnp.asarray, fixed=False)
-
-    def _as(self, kind: Any, *, fixed: bool) -> Self:
-        arrays = {k: kind(v) for k, v in vars(self).items() if trees.is_array(v)}
-        return dataclasses.replace(self, **arrays, fixed=fixed)  # type: ignore[type-var]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.shape}, {'fixed' if self.fixed else 'free'})"
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, type(self)) and self.digest == other.digest)
+__all__ = [
+    "Compressed",
+    "Layer",
+    "Places",
+    "as_rows",
+    "by_layer",
+    "checked",
+    "computed_in",
+    "each",
+    "flat",
+    "is_compressed",
+    "map_compressed",
+    "nbytes",
+    "no_gradient",
+    "one_layer",
+    "register_places",
+    "sizes",
+    "taps",
+    "unflat",
+]
 
 
-def register_places(*leaves: str) -> Callable[[type], type]:
-    """Makes a frozen dataclass of places a pytree with these leaves, while they move."""
-
-    def register(cls: Any) -> type:
-        rest = [field.name for field in dataclasses.fields(cls) if field.name not in leaves]
-
-        def flatten(places: Any) -> tuple[Any, Any]:
-            if places.fixed:
-                return (), places
-            children = [(jax.tree_util.GetAttrKey(name), getattr(places, name)) for name in leaves]
-            return children, tuple(getattr(places, name) for name in rest)
-
-        def unflatten(aux: Any, children: Any) -> Any:
-            if isinstance(aux, cls):
-                return aux
-            return cls(**dict(zip((*leaves, *rest), (*children, *aux), strict=True)))
-
-        jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-        return cls
-
-    return register
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class Compressed:
@@ -99,17 +56,63 @@ class Compressed:
     values: Array
     places: Any
 
-    def spread(self, values: Array) -> Array:
-        """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
-        raise NotImplementedError
-
     def product(self, x: Array) -> Array:
         """`x @ kernel`."""
         raise NotImplementedError
 
     def product_transposed(self, g: Array) -> Array:
-        """`g @ kernel.T`."""
-        raise NotImplementedError
+        """`g @ kernel.T`, without a dense kernel.
+
+        Args:
+          g: `(..., outputs)`, after the stacked axes of the kernel.
+
+        Returns:
+          `(..., inputs)`.
+
+        Raises:
+          ValueError: shapes that do not fit.
+        """
+        stacked, depth = self.places.stacked, self.places.depth
+        inputs, outputs = sizes(self.places.shape, self.places.axes)
+        if g.ndim <= depth or g.shape[:depth] != stacked or g.shape[-1] != outputs:
+            raise ValueError(
+                f"g must end with the {outputs} outputs of the kernel"
+                f"{f' and begin with its layers {stacked}' if stacked else ''}, got {g.shape}."
+            )
+        g = g.astype(jnp.promote_types(g.dtype, self.dtype))
+        x = jax.ShapeDtypeStruct((*g.shape[:-1], inputs), g.dtype)
+        return jax.linear_transpose(self.product, x)(g)[0]
+
+    def spread(self, values: Array) -> Array:
+        """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
+        return self.places.spread(values)
+
+    def gather(self, dense: Array) -> Array:
+        """The values of a dense kernel at the places of this one, as `spread` takes them."""
+        return self.places.gather(dense)
+
+    def layers(self) -> Self:
+        """A kernel with stacked axes as many kernels of one layer, in one.
+
+        Returns:
+          The same arrays, each with one leading axis for every stacked one, as a kernel with free
+          places whose shape is that of one layer: what `jax.lax.scan` and `jax.vmap` take apart.
+        """
+        return dataclasses.replace(self, places=self.places.layers())  # type: ignore[type-var]
+
+    def check(self) -> None:
+        """Raises what is wrong with a kernel whose arrays come from outside.
+
+        Raises:
+          TypeError: places that are traced.
+          ValueError: indices that are out of range, unsorted or double, places that contradict
+            each other, or values of another shape.
+        """
+        self.places.check()
+        dense = jax.ShapeDtypeStruct(self.shape, self.dtype)
+        wanted = jax.eval_shape(self.places.gather, dense)
+        if self.values.shape != wanted.shape:
+            raise ValueError(f"values must be {wanted.shape}, got {self.values.shape}.")
 
     def convolve(
         self,
@@ -218,60 +221,44 @@ def no_gradient(places: Any) -> Any:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), places)
 
 
+def by_layer(method: _Method) -> _Method:
+    """Makes a product of one layer one of kernels with stacked axes too.
+
+    Its first operand then begins with these axes, in the order of `axes.stacked`, and so does
+    what comes out.
+    """
+
+    @functools.wraps(method)
+    def product(self: Any, x: Array, **options: Any) -> Array:
+        stacked, depth = self.places.stacked, self.places.depth
+        if not stacked:
+            return method(self, x, **options)
+        if x.shape[:depth] != stacked:
+            raise ValueError(f"x must begin with the layers {stacked}, got {x.shape}.")
+        return each(depth, lambda kernel, x: method(kernel, x, **options), self.layers(), x)
+
+    return cast(_Method, product)
+
+
 def checked(
     values: Array, mask: Array, axes: AxesSpec, capacity: int | None, path: str
 ) -> tuple[Array, Array, Axes]:
     """The arrays and the axes of a kernel that is to be compressed.
 
     Raises:
-      ValueError: another shape of the mask, or stacked axes.
-      TypeError: a mask that is not boolean, or one that is traced, without a capacity.
+      ValueError: another shape of the mask.
+      TypeError: values that are not floating, a mask that is not boolean, or one that is traced,
+        without a capacity.
     """
     values, mask = jnp.asarray(values), jnp.asarray(mask)
+    if not trees.is_float(values):
+        raise TypeError(f"values at {path!r} must be floating, got {values.dtype}.")
     trees.boolean(path, mask, "mask")
     if mask.shape != values.shape:
         raise ValueError(f"mask at {path!r} must have the shape {values.shape}, got {mask.shape}.")
     if capacity is None and isinstance(mask, jax.core.Tracer):
         raise TypeError(f"capacity must be given where the mask at {path!r} is traced.")
-    named = all_axes(axes, {path: values})[path]
-    if named.stacked:
-        raise ValueError(f"{path!r} has stacked axes; compress its layers one by one, by vmap.")
-    return values, mask, named
-
-
-def room(alive: Array, capacity: int | None) -> int:
-    """The capacity: by default as many as live.
-
-    Raises:
-      ValueError: less than that.
-    """
-    if isinstance(alive, jax.core.Tracer):
-        check_size("capacity", capacity, 0)
-        return int(capacity or 0)
-    count = int(jnp.sum(alive))
-    if capacity is None:
-        return count
-    check_size("capacity", capacity, 0)
-    if capacity < count:
-        raise ValueError(f"capacity must be at least {count}, what lives; got {capacity}.")
-    return capacity
-
-
-def flat(leaf: Array, axes: Axes) -> Array:
-    """`(inputs, outputs)` of a kernel, spatial axes among the inputs."""
-    found = fan_in.gather(leaf, axes)
-    return found.reshape(-1, found.shape[-1]).T
-
-
-def unflat(matrix: Array, places: Any) -> Array:
-    """The kernel of a matrix `(inputs, outputs)`."""
-    return fan_in.spread(matrix.T, places.shape, places.axes)
-
-
-def sizes(shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
-    """Inputs and outputs of a kernel of a shape."""
-    outputs = math.prod(shape[a] for a in axes.outputs)
-    return math.prod(shape) // max(outputs, 1), outputs
+    return values, mask, all_axes(axes, {path: values})[path]
 
 
 def as_rows(x: Array, size: int, name: str = "x", what: str = "inputs") -> Array:
@@ -283,3 +270,8 @@ def as_rows(x: Array, size: int, name: str = "x", what: str = "inputs") -> Array
     if x.ndim < 1 or x.shape[-1] != size:
         raise ValueError(f"{name} must end with the {size} {what} of the kernel, got {x.shape}.")
     return x.reshape(-1, size)
+
+
+def computed_in(kind: Any) -> Any:
+    """The type that a product of this type is computed in: float32 at least."""
+    return kind if jnp.finfo(kind).bits >= 32 else jnp.dtype(jnp.float32)

@@ -61,7 +61,11 @@ def window(
             f"shape {image}."
         )
     strides = (1,) * count if strides is None else tuple(strides)
-    padding = ((0, 0),) * count if padding is None else tuple(map(tuple, padding))
+    padding = (
+        ((0, 0),) * count
+        if padding is None
+        else tuple((before, after) for before, after in padding)
+    )
     if len(strides) != count or any(s < 1 for s in strides):
         raise ValueError(f"strides must be {count} numbers of at least 1, got {strides}.")
     if len(padding) != count or any(len(p) != 2 or min(p) < 0 for p in padding):

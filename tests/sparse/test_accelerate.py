@@ -34,8 +34,8 @@ def agrees(function, small, *args):
     for fast in (sparse.accelerate(function), jax.jit(sparse.accelerate(function))):
         found, moved = jax.value_and_grad(fast)(small, *args)
         close(found, value)
-        spread = jax.tree.map(lambda k: k.mask if sparse.is_compressed(k) else jnp.ones_like(k, bool),
-                              small, is_leaf=sparse.is_compressed)  # fmt: skip
+        alive = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), small)
+        spread = sparse.expand(alive)
         close(sparse.expand(moved), jaxsparse.apply(grads, spread))
 
 

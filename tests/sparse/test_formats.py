@@ -1,6 +1,7 @@
 """Compressed kernels against masked dense ones: storage, products, gradients, training."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,13 @@ from jaxsparse.types import Axes
 
 SIZE = (4, 8)
 FORMATS = {
-    "csr": (jaxsparse.unstructured, sparse.CSR.from_dense),
-    "block": (
-        jaxsparse.block(*SIZE),
-        lambda w, m, **options: sparse.Block.from_dense(w, m, size=SIZE, **options),
-    ),
+    "csr": (jaxsparse.unstructured, sparse.CSR.from_dense, 0),
+    "block": (jaxsparse.block(*SIZE), partial(sparse.Block.from_dense, size=SIZE), 0),
+    "condensed": (jaxsparse.fan_in, sparse.Condensed.from_dense, 1),
+    "n_m": (jaxsparse.n_m(1, 4), partial(sparse.NM.from_dense, n=1, m=4), 2),
+    "channels": (jaxsparse.channel, sparse.Channels.from_dense, 1),
 }
+"""A pattern, what makes a kernel of its masks, and which axis of the values has a capacity."""
 VIA = [
     "xla",
     pytest.param(
@@ -34,10 +36,10 @@ VIA = [
 ]
 
 
-def masked(name, shape=(16, 24), sparsity=0.75, dtype=jnp.float32, seed=0):
+def masked(name, shape=(16, 24), sparsity=0.75, dtype=jnp.float32, seed=0, axes="flax"):
     values = jax.random.normal(jax.random.key(seed), shape, dtype)
     mask = jaxsparse.random_masks(
-        seed, {"kernel": values}, sparsity, pattern=FORMATS[name][0], axes="flax"
+        seed, {"kernel": values}, sparsity, pattern=FORMATS[name][0], axes=axes
     )["kernel"]
     return values, mask
 
@@ -57,14 +59,18 @@ def test_there_and_back(name, dtype):
     assert kernel.values.size == int(mask.sum())
 
 
-@pytest.mark.parametrize("capacity", [None, 1.7])
-@pytest.mark.parametrize("batch", [(), (7,), (3, 9), (130,)])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name, batch, capacity",
+    [(name, (3, 9), capacity) for name in FORMATS for capacity in (None, 1.7)]
+    + [("csr", batch, None) for batch in ((), (7,), (130,))]
+    + [("block", (), 1.7), ("n_m", (130,), None), ("condensed", (7,), None)],
+)
 def test_product_and_gradients(name, batch, capacity):
     """Of any batch, with and without room to spare."""
     values, mask = masked(name)
     if capacity is not None:
-        capacity = int(capacity * len(FORMATS[name][1](values, mask).values))
+        size = FORMATS[name][1](values, mask).values.shape[FORMATS[name][2]]
+        capacity = int(capacity * size) + 1
     kernel = FORMATS[name][1](values, mask, capacity=capacity)
     x = jax.random.normal(jax.random.key(1), (*batch, 16))
     grads = jax.random.normal(jax.random.key(2), (*batch, 24))
@@ -79,6 +85,8 @@ def test_product_and_gradients(name, batch, capacity):
     np.testing.assert_allclose(of_x, want_x, rtol=1e-4, atol=1e-5)
     spread = dataclasses.replace(kernel, values=of_living).to_dense()
     np.testing.assert_allclose(spread, want_w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(kernel.gather(spread), of_living)  # nothing in what is to spare
+    np.testing.assert_allclose(kernel.product_transposed(grads), want_x, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("via", VIA)
@@ -135,7 +143,7 @@ def test_transforms(name):
     np.testing.assert_allclose(found, jnp.stack([want[0], 2 * want[0]]), rtol=1e-4, atol=1e-5)
     _, each = jax.lax.scan(lambda carry, x: (carry, x @ kernel), 0, x)
     np.testing.assert_allclose(each, want, rtol=1e-4, atol=1e-5)
-    capacity = len(kernel.values) + 1
+    capacity = kernel.values.shape[FORMATS[name][2]] + 1
     made = jax.jit(lambda w, m: x[0] @ FORMATS[name][1](w, m, capacity=capacity))
     for seed in (0, 3):
         again, other = masked(name, seed=seed)
@@ -153,8 +161,12 @@ def test_axes_and_convolutions(name, axes):
     values = jax.random.normal(jax.random.key(0), shape)
     named = {"flax": Axes((2,), (3,)), "equinox": Axes((1,), (0,))}[axes]
     matrix = values.reshape(-1, 16) if axes == "flax" else values.reshape(16, -1).T
-    alive = np.kron(np.random.default_rng(0).random((72 // 4, 2)) < 0.3, np.ones(SIZE)) > 0
-    mask = jnp.asarray(alive if axes == "flax" else alive.T).reshape(shape)
+    if name == "block":
+        alive = np.kron(np.random.default_rng(0).random((72 // 4, 2)) < 0.3, np.ones(SIZE)) > 0
+        mask = jnp.asarray(alive if axes == "flax" else alive.T).reshape(shape)
+    else:
+        mask = masked(name, shape, axes=named)[1]
+        alive = mask.reshape(-1, 16) if axes == "flax" else mask.reshape(16, -1).T
     kernel = FORMATS[name][1](values, mask, axes=named)
     np.testing.assert_array_equal(kernel.to_dense(), jnp.where(mask, values, 0))
     x = jax.random.normal(jax.random.key(1), (5, 72))
@@ -167,7 +179,7 @@ def mlp(params, x):
 
 
 @pytest.mark.standard_promotion  # Optax's Adam needs it
-@pytest.mark.parametrize("format", ["csr", "block:4x8"])
+@pytest.mark.parametrize("format", ["csr", "block:4x8", "condensed", "n_m:1:4", "channels"])
 def test_training_as_with_masks(format):
     """Fifty steps of Adam on the values are fifty steps of static sparse training."""
     keys = jax.random.split(jax.random.key(0), 4)
@@ -176,7 +188,7 @@ def test_training_as_with_masks(format):
         "head": {"kernel": jax.random.normal(keys[1], (32, 8)) / 6, "bias": jnp.zeros(8)},
     }
     x, y = jax.random.normal(keys[2], (20, 16)), jax.random.normal(keys[3], (20, 8))
-    pattern = jaxsparse.unstructured if format == "csr" else jaxsparse.block(4, 8)
+    pattern = FORMATS[format.split(":")[0]][0]
     masks = jaxsparse.prune_by_magnitude(params, 0.75, pattern=pattern, axes="flax")
 
     def loss(params):
