@@ -5,9 +5,10 @@
     python -m benchmarks.sparse_networks --network wrn_16_8 --batch 32 --turns 3
 
 Forward, both gradients and SGD with momentum, batch normalization included, on made-up images;
-one jitted, donated step a call, all forms in turns within one run, medians. `dense` is the faster
-of XLA's convolutions and of this repository's patches; `masks` is the same with a static mask;
-`csr` is the same function through `jaxsparse.sparse.accelerate`, with the same masks.
+one jitted, donated step a call, all forms in turns within one run, medians. Ratios are to the
+faster of two dense steps, with XLA's convolutions and with this repository's patches. `masks` is
+patches with a static mask; `csr` is XLA's form through `jaxsparse.sparse.accelerate`, with the same
+masks.
 """
 
 import argparse
@@ -86,21 +87,21 @@ def measure(name: str, batch: int, sparsity: float, turns: int) -> list[list[str
         f"dense, {form}": chain(step(network, tx, False), begun(params), images, labels)
         for form, network in forms.items()
     }
-    first = take_turns(calls, 2)  # the first of them compiles
-    faster = min(calls, key=lambda form: first[form][-1])
-    base = forms[faster.removeprefix("dense, ")]
     small = sparse.compress(jaxsparse.apply(params, masks), masks)
-    calls["masks"] = chain(step(base, fixed, False), jaxsparse.init(fixed, params), images, labels)
+    calls["masks"] = chain(
+        step(forms["patches"], fixed, False), jaxsparse.init(fixed, params), images, labels
+    )
     calls["csr"] = chain(step(forms["conv"], tx, True), begun(small), images, labels)
     kept = dict.fromkeys(calls, sparse.nbytes(params))
     kept |= {"masks": sparse.nbytes((params, masks)), "csr": sparse.nbytes(small)}
-    take_turns({name: calls[name] for name in ("masks", "csr")}, 2)
+    take_turns(calls, 2)  # compiles
     spent = take_turns(calls, turns)
+    faster = min(forms, key=lambda form: statistics.median(spent[f"dense, {form}"]))
     return [
         [
             f"{name}, {100 * (1 - sparsity):g}%, batch {batch}: {form}",
             f"{1000 * statistics.median(found):.1f}",
-            f"{1 / ratio(found, spent[faster]):.2f}",
+            f"{1 / ratio(found, spent[f'dense, {faster}']):.2f}",
             size(kept[form]),
         ]
         for form, found in spent.items()
