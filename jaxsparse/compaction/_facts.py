@@ -17,6 +17,32 @@ from jaxsparse.compaction._units import Units, reshaped
 _ARRANGE = frozenset(
     "broadcast_in_dim concatenate pad reshape slice split squeeze transpose".split()
 )
+_NUMPY: dict[str, Any] = {
+    "abs": np.abs,
+    "add": np.add,
+    "add_any": np.add,
+    "copy": np.copy,
+    "eq": np.equal,
+    "exp": np.exp,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "le": np.less_equal,
+    "log": np.log,
+    "lt": np.less,
+    "max": np.maximum,
+    "min": np.minimum,
+    "mul": np.multiply,
+    "ne": np.not_equal,
+    "neg": np.negative,
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "stop_gradient": np.copy,
+    "sub": np.subtract,
+    "tanh": np.tanh,
+    "squeeze": lambda x, dimensions: np.squeeze(x, tuple(dimensions)),
+    "transpose": lambda x, permutation: np.transpose(x, permutation),
+}
+"""What needs no compilation: every other operation is the primitive's own."""
 _LIMIT = 1 << 26  # elements; a longer constant is not computed here
 
 
@@ -113,10 +139,8 @@ class Facts:
         # What is only spread out is known by its slices, and takes no memory that way.
         if max(sizes) > largest and (step.name == "broadcast_in_dim" or max(sizes) > _LIMIT):
             return False
-        arrays = [jnp.asarray(a, v.dtype) for a, v in zip(arrays, step.inputs, strict=True)]
-        found = step.eqn.primitive.bind(*arrays, **step.params)
-        found = found if step.eqn.primitive.multiple_results else [found]
-        self._arrays.update(zip(step.outputs, found, strict=True))
+        arrays = [np.asarray(a, v.dtype) for a, v in zip(arrays, step.inputs, strict=True)]
+        self._arrays.update(zip(step.outputs, _run(step, arrays), strict=True))
         return True
 
     def along(self, value: Value, axis: int, ndim: int, size: int) -> Slices | None:
@@ -135,6 +159,21 @@ def _nothing(size: int, dtype: Any) -> Slices:
     return Slices(np.zeros(size, bool), np.zeros(size, dtype))
 
 
+def _run(step: Step, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """What an operation makes of arrays."""
+    if step.name == "reshape" and step.params["dimensions"] is None:
+        return [arrays[0].reshape(step.params["new_sizes"])]
+    if step.name == "convert_element_type":
+        return [arrays[0].astype(step.outputs[0].dtype)]
+    if step.name == "rsqrt":
+        return [(1 / np.sqrt(arrays[0])).astype(arrays[0].dtype)]
+    if step.name in _NUMPY:
+        names = ("permutation", "dimensions")
+        return [_NUMPY[step.name](*arrays, **{k: v for k, v in step.params.items() if k in names})]
+    found = step.eqn.primitive.bind(*map(jnp.asarray, arrays), **step.params)
+    return list(map(np.asarray, found if step.eqn.primitive.multiple_results else [found]))
+
+
 def _elementwise(facts: Facts, step: Step, out: Value, axis: int) -> Slices | None:
     size = out.shape[axis]
     found = [facts.along(value, axis, len(out.shape), size) for value in step.inputs]
@@ -150,16 +189,9 @@ def _elementwise(facts: Facts, step: Step, out: Value, axis: int) -> Slices | No
     known = np.logical_and.reduce([one.known for one in given])
     if not known.any() and step.name != "mul":
         return None
-    numbers = step.eqn.primitive.bind(
-        *(
-            jnp.asarray(one.numbers, value.dtype)
-            for one, value in zip(given, step.inputs, strict=True)
-        ),
-        **step.params,
-    )
-    if step.eqn.primitive.multiple_results:
-        numbers = numbers[step.outputs.index(out)]
-    numbers = np.asarray(numbers)
+    each = zip(given, step.inputs, strict=True)
+    arrays = [np.asarray(one.numbers, value.dtype) for one, value in each]
+    numbers = _run(step, arrays)[step.outputs.index(out)]
     known &= np.isfinite(numbers) if np.issubdtype(numbers.dtype, np.inexact) else True
     if step.name == "mul":
         known |= zero
