@@ -17,7 +17,7 @@ import jaxsparse
 
 def kernel(seed, *shape):
     values = np.random.default_rng(seed).normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
-    return jnp.asarray(values, jnp.float32)
+    return jax.device_put(np.asarray(values, np.float32))
 
 
 def full(params):

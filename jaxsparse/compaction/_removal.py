@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.compaction._facts import Facts, along_all
@@ -171,5 +170,4 @@ def _folded(facts: Facts, units: Units, step: Step, fold: Fold, free: np.ndarray
     some = np.flatnonzero(numbers)
     weights = weights.reshape(numbers.size, -1)[some].astype(np.float64)
     added = numbers.reshape(-1)[some].astype(np.float64) @ weights
-    bias = jnp.asarray(bias)
     return (bias + fold.sign * added.reshape(bias.shape)).astype(bias.dtype)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse import trees
@@ -14,7 +13,6 @@ from jaxsparse.compaction._program import Value, difference, program
 from jaxsparse.compaction._removal import families, find_folds, remove
 from jaxsparse.compaction._units import Units
 from jaxsparse.inner_state import owner_of
-from jaxsparse.masks import apply, full_mask
 from jaxsparse.types import Masks, Params
 
 
@@ -130,19 +128,13 @@ def compact(
         check_function("rebuild", rebuild, "(params) -> fn")
     if fold_constants and not zeros:
         raise ValueError("fold_constants=True takes biases as they are; it needs zeros=True.")
-    living = apply(params, _filled(params, masks))
-    leaves = [leaf for leaf in jax.tree.leaves(living) if trees.is_array(leaf)]
-    alive = [m for m in jax.tree.leaves(_filled(params, masks)) if trees.is_array(m)]
-    for leaf in (*leaves, *alive):
-        if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
-            raise TypeError("params and masks must be arrays, and not traced: they decide shapes.")
+    leaves, alive = _living(params, masks)
     known = leaves if zeros else list(map(_marked, leaves, alive))
-    network = _Network(fn, living, args, rebuild or (lambda _: fn))
+    network = _Network(fn, params, args, rebuild or (lambda _: fn))
     gone, changed, notes = network.search(known, fold_constants)
     keep = network.keep(gone)
-    small = network.tree(map(_cut, changed if zeros else leaves, keep))
     return Compacted(
-        params=small,
+        params=network.tree(map(_cut, changed if zeros else leaves, keep)),
         masks=network.tree(map(_cut, alive, keep)),
         keep=network.tree(keep),
         notes=notes,
@@ -225,17 +217,31 @@ class _Network:
         return "an inner axis"
 
 
-def _filled(params: Params, masks: Masks) -> Masks:
-    """Masks with a whole one for every leaf that has none."""
-    found = iter(trees.check_same(params, masks, "masks"))
-    return jax.tree.map(lambda leaf: full_mask(leaf) if (m := next(found)) is None else m, params)
+def _living(params: Params, masks: Masks) -> tuple[list[Any], list[Any]]:
+    """The arrays of the parameters, zero where no weight lives, and where they live.
+
+    In NumPy: a compilation for every shape would take longer than all of the search.
+    """
+    leaves, alive = [], []
+    found = trees.check_same(params, masks, "masks")
+    for (path, leaf), mask in zip(jax.tree.leaves_with_path(params), found, strict=True):
+        if not trees.is_array(leaf):
+            continue
+        mask = np.ones(leaf.shape, bool) if mask is None else trees.boolean(trees.name(path), mask)
+        if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (leaf, mask)):
+            raise TypeError("params and masks must be arrays, and not traced: they decide shapes.")
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            leaf = np.where(mask, leaf, np.zeros((), leaf.dtype))
+        leaves.append(leaf)
+        alive.append(np.asarray(mask))
+    return leaves, alive
 
 
 def _marked(leaf: Any, mask: Any) -> Any:
     """Living zeros as NaN, of which nothing is known."""
     if not trees.is_float(leaf):
         return leaf
-    return jnp.where(mask & (leaf == 0), jnp.array(jnp.nan, leaf.dtype), leaf)
+    return np.where(mask & (leaf == 0), np.asarray(np.nan, leaf.dtype), leaf)
 
 
 def _shape(leaf: Any) -> Any:
@@ -244,8 +250,10 @@ def _shape(leaf: Any) -> Any:
 
 def _cut(leaf: Any, keep: tuple[np.ndarray, ...]) -> Any:
     """The places of an array that are left, along its last axes."""
-    first = leaf.ndim - len(keep)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    first, found = leaf.ndim - len(keep), np.asarray(leaf)
     for k, places in enumerate(keep):
         if len(places) < leaf.shape[first + k]:
-            leaf = jnp.take(leaf, places, first + k)
-    return leaf
+            found = np.take(found, places, first + k)
+    return jax.device_put(found)
