@@ -1,8 +1,9 @@
 """Storage and products that skip the zeros: a kernel as its living values and their places."""
 
+from jaxsparse.sparse import export
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._csr import CSR
-from jaxsparse.sparse._kernels import Backend, KernelError
+from jaxsparse.sparse._kernels import Backend, KernelError, kernels
 from jaxsparse.sparse._kernels import compiled as compiled_kernels
 from jaxsparse.sparse._layout import nbytes
 from jaxsparse.sparse.compression import (
@@ -22,8 +23,10 @@ __all__ = [
     "compiled_kernels",
     "compress",
     "expand",
+    "export",
     "fix_places",
     "free_places",
+    "kernels",
     "nbytes",
     "values",
     "with_values",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import sparse as jax_sparse
 
-from jaxsparse.sparse import _kernels, _layout
+from jaxsparse.sparse import _kernels, _layout, _portable
 from jaxsparse.sparse._trilinear import Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
 
@@ -182,6 +182,8 @@ def _times(fast: bool, rows: tuple[Array, Array, Array], values: Array, x: Array
         return call(ends, columns, order, values, x)
     if order.size:
         values = values[order]
+    if _kernels.portable():
+        return _portable.product(ends, columns, values, x)
     matrix = jax_sparse.BCSR((values, columns, ends), shape=(shape.shape[0], x.shape[0]))
     return matrix @ x
 
