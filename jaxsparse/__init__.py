@@ -24,6 +24,7 @@ from jaxsparse.algorithms import (
     sparse_momentum_rule,
 )
 from jaxsparse.analysis import summary
+from jaxsparse.compaction import Compacted, compact
 from jaxsparse.distributions import erdos_renyi, erk, target_count
 from jaxsparse.initialization import sparse_init, sparse_initializer
 from jaxsparse.masks import apply, density, overlap, pack, sparsity, unpack
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Axes",
+    "Compacted",
     "Pattern",
     "Rule",
     "SparseState",
@@ -50,6 +52,7 @@ __all__ = [
     "apply",
     "block",
     "channel",
+    "compact",
     "deep_rewiring",
     "deep_rewiring_rule",
     "default_prunable",

@@ -62,8 +62,16 @@ def reset_dead(
 
 
 def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[bool]) -> int | None:
-    """Which sparse leaf of `params` a leaf of state belongs to: its path ends with that leaf's, and
-    its last axes have that leaf's shape (a history of updates has one more in front)."""
+    """Which sparse leaf of `params` a leaf of state belongs to."""
+    if not (trees.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)):
+        return None
+    owner = owner_of(path, leaf, params)
+    return owner if owner is not None and sparse[owner] else None
+
+
+def owner_of(path: tuple[Any, ...], leaf: Any, params: Params) -> int | None:
+    """Which leaf of `params` an array of another tree belongs to: its path ends with that leaf's,
+    and its last axes have that leaf's shape (a history of updates has one more in front)."""
     best, depth = None, -1
     for i, (ending, p) in enumerate(jax.tree.leaves_with_path(params)):
         same = (
@@ -71,12 +79,9 @@ def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[boo
             and len(ending) <= len(path)
             and path[len(path) - len(ending) :] == ending
         )
-        if not (same and jnp.issubdtype(leaf.dtype, jnp.inexact)) or len(ending) <= depth:
-            continue
-        best, depth = (
-            (i if sparse[i] and leaf.shape[leaf.ndim - p.ndim :] == p.shape else None),
-            len(ending),
-        )
+        if same and len(ending) > depth:
+            best = i if leaf.shape[leaf.ndim - p.ndim :] == p.shape else None
+            depth = len(ending)
     return best
 
 

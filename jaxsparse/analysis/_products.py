@@ -13,6 +13,8 @@ from typing import Any
 
 from jax.extend.core import Literal
 
+from jaxsparse import jaxprs
+
 Owner = dict[int, float] | None
 
 # A slice or a gathered part counts with the density of its whole leaf, so that nothing has to be
@@ -24,7 +26,6 @@ _KEEP_OWNER = frozenset(
     "sharding_constraint sign slice split sqrt square squeeze stop_gradient sub tanh "
     "transpose".split()
 )
-_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _OPAQUE = frozenset(
     "custom_call ffi_call io_callback pallas_call pure_callback ragged_dot ragged_dot_general "
     "scaled_dot scaled_matmul shard_map".split()
@@ -46,7 +47,7 @@ class Products:
 
     def walk(self, jaxpr: Any, owners: Sequence[Owner], times: int = 1) -> list[Owner]:
         """Counts a jaxpr's products `times` times over; returns the owners of its outputs."""
-        jaxpr = _open(jaxpr)
+        jaxpr = jaxprs.opened(jaxpr)
         known: dict[Any, Owner] = {var: {} for var in jaxpr.constvars}
         known.update(zip(jaxpr.invars, owners, strict=True))
         for eqn in jaxpr.eqns:
@@ -71,10 +72,10 @@ class Products:
         elif kind in _OPAQUE:
             self.notes.add(f"{kind}: not counted")
         else:
-            inner = [_open(eqn.params[key]) for key in _CALLS if key in eqn.params]
-            if inner and len(inner[0].invars) == len(inputs):
-                return self.walk(inner[0], inputs, times)
-            if inner:
+            inner = jaxprs.called(eqn)
+            if inner is not None:
+                return self.walk(inner, inputs, times)
+            if jaxprs.calls(eqn):
                 self.notes.add(f"{kind}: not counted")
         active = any(owner is None for owner in inputs)
         return [None if active else {}] * len(eqn.outvars)
@@ -87,13 +88,8 @@ class Products:
             self.flops[None] += flops if rest == 1 else flops * rest
 
     def _scan(self, eqn: Any, inputs: list[Owner], times: int) -> list[Owner]:
-        # The names of the parameters that tell constants, carry and slices apart differ between
-        # JAX versions; that a slice has one axis less than its stack does not.
-        body = _open(eqn.params["jaxpr"])
-        slices = sum(map(_is_slice, body.invars, eqn.invars))
-        count = len(body.outvars) - sum(map(_is_slice, body.outvars, eqn.outvars))
-        after = len(inputs) - slices
-        first = after - count
+        body, first, count = jaxprs.scan(eqn)
+        after = first + count
 
         def turn(walker: Products, carry: list[Owner], times: int) -> list[Owner]:
             return walker.walk(body, inputs[:first] + carry + inputs[after:], times)
@@ -169,11 +165,3 @@ def _mix(owners: list[Owner], sizes: list[int]) -> Owner:
         for leaf, share in owner.items():
             mixed[leaf] += share * size / max(sum(sizes), 1)
     return dict(mixed)
-
-
-def _is_slice(inner: Any, outer: Any) -> bool:
-    return len(inner.aval.shape) < len(outer.aval.shape)
-
-
-def _open(jaxpr: Any) -> Any:
-    return getattr(jaxpr, "jaxpr", jaxpr)

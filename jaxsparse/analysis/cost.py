@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsparse import trees
+from jaxsparse import jaxprs, trees
 from jaxsparse.analysis._products import Owner, Products
 from jaxsparse.checks import check_choice, check_count, check_function, check_number, check_size
 from jaxsparse.masks import check_masks
@@ -92,16 +92,8 @@ def flops(
     check_function("fn", fn, "(params, *args)")
     trees.check_tree(params)
     check_size("batch_size", batch_size)
-    leaves, treedef = jax.tree.flatten((params, args))
+    leaves = jax.tree.leaves((params, args))
     places = [i for i, leaf in enumerate(leaves) if trees.is_array(leaf)]
-
-    def call(*arrays: Any) -> Any:
-        full = list(leaves)
-        for place, array in zip(places, arrays, strict=True):
-            full[place] = array
-        params, args = treedef.unflatten(full)
-        return [leaf for leaf in jax.tree.leaves(fn(params, *args)) if trees.is_array(leaf)]
-
     named = jax.tree.leaves_with_path(params)
     sizes = [leaf.size if trees.is_float(leaf) else 0 for _, leaf in named]
     owners: list[Owner] = [
@@ -109,7 +101,7 @@ def flops(
     ]
     alive = [count for _, _, count in _leaves_with_masks(params, masks)]
     found = Products(sizes)
-    found.walk(jax.make_jaxpr(call)(*(leaves[i] for i in places)), owners)
+    found.walk(jaxprs.trace(fn, params, args), owners)
 
     per_leaf: dict[str, LeafCost] = {}
     for i, (path, _) in enumerate(named):

@@ -1,10 +1,11 @@
 """Storage and products that skip the zeros: a kernel as its living values and their places."""
 
+from jaxsparse.sparse import export
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._channels import Channels
 from jaxsparse.sparse._condensed import Condensed
 from jaxsparse.sparse._csr import CSR
-from jaxsparse.sparse._kernels import Backend, KernelError
+from jaxsparse.sparse._kernels import Backend, KernelError, kernels
 from jaxsparse.sparse._kernels import compiled as compiled_kernels
 from jaxsparse.sparse._layout import is_compressed, nbytes
 from jaxsparse.sparse._n_m import NM
@@ -30,9 +31,11 @@ __all__ = [
     "compiled_kernels",
     "compress",
     "expand",
+    "export",
     "fix_places",
     "free_places",
     "is_compressed",
+    "kernels",
     "nbytes",
     "values",
     "with_values",

@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxsparse.checks import check_choice
 from jaxsparse.sparse._windows import Window
 from jaxsparse.types import Array
 
@@ -30,6 +32,9 @@ _FLAGS = (
     "-ffp-contract=fast",
 )
 _TARGETS = ("csr_forward", "csr_transposed", "csr_values")
+_KERNELS = ("auto", "compiled", "xla")
+_PORTABLE = "portable"
+_meant = jax.make_user_context(default_value="auto")
 
 
 class Backend(NamedTuple):
@@ -72,6 +77,33 @@ def compiled() -> Backend:
     return Backend(True, f"built by {compiler}")
 
 
+def kernels(kernel: str) -> AbstractContextManager[Any]:
+    """Which kernel `via="auto"` means within a `with` block, also under `jit`.
+
+    Args:
+      kernel: "xla", "compiled" or "auto"; or "portable" for operations of XLA alone. The form "xla"
+        may take kernels of jaxlib, which an exported program cannot hold.
+
+    Raises:
+      ValueError: another word.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxsparse import sparse
+      >>> kernel = sparse.CSR.from_dense(jnp.ones((2, 2)), jnp.eye(2, dtype=bool))
+      >>> with sparse.kernels("portable"):
+      ...     (jnp.ones((1, 2)) @ kernel).tolist()
+      [[1.0, 1.0]]
+    """
+    check_choice("kernel", kernel, (*_KERNELS, _PORTABLE))
+    return _meant(kernel)
+
+
+def portable() -> bool:
+    """Whether products that are not compiled keep to operations of XLA."""
+    return _meant.value == _PORTABLE
+
+
 def choose(kernel: str) -> bool:
     """Whether a product takes the compiled kernel.
 
@@ -82,9 +114,10 @@ def choose(kernel: str) -> bool:
       KernelError: "compiled", and there is none.
       ValueError: another word.
     """
-    if kernel not in ("auto", "compiled", "xla"):
-        raise ValueError(f'via must be "auto", "compiled" or "xla", got {kernel!r}.')
-    if kernel == "xla":
+    check_choice("via", kernel, _KERNELS)
+    if kernel == "auto":
+        kernel = _meant.value
+    if kernel in ("xla", _PORTABLE):
         return False
     found = compiled()
     if kernel == "compiled" and not found.compiled:

@@ -1,0 +1,5 @@
+"""Dead units taken out of a whole network, which becomes a smaller dense one."""
+
+from jaxsparse.compaction.compacted import Compacted, compact
+
+__all__ = ["Compacted", "compact"]

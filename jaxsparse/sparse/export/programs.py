@@ -1,0 +1,86 @@
+"""A function with its parameters in one file, for processes without this library."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import export as jax_export
+
+from jaxsparse.checks import check_function
+from jaxsparse.sparse._kernels import kernels
+from jaxsparse.types import Params
+
+
+def save(
+    path: str | os.PathLike[str],
+    fn: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    platforms: Sequence[str] | None = None,
+) -> None:
+    """Writes `fn(params, ...)` as a function of the other arguments, the parameters with it.
+
+    The file is what `jax.export` serializes (StableHLO); its reader needs JAX alone:
+
+        jax.export.deserialize(bytearray(open(path, "rb").read())).call(*args)
+
+    The compiled kernels of this library cannot go with it, because they are code of this machine;
+    so products are traced in operations of XLA, under `jaxsparse.sparse.kernels("portable")`, which
+    is slower on a CPU. It needs flatbuffers: `pip install 'jaxsparse[export]'`.
+
+    Args:
+      path: of the file, which is written over.
+      fn: the function, `fn(params, *args)`.
+      params: its parameters, compressed or not; they become constants of the program.
+      *args: examples of the other arguments, arrays or `jax.ShapeDtypeStruct`, whose shapes may be
+        symbolic (`jax.export.symbolic_shape`): of any batch size, for instance.
+      platforms: such as ("cpu", "cuda", "tpu"); None for that of this process.
+
+    Raises:
+      ValueError: `fn` asks for a compiled kernel by name, or calls other code that no file can
+        hold.
+
+    Example:
+      >>> import tempfile, jax.numpy as jnp, jaxsparse
+      >>> params = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+      >>> small = jaxsparse.sparse.compress(params, jaxsparse.prune_by_magnitude(params, 0.75))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(f"{folder}/net", lambda p, x: x @ p["kernel"], small, jnp.ones((1, 4)))
+      ...     load(f"{folder}/net")(jnp.ones((1, 4))).tolist()
+      [[12.0, 13.0, 14.0, 15.0]]
+    """
+    check_function("fn", fn, "(params, *args)")
+
+    def call(*args: Any) -> Any:
+        return fn(params, *args)
+
+    with kernels("portable"):
+        try:
+            exported = jax_export.export(jax.jit(call), platforms=platforms)(*args)
+        except ValueError as error:
+            if "custom call" not in str(error):
+                raise
+            raise ValueError(
+                'fn calls compiled code, which no file can hold; leave out via="compiled". '
+                f"JAX says: {error}"
+            ) from None
+    with open(path, "wb") as file:
+        file.write(exported.serialize())
+
+
+def load(path: str | os.PathLike[str]) -> Callable[..., Any]:
+    """The function in a file that `save` has written.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no such file, or damaged.
+    """
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    try:
+        return jax.jit(jax_export.deserialize(data).call)
+    except Exception as error:  # the reader of its format has no error of its own
+        raise ValueError(
+            f"{os.fspath(path)!r} is no file of jax.export, or damaged: {error}."
+        ) from None
