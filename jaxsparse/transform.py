@@ -11,7 +11,14 @@ import optax
 from jaxsparse import prng, rules, trees
 from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
-from jaxsparse.mask_update import MaskUpdate, Step, any_replicate, mask_update, no_update
+from jaxsparse.mask_update import (
+    MaskUpdate,
+    Step,
+    any_replicate,
+    look,
+    mask_update,
+    no_update,
+)
 from jaxsparse.masks import check_boolean, zero_dead
 from jaxsparse.state_tree import FORMAT, SparseState, find, is_state, starting_masks
 from jaxsparse.types import Array, Key, Masks, Params, Rule
@@ -107,7 +114,7 @@ def sparsify(
         params = _fitting(grads, state, params)
         impl = jax.random.key_impl(prng.as_key(key))
         random = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
-        step = _observe(rule, random, grads, state, params, skip_update, regrown_state)
+        step = look(rule, random, grads, state, params, skip_update, regrown_state)
         update = functools.partial(inner.update, **extra)
         optimizer = optax.GradientTransformation(inner.init, update)
         if rule.fires is None or rule.update is None:
@@ -136,33 +143,6 @@ def sparsify(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _observe(
-    rule: Rule,
-    key: Array,
-    grads: Params,
-    state: SparseState,
-    params: Params,
-    skip_update: bool,
-    regrown_state: str,
-) -> Step:
-    """(1) What the rule makes of the dense gradients, with all else that the step is about."""
-    masks, count, moves = state.masks, state.count, rule.fires is not None
-    observed = rules.observe(rule, state.rule_state, grads, masks, params, count)
-    noise = jax.random.fold_in(key, 2)
-    return Step(
-        regrown_state=regrown_state,
-        skips=skip_update and moves,
-        grows=rule.grows and moves,
-        sparse=rules.sparse_leaves(rule, params),
-        key=key,
-        state=state,
-        params=params,
-        grads=grads,
-        adjusted=rules.adjust(rule, noise, count, masks, params, grads, observed),
-        observed=observed,
-    )
 
 
 def _reset(

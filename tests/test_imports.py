@@ -25,7 +25,7 @@ LEVELS = {
     "redistribution": 3,
     "rules": 3,
     "scores": 3,
-    "inner_state": 4,
+    "inner_state": 3,
     "mask_update": 4,
     "own_masks": 4,
     "plans": 4,
