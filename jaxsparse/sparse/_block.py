@@ -103,12 +103,8 @@ class Block(_layout.Compressed):
         fixed = capacity is None
         capacity = _layout.room(chosen, capacity)
         where = jnp.nonzero(chosen.T, size=capacity, fill_value=(outputs // size[1], 0))
-        blocks = flat.reshape(inputs // size[0], size[0], outputs // size[1], size[1])
-        blocks = blocks.transpose(0, 2, 1, 3)
         last = jnp.minimum(where[0], outputs // size[1] - 1)
         count = jnp.sum(chosen, dtype=jnp.int32)
-        living = (jnp.arange(capacity) < count)[:, None, None]
-        found = jnp.where(living, blocks[where[1], last], jnp.zeros((), values.dtype))
         places = BlockPlaces(
             inputs=where[1].astype(jnp.int32),
             outputs=last.astype(jnp.int32),
@@ -118,7 +114,24 @@ class Block(_layout.Compressed):
             axes=named,
             size=size,
         )
+        found = cls(values, places).gather(values)
         return cls(found, places.fix() if fixed else places)
+
+    def gather(self, dense: Array) -> Array:
+        """The values that a dense kernel has at the places, and zeros where none lives."""
+        places = self.places
+        flat = _layout.flat(dense, places.axes)
+        (inputs, outputs), (height, width) = flat.shape, places.size
+        blocks = flat.reshape(inputs // height, height, outputs // width, width)
+        found = blocks.transpose(0, 2, 1, 3)[places.inputs, places.outputs]
+        living = jnp.arange(len(found)) < places.count
+        return jnp.where(living[:, None, None], found, jnp.zeros((), dense.dtype))
+
+    def moved(self, dense: Array, mask: Array) -> "Block":
+        """A dense kernel's living values in the same form and capacity, at free places."""
+        return self.from_dense(
+            dense, mask, size=self.places.size, axes=self.places.axes, capacity=len(self.values)
+        )
 
     def spread(self, values: Array) -> Array:
         """A dense kernel with one value in the place of each living one, and zeros elsewhere."""

@@ -91,10 +91,18 @@ class CSR(_layout.Compressed):
         alive = _layout.flat(mask, named).T
         fixed = capacity is None
         places = _places(alive, values.shape, named, _layout.room(alive, capacity))
-        rows = _rows_of(places)
-        found = _layout.flat(values, named).T[jnp.minimum(rows, len(alive) - 1), places.inputs]
-        found = jnp.where(rows < len(alive), found, jnp.zeros((), values.dtype))
+        found = cls(values, places).gather(values)
         return cls(found, places.fix() if fixed else places)
+
+    def gather(self, dense: Array) -> Array:
+        """The values that a dense kernel has at the places, and zeros where none lives."""
+        rows, matrix = _rows_of(self.places), _layout.flat(dense, self.places.axes).T
+        found = matrix[jnp.minimum(rows, len(matrix) - 1), self.places.inputs]
+        return jnp.where(rows < len(matrix), found, jnp.zeros((), dense.dtype))
+
+    def moved(self, dense: Array, mask: Array) -> "CSR":
+        """A dense kernel's living values in the same form and capacity, at free places."""
+        return self.from_dense(dense, mask, axes=self.places.axes, capacity=len(self.values))
 
     def spread(self, values: Array) -> Array:
         """A dense kernel with one value in the place of each living one, and zeros elsewhere."""

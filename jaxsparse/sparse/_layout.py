@@ -102,6 +102,14 @@ class Compressed:
         """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
         raise NotImplementedError
 
+    def gather(self, dense: Array) -> Array:
+        """The values that a dense kernel has at the places, and zeros where none lives."""
+        raise NotImplementedError
+
+    def moved(self, dense: Array, mask: Array) -> Self:
+        """A dense kernel's living values in the same form and capacity, at free places."""
+        raise NotImplementedError
+
     def product(self, x: Array) -> Array:
         """`x @ kernel`."""
         raise NotImplementedError

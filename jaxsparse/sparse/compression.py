@@ -8,8 +8,8 @@ import jax
 from jaxsparse import trees
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._csr import CSR
-from jaxsparse.sparse._layout import is_compressed, map_compressed
-from jaxsparse.types import AxesSpec, Masks, Params
+from jaxsparse.sparse._layout import map_compressed
+from jaxsparse.types import Array, AxesSpec, Masks, Params
 
 
 def compress(
@@ -45,7 +45,7 @@ def compress(
       >>> optax.apply_updates(small, updates)["kernel"].shape
       (8, 8)
     """
-    size = _block_size(format)
+    check_format(format)
 
     def leaf(path: str, value: Any, mask: Any) -> Any:
         trees.boolean(path, mask)
@@ -58,16 +58,26 @@ def compress(
             )
         if bool(mask.all()):
             return value
-        if size is None:
-            return CSR.from_dense(value, mask, axes=axes, path=path)
-        return Block.from_dense(value, mask, size=size, axes=axes, path=path)
+        return kernel_of(value, mask, format=format, axes=axes, path=path)
 
     return trees.map_arrays(leaf, params, masks, what="masks")
 
 
-def expand(params: Params) -> Params:
-    """The dense parameters again, zero where no weight lives."""
-    return map_compressed(lambda kernel: kernel.to_dense(), params)
+def kernel_of(
+    value: Array,
+    mask: Array,
+    *,
+    format: str,
+    axes: AxesSpec,
+    path: str,
+    weights: int | None = None,
+) -> Any:
+    """One compressed kernel: at fixed places, or at free ones with room for so many weights."""
+    size = _block_size(format)
+    if size is None:
+        return CSR.from_dense(value, mask, axes=axes, capacity=weights, path=path)
+    blocks = None if weights is None else -(-weights // (size[0] * size[1]))
+    return Block.from_dense(value, mask, size=size, axes=axes, capacity=blocks, path=path)
 
 
 def fix_places(params: Params) -> Params:
@@ -96,38 +106,13 @@ def free_places(params: Params) -> Params:
     return map_compressed(lambda kernel: kernel.free(), params)
 
 
-def values(params: Params) -> Params:
-    """The living values in the place of compressed leaves, whether places are fixed or free.
+def check_format(format: str) -> None:
+    """Raises for what is no format.
 
-    What is differentiated and optimized where places are free: `jax.grad` takes no integers.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, jaxsparse, optax
-      >>> dense = {"kernel": jnp.arange(16.0).reshape(4, 4)}
-      >>> params = free_places(compress(dense, jaxsparse.prune_by_magnitude(dense, 0.75)))
-      >>> x, tx = jnp.ones((2, 4)), optax.adam(0.1)
-      >>> loss = lambda living: jnp.sum((x @ with_values(params, living)["kernel"]) ** 2)
-      >>> living = values(params)
-      >>> updates, state = tx.update(jax.grad(loss)(living), tx.init(living), living)
-      >>> updates["kernel"].shape
-      (4,)
+    Raises:
+      ValueError: an unknown one.
     """
-    return map_compressed(lambda kernel: kernel.values, params)
-
-
-def with_values(params: Params, values: Params) -> Params:
-    """Compressed parameters with other living values, at the same places.
-
-    Args:
-      params: what `compress` returned; only the places of its compressed leaves are looked at.
-      values: in the structure that the function `values` gives.
-    """
-    return jax.tree.map(
-        lambda leaf, new: type(leaf)(new, leaf.places) if is_compressed(leaf) else new,
-        params,
-        values,
-        is_leaf=is_compressed,
-    )
+    _block_size(format)
 
 
 def _block_size(format: str) -> tuple[int, int] | None:
