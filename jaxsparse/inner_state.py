@@ -37,13 +37,8 @@ def reset_dead(
       The state, and `some` as a value that is there only when the masks have been read: what waits
       for it may write over them.
     """
-    found, treedef = jax.tree.flatten_with_path(inner_state)
-    leaves, masks = [leaf for _, leaf in found], jax.tree.leaves(masks)
-    owners = {
-        i: w
-        for i, (path, leaf) in enumerate(found)
-        if (w := _weight(path, leaf, params, sparse)) is not None
-    }
+    leaves, treedef = jax.tree.flatten(inner_state)
+    masks, owners = jax.tree.leaves(masks), weights(inner_state, params, sparse)
     if not owners:
         return inner_state, some
 
@@ -59,6 +54,14 @@ def reset_dead(
     for i, leaf in zip(owners, carry, strict=True):
         leaves[i] = leaf
     return jax.tree.unflatten(treedef, leaves), some
+
+
+def weights(inner_state: Any, params: Params, sparse: list[bool]) -> dict[int, int]:
+    """Which leaves of the state belong to sparse leaves of the parameters, and to which of them."""
+    found = [
+        _weight(path, leaf, params, sparse) for path, leaf in jax.tree.leaves_with_path(inner_state)
+    ]
+    return {i: w for i, w in enumerate(found) if w is not None}
 
 
 def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[bool]) -> int | None:
@@ -88,10 +91,8 @@ def owner_of(path: tuple[Any, ...], leaf: Any, params: Params) -> int | None:
 def project(inner_state: Any, fresh: Any, params: Params, masks: Masks) -> Any:
     """Weight-shaped state off the masks becomes that of `fresh`, a state of the same structure."""
     sparse = [trees.is_float(leaf) for leaf in jax.tree.leaves(params)]
-    found, treedef = jax.tree.flatten_with_path(inner_state)
-    masks = jax.tree.leaves(masks)
-    leaves = []
-    for (path, leaf), initial in zip(found, jax.tree.leaves(fresh), strict=True):
-        w = _weight(path, leaf, params, sparse)
-        leaves.append(leaf if w is None else jnp.where(masks[w], leaf, initial))
+    leaves, treedef = jax.tree.flatten(inner_state)
+    masks, initial = jax.tree.leaves(masks), jax.tree.leaves(fresh)
+    for i, w in weights(inner_state, params, sparse).items():
+        leaves[i] = jnp.where(masks[w], leaves[i], initial[i])
     return jax.tree.unflatten(treedef, leaves)

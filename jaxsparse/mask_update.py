@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsparse import counts, trees
+from jaxsparse import counts, rules, trees
 from jaxsparse.masks import check_boolean
 from jaxsparse.state_tree import SparseState
-from jaxsparse.types import Array, Masks, Params, RuleUpdate
+from jaxsparse.types import Array, Masks, Params, Rule, RuleUpdate
 
 
 class Step(NamedTuple):
@@ -42,6 +42,22 @@ class Step(NamedTuple):
     observed: Any
 
 
+class Decision(NamedTuple):
+    """What a rule makes of a step, before it is known whether it holds.
+
+    Attributes:
+      masks: the new ones.
+      rule_state: what the rule keeps then.
+      fired: bool, whether they are to hold.
+      churn: the fraction of their weights that were dead.
+    """
+
+    masks: Masks
+    rule_state: Any
+    fired: Array
+    churn: Array
+
+
 class MaskUpdate(NamedTuple):
     """What a step decides about the masks.
 
@@ -60,6 +76,33 @@ class MaskUpdate(NamedTuple):
     fired: Array
     pending: Array
     churn: Array
+
+
+def look(
+    rule: Rule,
+    key: Array,
+    grads: Params,
+    state: SparseState,
+    params: Params,
+    skip_update: bool,
+    regrown_state: str,
+) -> Step:
+    """(1) What the rule makes of the dense gradients, with all else that the step is about."""
+    masks, count, moves = state.masks, state.count, rule.fires is not None
+    observed = rules.observe(rule, state.rule_state, grads, masks, params, count)
+    noise = jax.random.fold_in(key, 2)
+    return Step(
+        regrown_state=regrown_state,
+        skips=skip_update and moves,
+        grows=rule.grows and moves,
+        sparse=rules.sparse_leaves(rule, params),
+        key=key,
+        state=state,
+        params=params,
+        grads=grads,
+        adjusted=rules.adjust(rule, noise, count, masks, params, grads, observed),
+        observed=observed,
+    )
 
 
 def no_update(step: Step) -> MaskUpdate:
@@ -90,16 +133,12 @@ def mask_update(
     old, observed = step.state.masks, step.observed
 
     def attempt() -> tuple[Masks, Any, Array, Array]:
-        params = scored()
-        masks, rule_state = update(step.key, step.state.count, old, params, step.grads, observed)
-        masks = _replace_sparse(step.sparse, old, masks)
-        churn = _churn(step.sparse, old, masks)
-        sources = _only(step.sparse, params, step.grads)
-        fired = wanted & _finite(sources) & _finite([observed])
+        new = decide(step, update, scored(), wanted)
         # The churn is always finite, but waiting for it lets the select, as the last reader of
         # the old masks, write over them in place; otherwise every step would copy them.
-        last = fired & jnp.isfinite(churn)
-        return _where(last, masks, old), _where(fired, rule_state, observed), fired, churn
+        last = new.fired & jnp.isfinite(new.churn)
+        masks, rule_state = where(last, new.masks, old), where(new.fired, new.rule_state, observed)
+        return masks, rule_state, new.fired, new.churn
 
     masks, rule_state, fired, churn = lax.cond(
         some, attempt, lambda: (old, observed, jnp.zeros_like(wanted), jnp.float32(0))
@@ -112,6 +151,16 @@ def mask_update(
         pending=wanted & ~fired,
         churn=jnp.where(fired, churn, step.state.churn),
     )
+
+
+def decide(step: Step, update: RuleUpdate, params: Params, wanted: Array) -> Decision:
+    """What the rule makes of these parameters, which are zero off the old masks."""
+    old, observed = step.state.masks, step.observed
+    masks, rule_state = update(step.key, step.state.count, old, params, step.grads, observed)
+    masks = _replace_sparse(step.sparse, old, masks)
+    churn = _churn(step.sparse, old, masks)
+    sources = _only(step.sparse, params, step.grads)
+    return Decision(masks, rule_state, wanted & _finite(sources) & _finite([observed]), churn)
 
 
 @jax.custom_batching.custom_vmap
@@ -139,7 +188,7 @@ def _finite(found: list[Any]) -> Array:
     return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
 
 
-def _where(flag: Array, new: Any, old: Any) -> Any:
+def where(flag: Array, new: Any, old: Any) -> Any:
     """Selects leaf by leaf; what did not change is passed on as it is, and so costs nothing."""
     return jax.tree.map(lambda a, b: a if a is b else jnp.where(flag, a, b), new, old)
 

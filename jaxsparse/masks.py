@@ -148,6 +148,7 @@ def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, 
 
     Raises:
       TypeError: masks that are not boolean.
+      ValueError: a state whose masks are in compressed parameters.
     """
     states = find(masks)
     if not states:
@@ -156,6 +157,11 @@ def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, 
         found = {trees.name(path): mask for path, mask in leaves if trees.is_array(mask)}
     else:
         found = masks_by_path(states)
+        if not found:
+            raise ValueError(
+                "the masks are not in the state but in the places of compressed parameters: use "
+                "jaxsparse.metrics(opt_state, params=params), or jaxsparse.get_masks."
+            )
     if states and prunable is None:
         chosen = {path for state in states for path in state.sparse or _with_dead(state)}
     else:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import recognition, trees
-from jaxsparse.checks import check_flag, check_function
+from jaxsparse.checks import check_flag, check_function, check_size
 from jaxsparse.types import Array, Key, Masks, Params, Rule
+
+_NUMBERS = ("grows", "gradients", "window")
 
 
 def check_rule(rule: Any) -> None:
@@ -20,9 +22,12 @@ def check_rule(rule: Any) -> None:
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a jaxsparse.Rule, got {rule!r}.")
     for field, value in rule._asdict().items():
-        if field == "init" or (field != "grows" and value is not None):
+        if field == "init" or (field not in _NUMBERS and value is not None):
             check_function(f"rule.{field}", value, "(see jaxsparse.Rule)")
     check_flag("rule.grows", rule.grows)
+    check_flag("rule.gradients", rule.gradients)
+    if rule.window is not None:
+        check_size("rule.window", rule.window, 0)
     if (rule.update is None) != (rule.fires is None):
         given, missing = ("fires", "update") if rule.update is None else ("update", "fires")
         raise ValueError(

@@ -44,7 +44,9 @@ class SparseState(NamedTuple):
       version: int32, the format of this state.
       count: int32, updates done so far.
       key: raw data of the random key; the draws of an update use `fold_in(key, count)`.
-      masks: booleans in the structure of the parameters; dense leaves are all True.
+      masks: booleans in the structure of the parameters; dense leaves are all True. With the
+        storage "compressed_state", places in the place of masks that have dead weights; with
+        "compressed", nothing, because the parameters have the places.
       inner_state: the state of the inner optimizer.
       rule_state: what the rule keeps.
       pending: bool, a mask update is overdue.
@@ -212,9 +214,15 @@ def masks_by_path(states: list[Declared]) -> dict[str, Array]:
     return found
 
 
+def _tells_mask(node: Any) -> bool:
+    """Whether a node is no mask, but can tell one: places of living weights."""
+    return isinstance(getattr(type(node), "mask", None), property)
+
+
 def _own_masks(state: Declared) -> dict[str, Array]:
-    leaves = jax.tree.leaves_with_path(state.masks)
-    found = {trees.name(path): leaf for path, leaf in leaves if trees.is_array(leaf)}
+    leaves = jax.tree.leaves_with_path(state.masks, is_leaf=_tells_mask)
+    masks = [(path, leaf.mask if _tells_mask(leaf) else leaf) for path, leaf in leaves]
+    found = {trees.name(path): mask for path, mask in masks if trees.is_array(mask)}
     if state.sparse is None and all(path.endswith(VALUE) for path in found):
         return {path.removesuffix(VALUE): mask for path, mask in found.items()}
     return found

@@ -11,6 +11,8 @@ from jaxsparse import trees
 from jaxsparse.inner_state import project
 from jaxsparse.masks import apply, density
 from jaxsparse.recognition import as_float
+from jaxsparse.sparse._layout import is_compressed
+from jaxsparse.sparse._states import holds_kernels, keeps_places, take_out
 from jaxsparse.state_tree import (
     VALUE,
     Declared,
@@ -28,10 +30,11 @@ from jaxsparse.types import Array, Masks, Params, Prunable
 def get_masks(opt_state: Any, params: Params) -> Masks:
     """The masks inside an optimizer state, in the structure of `params`.
 
-    Finds them through `chain`, `partition`, `masked`, `MultiSteps`, `inject_hyperparams`, in an
-    `nnx.Optimizer` or an `nnx.State`, in the plain dict that a checkpoint gives back without a
-    template, and in any state that declares `masks`, `churn`, `last_update` and `postponed`; leaves
-    that no part of the state knows are dense.
+    Those of compressed parameters are told from their places. Others are found through `chain`,
+    `partition`, `masked`, `MultiSteps`, `inject_hyperparams`, in an `nnx.Optimizer` or an
+    `nnx.State`, in the plain dict that a checkpoint gives back without a template, and in any state
+    that declares `masks`, `churn`, `last_update` and `postponed`; leaves that no part of the state
+    knows are dense.
 
     Args:
       opt_state: any state that holds the state of a sparse algorithm, or an object that has one as
@@ -49,13 +52,18 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
       8
     """
     found = masks_by_path(_find(opt_state, params))
-    paths = {trees.name(path) for path, _ in jax.tree.leaves_with_path(params)}
+    leaves, treedef = jax.tree.flatten_with_path(params, is_leaf=is_compressed)
+    paths = {trees.name(path) for path, _ in leaves}
     found = {_known(path, paths): mask for path, mask in found.items()}
     stray = next((path for path in found if path not in paths), None)
     if stray is not None:
         raise ValueError(f"the state has a mask for {stray!r}, but `params` has no such leaf.")
 
-    def mask(path: str, leaf: Array) -> Array:
+    def mask(path: str, leaf: Any) -> Any:
+        if is_compressed(leaf):
+            return leaf.mask
+        if not trees.is_array(leaf):
+            return leaf
         if path not in found:
             return jnp.ones(leaf.shape, bool)
         if found[path].shape != leaf.shape:
@@ -65,7 +73,7 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
             )
         return found[path]
 
-    return trees.map_arrays(mask, params)
+    return treedef.unflatten(mask(trees.name(path), leaf) for path, leaf in leaves)
 
 
 def _known(path: str, paths: set[str]) -> str:
@@ -104,6 +112,11 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
       4
     """
     _find(opt_state, masks)
+    if keeps_places(opt_state):
+        raise ValueError(
+            'set_masks is for storage="masked": with a compressed storage the masks decide the '
+            "shapes. Begin with them: masks= of the method, and jaxsparse.init(tx, params)."
+        )
     if (tx is None) != (params is None):
         raise ValueError("tx and params go together: both make the state of weights that revive.")
 
@@ -147,7 +160,8 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       params: the dense parameters.
 
     Returns:
-      `(params, opt_state)` in buffers of their own, so that both can be donated.
+      `(params, opt_state)` in buffers of their own, so that both can be donated. With
+      `storage="compressed"` the parameters are compressed, at free places.
 
     Raises:
       TypeError: `tx` is no transformation.
@@ -167,7 +181,10 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
             "tx holds no sparse algorithm: it is a dense optimizer. Wrap it first, such as "
             "tx = jaxsparse.rigl(optimizer, sparsity=0.9, key=0)."
         )
-    params = apply(params, get_masks(opt_state, params))
+    if holds_kernels(opt_state):
+        params, opt_state = take_out(params, opt_state)
+    else:
+        params = apply(params, get_masks(opt_state, params))
 
     def copy(leaf: Any) -> Any:
         return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else leaf
@@ -193,7 +210,8 @@ def reset(tx: Any, opt_state: Any, params: Params) -> Any:
       0
     """
     masks = get_masks(opt_state, params)
-    return set_masks(_fresh(tx, params, masks), masks)
+    fresh = _fresh(tx, params, masks)
+    return fresh if keeps_places(fresh) else set_masks(fresh, masks)
 
 
 def metrics(
@@ -226,6 +244,10 @@ def metrics(
       (0.25, 12)
     """
     states = _find(opt_state, params)
+    known = states
+    if any(map(is_compressed, jax.tree.leaves(params, is_leaf=is_compressed))):
+        masks = get_masks(states, params)
+        known = [state._replace(masks=masks) for state in states]
 
     def each(name: str) -> list[Array]:
         # Leaves, because the frameworks wrap the arrays of a state.
@@ -233,7 +255,7 @@ def metrics(
 
     latest = jnp.stack(each("last_update"))
     found = {
-        "density": density(states, prunable),
+        "density": density(known, prunable),
         "churn": jnp.stack(each("churn"))[jnp.argmax(latest)],
         "last_update": jnp.max(latest),
         "postponed": functools.reduce(operator.add, each("postponed")),
@@ -244,7 +266,8 @@ def metrics(
 def _off_mask(states: list[Declared], params: Params) -> Array:
     masks, most = get_masks(states, params), jnp.iinfo(jnp.int32).max
     total = jnp.int32(0)
-    for leaf, mask in zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True):
+    leaves = jax.tree.leaves(params, is_leaf=is_compressed)
+    for leaf, mask in zip(leaves, jax.tree.leaves(masks), strict=True):
         if trees.is_array(leaf):
             count = jnp.sum((leaf != jnp.zeros((), leaf.dtype)) & ~mask, dtype=jnp.int32)
             total += jnp.minimum(count, most - total)

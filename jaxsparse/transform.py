@@ -8,13 +8,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse import prng, rules, trees
+from jaxsparse import compressed, prng, rules, trees
 from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
-from jaxsparse.mask_update import MaskUpdate, Step, any_replicate, mask_update, no_update
+from jaxsparse.mask_update import (
+    MaskUpdate,
+    Step,
+    any_replicate,
+    look,
+    mask_update,
+    no_update,
+)
 from jaxsparse.masks import check_boolean, zero_dead
+from jaxsparse.sparse._flat import is_place
+from jaxsparse.sparse._values import expand
 from jaxsparse.state_tree import FORMAT, SparseState, find, is_state, starting_masks
-from jaxsparse.types import Array, Key, Masks, Params, Rule
+from jaxsparse.storage import Storage, start, storage_of
+from jaxsparse.types import Array, AxesSpec, Key, Masks, Params, Rule
 
 
 def sparsify(
@@ -25,6 +35,10 @@ def sparsify(
     skip_update: bool = False,
     regrown_state: str = "reset",
     first_value: Callable[[Array, Params], Params] | None = None,
+    storage: str = "masked",
+    room: float = 1.5,
+    window: int | None = None,
+    axes: AxesSpec = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that its updates keep the parameters exactly sparse.
 
@@ -51,9 +65,21 @@ def sparsify(
         show the inner optimizer the gradients of dead weights too, so that a grown weight goes on
         with the momentum that it would have.
       first_value: `(key, params) -> tree of values` for weights that come to life; default 0.
+      storage: "masked": dense arrays beside masks. "compressed": the parameters are living values
+        and their places, as csr or in another format, "compressed:block:32x32"; see
+        `jaxsparse.sparse.train_step`. "compressed_state": the parameters stay dense, and the inner
+        optimizer sees and keeps vectors of living values.
+      room: with a compressed storage, the capacity of a leaf over the weights that live in it at
+        the start, where a method moves weights between leaves; see `jaxsparse.sparse.fit`.
+      window: with storage "compressed", how many steps before a mask update `rule.observe` sees;
+        None means `rule.window`.
+      axes: with storage "compressed", what the axes of the kernels mean.
 
     Returns:
       A `GradientTransformationExtraArgs`; `update` needs `params` and forwards extra arguments.
+      With storage "compressed" it takes gradients of living values, and `dense_grads`, a function
+      that gives the gradient of dense parameters; `jaxsparse.sparse.apply_updates` applies the
+      updates.
 
     Raises:
       TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key; later, a state
@@ -80,13 +106,27 @@ def sparsify(
         check_function("first_value", first_value, "(key, params) -> tree of values")
     prng.as_key(key)
     inner = optax.with_extra_args_support(inner)
+    kept = storage_of(
+        storage,
+        rule,
+        room=room,
+        window=window,
+        axes="flax" if axes is None else axes,
+        regrown_state=regrown_state,
+        first_value=first_value,
+        skip_update=skip_update,
+    )
 
     def init_fn(params: Params) -> SparseState:
         random = prng.as_key(key)
-        masks, rule_state = rule.init(random, params)
+        dense = expand(params)
+        masks, rule_state = rule.init(random, dense)
         check_boolean(masks, "the masks of rule.init")
         masks = starting_masks(masks)
-        living = zero_dead(params, masks, rules.sparse_leaves(rule, params))
+        if kept is None:
+            living = zero_dead(params, masks, rules.sparse_leaves(rule, params))
+        else:
+            living, masks = start(kept, rule, params, masks)
         return SparseState(
             version=jnp.int32(FORMAT),
             count=jnp.int32(0),
@@ -98,32 +138,31 @@ def sparsify(
             postponed=jnp.int32(0),
             last_update=jnp.int32(-1),
             churn=jnp.float32(0),
-            sparse=rules.prunable_paths(rule, params),
+            sparse=rules.prunable_paths(rule, dense),
         )
 
     def update_fn(
-        grads: Params, state: SparseState, params: Params | None = None, **extra: Any
+        grads: Params,
+        state: SparseState,
+        params: Params | None = None,
+        *,
+        dense_grads: Callable[[Params], Params] | None = None,
+        **extra: Any,
     ) -> tuple[Params, SparseState]:
-        params = _fitting(grads, state, params)
+        params = _fitting(grads, state, params, kept)
         impl = jax.random.key_impl(prng.as_key(key))
         random = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
-        step = _observe(rule, random, grads, state, params, skip_update, regrown_state)
-        update = functools.partial(inner.update, **extra)
-        optimizer = optax.GradientTransformation(inner.init, update)
-        if rule.fires is None or rule.update is None:
-            decided, inner_state = no_update(step), state.inner_state
+        optimizer = optax.GradientTransformation(
+            inner.init, functools.partial(inner.update, **extra)
+        )
+        if kept is None:
+            step = look(rule, random, grads, state, params, skip_update, regrown_state)
+            updates, decided, inner_state = _masked_step(optimizer, rule, step, first_value)
         else:
-            wanted = rule.fires(state.count) | state.pending
-            # Under vmap a batched predicate would run both branches at every step.
-            some = any_replicate(wanted)
-            # The state of a dead weight drifts from its initial value as the inner optimizer
-            # decays it, and `set_masks` leaves what it was; the update may bring it to life.
-            clean, some = _reset(optimizer, step, state.masks, state.inner_state, wanted, some)
-            scored = functools.partial(_scored, optimizer, step, clean)
-            decided = mask_update(step, rule.update, scored, wanted, some)
-            inner_state, _ = _reset(optimizer, step, decided.masks, clean, decided.fired, some)
-        updates, inner_state = _inner_step(optimizer, step, decided.masks, inner_state)
-        updates = _emit(step, decided, updates, first_value)
+            method = compressed.Method(rule, optimizer, kept)
+            updates, decided, inner_state = compressed.step(
+                method, random, grads, state, params, dense_grads
+            )
         return updates, state._replace(
             count=optax.safe_increment(state.count),
             masks=decided.masks,
@@ -138,31 +177,28 @@ def sparsify(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _observe(
+def _masked_step(
+    optimizer: optax.GradientTransformation,
     rule: Rule,
-    key: Array,
-    grads: Params,
-    state: SparseState,
-    params: Params,
-    skip_update: bool,
-    regrown_state: str,
-) -> Step:
-    """(1) What the rule makes of the dense gradients, with all else that the step is about."""
-    masks, count, moves = state.masks, state.count, rule.fires is not None
-    observed = rules.observe(rule, state.rule_state, grads, masks, params, count)
-    noise = jax.random.fold_in(key, 2)
-    return Step(
-        regrown_state=regrown_state,
-        skips=skip_update and moves,
-        grows=rule.grows and moves,
-        sparse=rules.sparse_leaves(rule, params),
-        key=key,
-        state=state,
-        params=params,
-        grads=grads,
-        adjusted=rules.adjust(rule, noise, count, masks, params, grads, observed),
-        observed=observed,
-    )
+    step: Step,
+    first_value: Callable[[Array, Params], Params] | None,
+) -> tuple[Params, MaskUpdate, Any]:
+    """A step of dense arrays beside masks."""
+    state = step.state
+    if rule.fires is None or rule.update is None:
+        decided, inner_state = no_update(step), state.inner_state
+    else:
+        wanted = rule.fires(state.count) | state.pending
+        # Under vmap a batched predicate would run both branches at every step.
+        some = any_replicate(wanted)
+        # The state of a dead weight drifts from its initial value as the inner optimizer
+        # decays it, and `set_masks` leaves what it was; the update may bring it to life.
+        clean, some = _reset(optimizer, step, state.masks, state.inner_state, wanted, some)
+        scored = functools.partial(_scored, optimizer, step, clean)
+        decided = mask_update(step, rule.update, scored, wanted, some)
+        inner_state, _ = _reset(optimizer, step, decided.masks, clean, decided.fired, some)
+    updates, inner_state = _inner_step(optimizer, step, decided.masks, inner_state)
+    return _emit(step, decided, updates, first_value), decided, inner_state
 
 
 def _reset(
@@ -233,7 +269,7 @@ def _emit(
     return jax.tree.map(leaf, step.params, updates, decided.masks, decided.before, used, first)
 
 
-def _fitting(grads: Params, state: Any, params: Params | None) -> Params:
+def _fitting(grads: Params, state: Any, params: Params | None, kept: Storage | None) -> Params:
     """The parameters, without what the masks have no place for.
 
     Raises:
@@ -243,9 +279,15 @@ def _fitting(grads: Params, state: Any, params: Params | None) -> Params:
     if params is None:
         raise ValueError("update needs the parameters: call tx.update(grads, opt_state, params).")
     _check_state(grads, state, params)
-    params = trees.cut(params, state.masks)
+    if kept is not None and kept.format is not None:
+        compressed.check_compressed(grads, state, params)
+        return params
+    masks = state.masks
+    if kept is not None:
+        masks = jax.tree.map(lambda _: True, masks, is_leaf=is_place)
+    params = trees.cut(params, masks)
     trees.check_same(params, grads, "grads")
-    trees.check_same(params, state.masks, "masks")
+    trees.check_same(params, masks, "masks", shapes=kept is None)
     return params
 
 

@@ -132,6 +132,9 @@ class Rule(NamedTuple):
         them, on living weights; None leaves them alone. For methods that add noise or a penalty.
       prunable: `(params) -> tree of bool`: the leaves that count in a density, also where one of
         them is left whole; None means those of `sparse`.
+      gradients: whether `update` looks at `grads`.
+      window: how many steps before a mask update `observe` is to see, where dense gradients are not
+        made at every step (`storage="compressed"`); None means all.
     """
 
     init: RuleInit
@@ -143,3 +146,5 @@ class Rule(NamedTuple):
     grows: bool = True
     adjust: RuleAdjust | None = None
     prunable: RuleLeaves | None = None
+    gradients: bool = True
+    window: int | None = None

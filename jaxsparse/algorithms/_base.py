@@ -19,10 +19,13 @@ Options = TypeVar("Options", bound=PruneOptions)
 
 
 class WrapOptions(TypedDict, total=False):
-    """How the wrapper treats what comes to life: as for `jaxsparse.sparsify`."""
+    """How the wrapper keeps weights, and treats what comes to life: as for `jaxsparse.sparsify`."""
 
     regrown_state: str
     first_value: Callable[[Array, Params], Params] | None
+    storage: str
+    room: float
+    window: int | None
 
 
 class SparseOptions(TargetOptions, WrapOptions):
@@ -41,6 +44,8 @@ def split(
         given |= given.pop("options")
     check_options(method, given)
     ours = {name: given.pop(name) for name in kind.__annotations__ if name in given}
+    if given.get("storage", "masked") != "masked" and "axes" in ours:
+        given["axes"] = ours["axes"]
     return cast(Options, ours), cast(WrapOptions, given)
 
 
@@ -76,6 +81,8 @@ def dynamic_rule(
     observe: Callable[..., Any] | None = None,
     adjust: Callable[..., Any] | None = None,
     conserves: str = "layer",
+    gradients: bool = False,
+    window: int | None = None,
 ) -> Rule:
     """A rule that starts from random masks with the counts of a target, or from its own masks, and
     conserves their counts.
@@ -88,6 +95,7 @@ def dynamic_rule(
       observe: `(plan, rule_state, grads, count) -> rule_state`; None leaves the state alone.
       adjust: as in `Rule`, with the plan as a first argument.
       conserves: "layer", or "total" where weights move between layers.
+      gradients, window: as in `Rule`.
     """
     planned = remembered(target.plan)
 
@@ -137,6 +145,8 @@ def dynamic_rule(
         adjust=None if adjust is None else adapted(adjust),
         sparse=lambda params: sparse_tree(planned(params)),
         prunable=lambda params: planned(params).prunable,
+        gradients=gradients,
+        window=window,
     )
 
 

@@ -17,6 +17,7 @@ def fixed(
     sparsity: Sparsity | None = None,
     *,
     key: Key = None,
+    storage: str = "masked",
     **options: Unpack[TargetOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Trains with masks that never change: random ones, or masks of your own.
@@ -29,6 +30,7 @@ def fixed(
         have dead weights are those that count in a density.
       key: an int, a typed key or raw key data, for the random masks.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
+      storage: as for `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -48,7 +50,8 @@ def fixed(
     """
     shared, _ = split(fixed, options, TargetOptions)
     rule = fixed_rule(sparsity, **shared)
-    return sparsify(inner, rule, key=0 if key is None and sparsity is None else key)
+    key = 0 if key is None and sparsity is None else key
+    return sparsify(inner, rule, key=key, storage=storage, axes=shared.get("axes"))
 
 
 def fixed_rule(sparsity: Sparsity | None = None, **options: Unpack[TargetOptions]) -> Rule:

@@ -48,7 +48,9 @@ def gradual(
       scope: "layer", or "global" where the layers compete and only the total is fixed.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       key: unused, because nothing is drawn.
-      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`; nothing comes to life.
+      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`;
+        nothing comes to life. A compressed storage begins with whole leaves: it pays once
+        `jaxsparse.sparse.fit` has taken the weights out that died.
 
     Returns:
       A `GradientTransformationExtraArgs`.
@@ -140,4 +142,5 @@ def gradual_rule(
         sparse=lambda params: sparse_tree(planned(params)),
         grows=False,
         prunable=lambda params: planned(params).prunable,
+        gradients=False,
     )

@@ -79,8 +79,8 @@ def rigl(
         are also attention and all linear layers of a ResNet. () removes units of every layer; None
         does so with a warning.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`; a mask update replaces
-        the weight step here, as published, unless `skip_update` is False.
+      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`;
+        a mask update replaces the weight step here, as published, unless `skip_update` is False.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -195,7 +195,13 @@ def rigl_rule(
         return () if window == 1 else zeros(params)
 
     return dynamic_rule(
-        target, fires, update, state=state, observe=None if window == 1 else observe
+        target,
+        fires,
+        update,
+        state=state,
+        observe=None if window == 1 else observe,
+        gradients=window == 1,
+        window=window - 1,
     )
 
 

@@ -1,5 +1,6 @@
 """Sparse momentum (SNFS): layers and weights grow where the momentum says they are needed."""
 
+import math
 from typing import Any, Unpack
 
 import jax
@@ -16,7 +17,7 @@ from jaxsparse.algorithms._base import (
     zeros,
 )
 from jaxsparse.axes import all_axes
-from jaxsparse.checks import check_choice, check_decay
+from jaxsparse.checks import check_choice, check_decay, traced
 from jaxsparse.patterns import fan_in, unstructured
 from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.redistribution import redistribute
@@ -94,7 +95,7 @@ def sparse_momentum(
       redistribution: a layer's share goes by "momentum", by the mean "magnitude" of its living
         weights, by their number ("nonzero"), or it grows what it dropped ("none").
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state, first_value: as for `jaxsparse.sparsify`.
+      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -115,7 +116,10 @@ def sparse_momentum(
       before the method. Grown weights start with a clean optimizer state; in the code they have
       a dense momentum, `regrown_state="dense"`, which can bring a layer back to life that nothing
       came through. Dropped weights that are grown again at once keep their value and state.
-      "none" keeps the counts of the layers; the code shares by size.
+      "none" keeps the counts of the layers; the code shares by size. With `storage="compressed"`
+      the momentum sees the gradients of the last `window` steps before a mask update only, by
+      default as many as leave 1% of its weight to what was before (44 for 0.9); a window of at
+      least `start` and `every` sees all of them.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
@@ -248,7 +252,23 @@ def sparse_momentum_rule(
 
     by_count = redistribution == "nonzero"
     conserves = "total" if moves else "layer"
-    return dynamic_rule(target, fires, update, state=state, observe=observe, conserves=conserves)
+    return dynamic_rule(
+        target,
+        fires,
+        update,
+        state=state,
+        observe=observe,
+        conserves=conserves,
+        window=_window(momentum, second_moment),
+    )
+
+
+def _window(*decays: float | None) -> int | None:
+    """Steps after which an average has forgotten 99% of what was before; None where not known."""
+    known = [decay for decay in decays if decay is not None]
+    if any(map(traced, known)):
+        return None
+    return max(math.ceil(math.log(0.01) / math.log(d)) if d > 0 else 0 for d in known)
 
 
 def _by_neuron(plan: Plan, target: Target, params: Params) -> Plan:

@@ -1,6 +1,7 @@
 """Storage and products that skip the zeros: a kernel as its living values and their places."""
 
 from jaxsparse.sparse import export
+from jaxsparse.sparse._accelerate import accelerate
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._channels import Channels
 from jaxsparse.sparse._condensed import Condensed
@@ -9,15 +10,9 @@ from jaxsparse.sparse._kernels import Backend, KernelError, kernels
 from jaxsparse.sparse._kernels import compiled as compiled_kernels
 from jaxsparse.sparse._layout import is_compressed, nbytes
 from jaxsparse.sparse._n_m import NM
-from jaxsparse.sparse.accelerate import accelerate
-from jaxsparse.sparse.compression import (
-    compress,
-    expand,
-    fix_places,
-    free_places,
-    values,
-    with_values,
-)
+from jaxsparse.sparse._values import expand, values, with_values
+from jaxsparse.sparse.compression import compress, fix_places, free_places
+from jaxsparse.sparse.training import apply_updates, fit, train_step
 
 __all__ = [
     "CSR",
@@ -28,15 +23,18 @@ __all__ = [
     "Condensed",
     "KernelError",
     "accelerate",
+    "apply_updates",
     "compiled_kernels",
     "compress",
     "expand",
     "export",
+    "fit",
     "fix_places",
     "free_places",
     "is_compressed",
     "kernels",
     "nbytes",
+    "train_step",
     "values",
     "with_values",
 ]

@@ -91,6 +91,11 @@ class Compressed:
         """The values of a dense kernel at the places of this one, as `spread` takes them."""
         return self.places.gather(dense)
 
+    def moved(self, dense: Array, mask: Array) -> Self:
+        """A dense kernel's living values in the same form and capacity, at free places."""
+        places = self.places.of_same_room(mask)
+        return dataclasses.replace(self, values=places.gather(dense), places=places)  # type: ignore[type-var]
+
     def layers(self) -> Self:
         """A kernel with stacked axes as many kernels of one layer, in one.
 

@@ -81,6 +81,11 @@ class Places:
         found = dataclasses.replace(found, shape=mask.shape, axes=axes)
         return found.fix() if capacity is None else found
 
+    def of_same_room(self, mask: Array) -> Self:
+        """Free places of another mask, which there must be room for."""
+        room, size = self.room()[-1], getattr(self, "size", ())
+        return self.of(mask, self.axes, room, "kernel", size)
+
     @classmethod
     def _room(cls, alive: Array, layer: Layer, capacity: int | None, path: str) -> tuple[int, ...]:
         if capacity is not None:

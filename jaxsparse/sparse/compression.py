@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,27 +13,39 @@ from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._channels import Channels
 from jaxsparse.sparse._condensed import Condensed
 from jaxsparse.sparse._csr import CSR
-from jaxsparse.sparse._layout import Compressed, is_compressed, map_compressed
+from jaxsparse.sparse._layout import Compressed, map_compressed
 from jaxsparse.sparse._n_m import NM
-from jaxsparse.types import AxesSpec, Masks, Params
+from jaxsparse.types import Array, AxesSpec, Masks, Params
 
 _Maker = Callable[..., Compressed]
 
 
-_FORMATS: Mapping[str, tuple[str, Callable[..., _Maker]]] = {
-    "csr": (r"csr", lambda: CSR.from_dense),
-    "block:RxC": (
+class _Format(NamedTuple):
+    """How a format is written, and what makes a kernel of it.
+
+    Attributes:
+      regex: with the numbers of the format in groups.
+      make: `(*numbers) -> from_dense`.
+      weights: `(*numbers) -> weights` that one of a capacity stands for; None where places of this
+        format do not move.
+    """
+
+    regex: str
+    make: Callable[..., _Maker]
+    weights: Callable[..., int] | None = None
+
+
+_FORMATS: Mapping[str, _Format] = {
+    "csr": _Format("csr", lambda: CSR.from_dense, lambda: 1),
+    "block:RxC": _Format(
         r"block:(\d+)x(\d+)",
-        lambda r, c: functools.partial(Block.from_dense, size=(int(r), int(c))),
+        lambda r, c: functools.partial(Block.from_dense, size=(r, c)),
+        lambda r, c: r * c,
     ),
-    "condensed": (r"condensed", lambda: Condensed.from_dense),
-    "n_m:N:M": (
-        r"n_m:(\d+):(\d+)",
-        lambda n, m: functools.partial(NM.from_dense, n=int(n), m=int(m)),
-    ),
-    "channels": (r"channels", lambda: Channels.from_dense),
+    "condensed": _Format("condensed", lambda: Condensed.from_dense),
+    "n_m:N:M": _Format(r"n_m:(\d+):(\d+)", lambda n, m: functools.partial(NM.from_dense, n=n, m=m)),
+    "channels": _Format("channels", lambda: Channels.from_dense),
 }
-"""Every format as it is written: what reads it, and what makes a kernel of it."""
 
 
 def compress(
@@ -96,11 +108,6 @@ def compress(
     return trees.map_arrays(leaf, params, masks, what="masks")
 
 
-def expand(params: Params) -> Params:
-    """The dense parameters again, zero where no weight lives."""
-    return map_compressed(lambda kernel: kernel.to_dense(), params)
-
-
 def fix_places(params: Params) -> Params:
     """Compressed parameters with fixed places: part of the structure of the tree, as `compress`
     makes them.
@@ -127,38 +134,26 @@ def free_places(params: Params) -> Params:
     return map_compressed(lambda kernel: kernel.free(), params)
 
 
-def values(params: Params) -> Params:
-    """The living values in the place of compressed leaves, whether places are fixed or free.
+def movable(format: str) -> Callable[..., Compressed]:
+    """What makes kernels of a format whose places move.
 
-    What is differentiated and optimized where places are free: `jax.grad` takes no integers.
+    Returns:
+      `(values, mask, *, axes, path, weights) -> kernel`, at free places, with room for so many
+      weights.
 
-    Example:
-      >>> import jax, jax.numpy as jnp, jaxsparse, optax
-      >>> dense = {"kernel": jnp.arange(16.0).reshape(4, 4)}
-      >>> params = free_places(compress(dense, jaxsparse.prune_by_magnitude(dense, 0.75)))
-      >>> x, tx = jnp.ones((2, 4)), optax.adam(0.1)
-      >>> loss = lambda living: jnp.sum((x @ with_values(params, living)["kernel"]) ** 2)
-      >>> living = values(params)
-      >>> updates, state = tx.update(jax.grad(loss)(living), tx.init(living), living)
-      >>> updates["kernel"].shape
-      (4,)
+    Raises:
+      ValueError: an unknown format, or one whose places do not move.
     """
-    return map_compressed(lambda kernel: kernel.values, params)
+    found, numbers = _read(format)
+    if found.weights is None:
+        known = ", ".join(name for name, form in _FORMATS.items() if form.weights)
+        raise ValueError(f"places of the format {format!r} do not move; those of {known} do.")
+    make, each = found.make(*numbers), found.weights(*numbers)
 
+    def kernel(values: Array, mask: Array, *, axes: AxesSpec, path: str, weights: int) -> Any:
+        return make(values, mask, axes=axes, path=path, capacity=-(-weights // each))
 
-def with_values(params: Params, values: Params) -> Params:
-    """Compressed parameters with other living values, at the same places.
-
-    Args:
-      params: what `compress` returned; only the places of its compressed leaves are looked at.
-      values: in the structure that the function `values` gives.
-    """
-    return jax.tree.map(
-        lambda leaf, new: type(leaf)(new, leaf.places) if is_compressed(leaf) else new,
-        params,
-        values,
-        is_leaf=is_compressed,
-    )
+    return kernel
 
 
 def _finder(format: str | Mapping[str, str], paths: list[str]) -> Callable[[str], _Maker]:
@@ -185,10 +180,15 @@ def _finder(format: str | Mapping[str, str], paths: list[str]) -> Callable[[str]
 
 
 def _maker(format: str) -> _Maker:
-    for pattern, make in _FORMATS.values():
-        found = re.fullmatch(pattern, format) if isinstance(format, str) else None
+    found, numbers = _read(format)
+    return found.make(*numbers)
+
+
+def _read(format: str) -> tuple[_Format, list[int]]:
+    for known in _FORMATS.values():
+        found = re.fullmatch(known.regex, format) if isinstance(format, str) else None
         if found:
-            return make(*found.groups())
+            return known, [int(number) for number in found.groups()]
     raise ValueError(
         f"format must be one of {', '.join(_FORMATS)} with numbers, such as block:32x32 and "
         f"n_m:2:4, or {{path regex: format}}; got {format!r}."

@@ -1,0 +1,99 @@
+"""Living values of an array of any shape by their flat places: for optimizer state, no products."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.sparse import _layout
+from jaxsparse.types import Array, Masks, Params
+
+
+@_layout.register_places("indices")
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FlatPlaces(_layout.Places):
+    """Where the living weights of one array are.
+
+    Attributes:
+      indices: int32 `(capacity,)`, rising; those behind the last living one are out of range.
+      shape: of the array.
+      fixed: whether they belong to the structure of a tree.
+    """
+
+    indices: Array
+    shape: tuple[int, ...]
+    fixed: bool = False
+
+    @property
+    def mask(self) -> Array:
+        """Boolean, of the array's shape: where weights live."""
+        return Flat(jnp.ones(self.indices.shape, bool), self).to_dense()
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "places"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Flat(_layout.Compressed):
+    """An array as its living values, in the order that they have in it.
+
+    Attributes:
+      values: `(capacity,)`.
+      places: where they are.
+    """
+
+    values: Array
+    places: FlatPlaces
+
+    @classmethod
+    def from_dense(cls, values: Array, mask: Array, *, capacity: int) -> "Flat":
+        """The living values of an array, with room for so many."""
+        size = math.prod(values.shape)
+        found = jnp.nonzero(mask.ravel(), size=capacity, fill_value=size)[0]
+        # Different ones out of range as well, so that all are known to be unique.
+        empty = jnp.arange(capacity) >= jnp.sum(mask, dtype=jnp.int32)
+        indices = jnp.where(empty, size + jnp.arange(capacity), found).astype(jnp.int32)
+        places = FlatPlaces(indices, values.shape)
+        return cls(cls(values, places).gather(values), places)
+
+    def spread(self, values: Array) -> Array:
+        """An array with one value in the place of each living one, and zeros elsewhere."""
+        return self.put(jnp.zeros(self.shape, values.dtype), values)
+
+    def put(self, dense: Array, values: Array) -> Array:
+        """The array with other values in the living places."""
+        at = dense.reshape(-1).at[self.places.indices]
+        new = at.set(values, indices_are_sorted=True, unique_indices=True, mode="drop")
+        return new.reshape(self.shape)
+
+    def gather(self, dense: Array) -> Array:
+        """The values that an array has at the places, and zeros where none lives."""
+        at = dense.reshape(-1).at[self.places.indices]
+        nothing = False if dense.dtype == jnp.bool_ else 0
+        return at.get(indices_are_sorted=True, unique_indices=True, mode="fill", fill_value=nothing)
+
+    def moved(self, dense: Array, mask: Array) -> "Flat":
+        """An array's living values in the same capacity, at free places."""
+        return self.from_dense(dense, mask, capacity=len(self.values))
+
+
+def is_place(node: Any) -> bool:
+    """Whether it is the places of an array; the `is_leaf` of what a state keeps for masks."""
+    return isinstance(node, FlatPlaces)
+
+
+def at_places(masks: Any, params: Params) -> Params:
+    """The parameters with their living values where a tree of masks has places."""
+
+    def leaf(place: Any, p: Any) -> Any:
+        return Flat(Flat(p, place).gather(p), place) if is_place(place) else p
+
+    return jax.tree.map(leaf, masks, params, is_leaf=is_place)
+
+
+def as_masks(masks: Any) -> Masks:
+    """The tree with masks in the place of places."""
+    return jax.tree.map(lambda m: m.mask if is_place(m) else m, masks, is_leaf=is_place)

@@ -1,0 +1,87 @@
+"""Living values that go to other places: of kernels, and of the optimizer state beside them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.inner_state import weights
+from jaxsparse.sparse._layout import Compressed, is_compressed, map_compressed
+from jaxsparse.types import Array, Masks, Params
+
+
+def compressed_leaves(params: Params) -> list[bool]:
+    """Which leaves are compressed kernels."""
+    return [is_compressed(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_compressed)]
+
+
+def kernels_of(params: Params) -> list[Any]:
+    """The compressed kernels of a tree."""
+    return [k for k in jax.tree.leaves(params, is_leaf=is_compressed) if is_compressed(k)]
+
+
+def with_kernels(params: Params, kernels: list[Any]) -> Params:
+    """The tree with others in the place of its compressed kernels."""
+    found = iter(kernels)
+    return map_compressed(lambda _: next(found), params)
+
+
+def at_kernels(params: Params, tree: Any) -> list[Any]:
+    """The leaves of a tree, one for every leaf of the parameters, where these are compressed."""
+    pairs = zip(compressed_leaves(params), jax.tree.leaves(tree), strict=True)
+    return [leaf for compressed, leaf in pairs if compressed]
+
+
+def masks_of(params: Params) -> Masks:
+    """Where weights live: the masks of compressed kernels, all True elsewhere."""
+
+    def mask(leaf: Any) -> Any:
+        return leaf.mask if is_compressed(leaf) else jnp.ones(jnp.shape(leaf), bool)
+
+    return jax.tree.map(mask, params, is_leaf=is_compressed)
+
+
+def entries(kernel: Compressed, mask: Array) -> Array:
+    """How many entries of the kernel's form (weights, blocks) a mask fills."""
+    of_one = max(kernel.values.size // max(len(kernel.values), 1), 1)
+    return jnp.sum(mask, dtype=jnp.int32) // of_one
+
+
+class Move:
+    """From the places of some kernels to those of others, which live in the same leaves.
+
+    Attributes:
+      born: one boolean array for each kernel: which of the new values did not live before. It is
+        True where no value lives.
+    """
+
+    def __init__(self, old: list[Any], new: list[Any]):
+        self._old, self._new = old, new
+        self.born = [~n.gather(o.mask) for o, n in zip(old, new, strict=True)]
+
+    def carry(self, which: int, values: Array, fresh: Array) -> Array:
+        """Values of the old kernel of that number at the new places; fresh ones at new weights.
+
+        Values may have more axes in front than those of a kernel.
+        """
+        old, new = self._old[which], self._new[which]
+
+        def one(values: Array) -> Array:
+            if values.ndim > old.values.ndim:
+                return jax.vmap(one)(values)
+            return new.gather(old.spread(values))
+
+        return jnp.where(self.born[which], fresh.astype(values.dtype), one(values))
+
+
+def moments(inner_state: Any, params: Params, values: Params) -> dict[int, int]:
+    """Which leaves of an optimizer's state belong to the values of kernels, and to which of them.
+
+    Args:
+      inner_state: the state of an optimizer of the values.
+      params: with compressed kernels.
+      values: those of the parameters.
+    """
+    found = weights(inner_state, values, compressed_leaves(params))
+    number = {w: n for n, w in enumerate(i for i, c in enumerate(compressed_leaves(params)) if c)}
+    return {i: number[w] for i, w in found.items()}

@@ -1,0 +1,56 @@
+"""What sparse states hold in a compressed storage: places, or at the very start whole kernels."""
+
+from typing import Any
+
+import jax
+
+from jaxsparse import trees
+from jaxsparse.sparse._flat import is_place
+from jaxsparse.sparse._layout import is_compressed
+from jaxsparse.state_tree import field, is_state, replace
+from jaxsparse.types import Params
+
+
+def nodes(opt_state: Any) -> list[Any]:
+    """The sparse states in a tree, or in an object that has one as `opt_state`."""
+    tree = getattr(opt_state, "opt_state", opt_state)
+    return [node for node in jax.tree.leaves(tree, is_leaf=is_state) if is_state(node)]
+
+
+def holds_kernels(opt_state: Any) -> bool:
+    """Whether a state was made from dense parameters, and holds the compressed ones."""
+    return any(map(_kernels, nodes(opt_state)))
+
+
+def keeps_places(opt_state: Any) -> bool:
+    """Whether a state knows masks by places only, its own or those of compressed parameters."""
+    return any(masks == () or bool(_places(masks)) for masks in map(_masks, nodes(opt_state)))
+
+
+def own_places(opt_state: Any) -> bool:
+    """Whether a state has the places itself."""
+    return any(_places(_masks(node)) for node in nodes(opt_state))
+
+
+def take_out(params: Params, opt_state: Any) -> tuple[Params, Any]:
+    """The compressed parameters that a state holds, and the state without them."""
+    found = {path: kernel for node in nodes(opt_state) for path, kernel in _kernels(node).items()}
+    params = jax.tree.map_with_path(lambda path, p: found.get(trees.name(path), p), params)
+
+    def emptied(node: Any) -> Any:
+        return replace(node, masks=()) if is_state(node) and _kernels(node) else node
+
+    return params, jax.tree.map(emptied, opt_state, is_leaf=is_state)
+
+
+def _kernels(node: Any) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(_masks(node), is_leaf=is_compressed)
+    return {trees.name(path): leaf for path, leaf in leaves if is_compressed(leaf)}
+
+
+def _places(masks: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(masks, is_leaf=is_place) if is_place(leaf)]
+
+
+def _masks(node: Any) -> Any:
+    return field(node, "masks", "a compressed storage")

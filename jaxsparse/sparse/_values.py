@@ -1,0 +1,46 @@
+"""The values of trees that hold compressed kernels, and dense trees again."""
+
+import jax
+
+from jaxsparse.sparse._layout import is_compressed, map_compressed
+from jaxsparse.types import Params
+
+
+def expand(params: Params) -> Params:
+    """The dense parameters again, zero where no weight lives."""
+    return map_compressed(lambda kernel: kernel.to_dense(), params)
+
+
+def values(params: Params) -> Params:
+    """The living values in the place of compressed leaves, whether places are fixed or free.
+
+    What is differentiated and optimized where places are free: `jax.grad` takes no integers.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxsparse, optax
+      >>> from jaxsparse.sparse import compress, free_places
+      >>> dense = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+      >>> params = free_places(compress(dense, jaxsparse.prune_by_magnitude(dense, 0.75)))
+      >>> x, tx = jnp.ones((2, 4)), optax.adam(0.1)
+      >>> loss = lambda living: jnp.sum((x @ with_values(params, living)["kernel"]) ** 2)
+      >>> living = values(params)
+      >>> updates, state = tx.update(jax.grad(loss)(living), tx.init(living), living)
+      >>> updates["kernel"].shape
+      (4,)
+    """
+    return map_compressed(lambda kernel: kernel.values, params)
+
+
+def with_values(params: Params, values: Params) -> Params:
+    """Compressed parameters with other living values, at the same places.
+
+    Args:
+      params: what `compress` returned; only the places of its compressed leaves are looked at.
+      values: in the structure that the function `values` gives.
+    """
+    return jax.tree.map(
+        lambda leaf, new: type(leaf)(new, leaf.places) if is_compressed(leaf) else new,
+        params,
+        values,
+        is_leaf=is_compressed,
+    )
