@@ -63,7 +63,7 @@ def train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool = False) -> C
             return fast(with_values(params, living), *args)
 
         def dense_grads(dense: Params) -> Params:
-            found = jax.grad(loss, has_aux=has_aux)(dense, *args)
+            found = jax.grad(fast, has_aux=has_aux)(dense, *args)
             return found[0] if has_aux else found
 
         value, grads = jax.value_and_grad(of_values, has_aux=has_aux)(values(params))
