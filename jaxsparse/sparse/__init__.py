@@ -2,8 +2,7 @@
 
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._csr import CSR
-from jaxsparse.sparse._kernels import Backend, KernelError
-from jaxsparse.sparse._kernels import compiled as compiled_kernels
+from jaxsparse.sparse._kernels import Backend, KernelError, backends
 from jaxsparse.sparse._layout import nbytes
 from jaxsparse.sparse.compression import (
     compress,
@@ -19,7 +18,7 @@ __all__ = [
     "Backend",
     "Block",
     "KernelError",
-    "compiled_kernels",
+    "backends",
     "compress",
     "expand",
     "fix_places",

@@ -148,9 +148,7 @@ class CSR(_layout.Compressed):
             return super()._convolution(x, window, shape, "xla")
         return self._pair(_PRODUCT.product, via, window, x, shape)
 
-    def _pair(
-        self, form: Any, via: str, window: Window, x: Array, shape: tuple[int, ...]
-    ) -> Array:
+    def _pair(self, form: Any, via: str, window: Window, x: Array, shape: tuple[int, ...]) -> Array:
         out = jnp.promote_types(x.dtype, self.dtype)
         kind = jnp.promote_types(out, jnp.float32)
         fast = _kernels.choose(via) and kind == jnp.float32

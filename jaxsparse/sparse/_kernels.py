@@ -72,6 +72,16 @@ def compiled() -> Backend:
     return Backend(True, f"built by {compiler}")
 
 
+def backends() -> dict[str, Backend]:
+    """What computes the products of every format here.
+
+    Example:
+      >>> sorted(backends())
+      ['block', 'csr']
+    """
+    return {"block": compiled(), "csr": compiled()}
+
+
 def choose(kernel: str) -> bool:
     """Whether a product takes the compiled kernel.
 
