@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     args = parser.parse_args()
     sizes = [int(text) for text in args.sizes.split(",")]
-    found = sparse.compiled_kernels()
+    found = sparse.backends()["csr"]
     print(f"csr kernel: {'compiled' if found.compiled else 'that of XLA'}, {found.why}\n")
     rows = []
     for sparsity in SPARSITIES:

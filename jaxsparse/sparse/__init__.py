@@ -6,8 +6,7 @@ from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._channels import Channels
 from jaxsparse.sparse._condensed import Condensed
 from jaxsparse.sparse._csr import CSR
-from jaxsparse.sparse._kernels import Backend, KernelError, kernels
-from jaxsparse.sparse._kernels import compiled as compiled_kernels
+from jaxsparse.sparse._kernels import Backend, KernelError, backends, kernels
 from jaxsparse.sparse._layout import is_compressed, nbytes
 from jaxsparse.sparse._n_m import NM
 from jaxsparse.sparse._values import expand, values, with_values
@@ -24,7 +23,7 @@ __all__ = [
     "KernelError",
     "accelerate",
     "apply_updates",
-    "compiled_kernels",
+    "backends",
     "compress",
     "expand",
     "export",

@@ -104,6 +104,17 @@ def portable() -> bool:
     return _meant.value == _PORTABLE
 
 
+def backends() -> dict[str, Backend]:
+    """What computes the products of every format here.
+
+    Example:
+      >>> sorted(backends())
+      ['block', 'channels', 'condensed', 'csr', 'n_m']
+    """
+    found = dict.fromkeys(("block", "condensed", "csr", "n_m"), compiled())
+    return found | {"channels": Backend(False, "dense products of what is left, by XLA")}
+
+
 def choose(kernel: str) -> bool:
     """Whether a product takes the compiled kernel.
 

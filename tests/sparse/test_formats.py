@@ -30,7 +30,7 @@ VIA = [
     pytest.param(
         "compiled",
         marks=pytest.mark.skipif(
-            not sparse.compiled_kernels().compiled, reason=sparse.compiled_kernels().why
+            not sparse.backends()["csr"].compiled, reason=sparse.backends()["csr"].why
         ),
     ),
 ]
@@ -269,7 +269,7 @@ def test_a_kernel_that_is_not_there(monkeypatch, tmp_path):
         monkeypatch.setenv("JAXSPARSE_CXX", compiler)
         _kernels.compiled.cache_clear()
         try:
-            assert not sparse.compiled_kernels().compiled
+            assert not sparse.backends()["csr"].compiled
             assert (jnp.ones((2, 16)) @ kernel).shape == (2, 24)
             with pytest.raises(sparse.KernelError, match=words):
                 kernel.product(jnp.ones((2, 16)), via="compiled")

@@ -97,11 +97,11 @@ inline void JoinTaps(ffi::ThreadPool pool, const Geometry& g, const Plan& plan, 
   });
 }
 
-// One channel of the output, within a tile.
-template <int N>
+// One channel of the output, within a tile of P pixels with V vectors each.
+template <int P, int V>
 inline void ProductTile(const Rows& w, const Tile& t, int64_t o, const float* x, float* y) {
   const int32_t* starts = w.starts + o * w.taps;
-  if constexpr (N == 0) {
+  if constexpr (V == 0) {
     std::fill_n(y, t.length, 0.0f);
     for (const auto& [a, b] : t.taps)
       for (int64_t k = starts[a]; k < starts[b]; ++k) {
@@ -110,54 +110,56 @@ inline void ProductTile(const Rows& w, const Tile& t, int64_t o, const float* x,
         for (int i = 0; i < t.length; ++i) y[i] += value * from[i];
       }
   } else {
-    Vec sum[N] = {};
+    const int64_t step = t.in_step;
+    Vec sum[P][V] = {};
     for (const auto& [a, b] : t.taps)
       for (int64_t k = starts[a]; k < starts[b]; ++k) {
         const float* from = x + w.columns[k] * w.unit;
         const float value = w.value(k);
-        for (int j = 0; j < N; ++j) sum[j] += value * Load(from + kLanes * j);
+        for (int p = 0; p < P; ++p)
+          for (int j = 0; j < V; ++j) sum[p][j] += value * Load(from + p * step + kLanes * j);
       }
-    for (int j = 0; j < N; ++j) Store(y + kLanes * j, sum[j]);
+    for (int p = 0; p < P; ++p)
+      for (int j = 0; j < V; ++j) Store(y + p * t.out_step + kLanes * j, sum[p][j]);
   }
 }
 
 // Adds to the gradients of the weights of one channel what a tile contributes.
-template <int N>
+template <int P, int V>
 inline void GradientTile(const Rows& w, const Tile& t, int64_t o, const float* x, const float* g,
                          float* d) {
   typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));
   const int32_t* starts = w.starts + o * w.taps;
-  const auto add = [&](int64_t k, float found) { d[w.order ? w.order[k] : k] += found; };
-  if constexpr (N == 0) {
+  const auto each = [&](auto found) {
     for (const auto& [a, b] : t.taps)
-      for (int64_t k = starts[a]; k < starts[b]; ++k) {
-        const float* from = x + w.columns[k] * w.unit;
-        float sum = 0;
-        for (int i = 0; i < t.length; ++i) sum += g[i] * from[i];
-        add(k, sum);
-      }
-    return;
-  } else if (N == 1 && t.skip > 0) {
+      for (int64_t k = starts[a]; k < starts[b]; ++k)
+        d[w.order ? w.order[k] : k] += found(x + w.columns[k] * w.unit);
+  };
+  if constexpr (V == 0) {
+    each([&](const float* from) {
+      float sum = 0;
+      for (int i = 0; i < t.length; ++i) sum += g[i] * from[i];
+      return sum;
+    });
+  } else if (V == 1 && t.skip > 0) {
     Mask counts;
     for (int i = 0; i < kLanes; ++i) counts[i] = i < t.skip ? 0 : -1;
     // Of both sides: what is not counted may be infinite.
     const auto masked = [&](const float* p) { return (Vec)((Mask)Load(p) & counts); };
     const Vec out = masked(g);
-    for (const auto& [a, b] : t.taps)
-      for (int64_t k = starts[a]; k < starts[b]; ++k)
-        add(k, Sum(out * masked(x + w.columns[k] * w.unit)));
-    return;
+    each([&](const float* from) { return Sum(out * masked(from)); });
   } else {
-    Vec out[N];
-    for (int j = 0; j < N; ++j) out[j] = Load(g + kLanes * j);
-    for (const auto& [a, b] : t.taps)
-      for (int64_t k = starts[a]; k < starts[b]; ++k) {
-        const float* from = x + w.columns[k] * w.unit;
-        Vec sum = out[0] * Load(from), other = {};
-        for (int j = 1; j < N; j += 2) sum += out[j] * Load(from + kLanes * j);
-        for (int j = 2; j < N; j += 2) other += out[j] * Load(from + kLanes * j);
-        add(k, Sum(sum + other));
-      }
+    const int64_t step = t.in_step;
+    Vec out[P][V];
+    for (int p = 0; p < P; ++p)
+      for (int j = 0; j < V; ++j) out[p][j] = Load(g + p * t.out_step + kLanes * j);
+    each([&](const float* from) {
+      Vec sum[2] = {};
+      for (int p = 0; p < P; ++p)
+        for (int j = 0; j < V; ++j)
+          sum[j % 2] += out[p][j] * Load(from + p * step + kLanes * j);
+      return Sum(sum[0] + sum[1]);
+    });
   }
 }
 
@@ -171,9 +173,9 @@ inline void CsrProduct(ffi::ThreadPool pool, const Plan& plan, const Rows& w, co
   InParallel(pool, tiles * parts, w.count(rows) * step, [&](int64_t piece) {
     const Tile& t = plan.tiles[piece / parts];
     const int64_t first = piece % parts * rows / parts, last = (piece % parts + 1) * rows / parts;
-    WithSize(t.vectors, [&](auto n) {
+    WithShape(t, [&](auto p, auto v) {
       for (int64_t o = first; o < last; ++o)
-        ProductTile<n>(w, t, o, x + t.in + w.shift, y + o * step + t.out);
+        ProductTile<p, v>(w, t, o, x + t.in + w.shift, y + o * step + t.out);
     });
   });
 }
@@ -187,9 +189,9 @@ inline void CsrGradient(ffi::ThreadPool pool, const Plan& plan, const Rows& w, c
   InParallel(pool, parts, w.count(rows) * step, [&](int64_t part) {
     const int64_t first = part * rows / parts, last = (part + 1) * rows / parts;
     for (const Tile& t : plan.tiles)
-      WithSize(t.vectors, [&](auto n) {
+      WithShape(t, [&](auto p, auto v) {
         for (int64_t o = first; o < last; ++o)
-          GradientTile<n>(w, t, o, x + t.in + w.shift, g + o * step + t.out, d);
+          GradientTile<p, v>(w, t, o, x + t.in + w.shift, g + o * step + t.out, d);
       });
   });
 }

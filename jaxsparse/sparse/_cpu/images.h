@@ -73,10 +73,31 @@ inline std::vector<Phase> Phases(const Window& w, int64_t out, bool transposed) 
 
 // A tile of the output, in every channel at the same place; several runs of taps contribute.
 struct Tile {
-  int64_t out, in;  // floats from the beginning of a channel; `in` is where a shift of 0 reads
-  int vectors, skip, length;
-  std::vector<std::pair<int, int>> taps;  // from : to, in the order of Plan
+  int64_t out, in;            // floats from the beginning of a channel, where a shift of 0 reads
+  int64_t out_step, in_step;  // floats from one pixel to the next
+  int pixels, vectors, skip, length;  // pixels 0 stands for less than a vector, `length` floats
+  std::vector<std::pair<int, int>> taps;  // from : to, in the order of the plan
 };
+
+// Calls f(pixels, vectors of each), as constants.
+template <typename F>
+inline void WithShape(const Tile& t, F f) {
+  if constexpr (kWide >= 16) {
+    if (t.pixels == 4) return f(Size<4>(), Size<4>());
+    if (t.pixels == 2) return f(Size<2>(), Size<4>());
+  }
+  switch (t.vectors) {
+    case 0: return f(Size<1>(), Size<0>());
+    case 1: return f(Size<1>(), Size<1>());
+    case 2: return f(Size<1>(), Size<2>());
+    case 4: return f(Size<1>(), Size<4>());
+    case 8: return f(Size<1>(), Size<std::min(8, kWide)>());
+    default: return f(Size<1>(), Size<kWide>());
+  }
+}
+
+constexpr int64_t kSlice = 4 * kLanes;      // of the batch, in tiles of several pixels
+constexpr int64_t kCache = 3 << 19;         // bytes of the input that rows of pixels come back to
 
 struct Plan {
   std::vector<int> rank;       // of every tap, row by row: its place in the order of the plan
@@ -87,6 +108,7 @@ struct Plan {
       : rank(g.taps(), -1), shift(g.taps()) {
     const auto rows = Phases(g.rows, out.height, transposed);
     const auto columns = Phases(g.columns, out.width, transposed);
+    std::vector<Tile> runs;
     int base = 0;
     for (const Phase& r : rows)
       for (const Phase& c : columns) {
@@ -102,44 +124,59 @@ struct Plan {
             const auto [a, b] = r.valid(m, in.height);
             const auto [d, e] = c.valid(n, in.width);
             Tile t{((r.first + m * r.step) * out.width + c.first + n * c.step) * out.batch,
-                   (m * r.in_step * in.width + n * c.in_step) * in.batch, 0, 0,
-                   static_cast<int>(out.batch), {}};
+                   (m * r.in_step * in.width + n * c.in_step) * in.batch,
+                   c.step * out.batch, c.in_step * in.batch, 1, 0, 0, 0, {}};
             if (d == 0 && e == wide) {
               if (a < b) t.taps.push_back({base + a * wide, base + b * wide});
             } else if (d < e) {
               for (int i = a; i < b; ++i)
                 t.taps.push_back({base + i * wide + d, base + i * wide + e});
             }
-            Add(std::move(t));
+            Join(std::move(t), runs);
           }
         base += r.taps.size() * wide;
       }
     for (int& r : rank)
       if (r < 0) r = base++;  // no pixel of the output has this tap
-    Cut();
+    const int64_t row = in.channels * g.rows.size * in.width * sizeof(float);
+    int64_t slice = out.batch;
+    while (slice > kSlice && row * slice > kCache) slice = (slice / 2 + kSlice - 1) / kSlice * kSlice;
+    for (int64_t first = 0; first < out.batch; first += slice)
+      for (const Tile& run : runs) Cut(run, first, std::min(slice, out.batch - first), out.batch);
   }
 
  private:
   // Neighbours that read neighbours through the same taps are one run.
-  void Add(Tile t) {
-    if (!tiles.empty()) {
-      Tile& last = tiles.back();
-      if (last.out + last.length == t.out && last.in + last.length == t.in && last.taps == t.taps) {
-        last.length += t.length;
+  static void Join(Tile t, std::vector<Tile>& runs) {
+    if (!runs.empty()) {
+      Tile& last = runs.back();
+      if (last.out + last.pixels * last.out_step == t.out &&
+          last.in + last.pixels * last.in_step == t.in && last.out_step == t.out_step &&
+          last.in_step == t.in_step && last.taps == t.taps) {
+        ++last.pixels;
         return;
       }
     }
-    tiles.push_back(std::move(t));
+    runs.push_back(std::move(t));
   }
 
-  void Cut() {
-    std::vector<Tile> runs;
-    runs.swap(tiles);
-    for (const Tile& run : runs)
-      CutRun(run.length, [&](int64_t at, auto vectors, int skip) {
-        Tile t = run;
-        t.out += at, t.in += at, t.vectors = vectors, t.skip = skip, t.length = run.length - at;
-        tiles.push_back(std::move(t));
+  // A slice of the batch of all pixels of a run.
+  void Cut(const Tile& run, int64_t first, int64_t slice, int64_t batch) {
+    const auto add = [&](int64_t pixel, int64_t at, int pixels, int vectors, int skip, int length) {
+      Tile t = run;
+      t.out += pixel * t.out_step + at, t.in += pixel * t.in_step + at;
+      t.pixels = pixels, t.vectors = vectors, t.skip = skip, t.length = length;
+      tiles.push_back(std::move(t));
+    };
+    const bool contiguous = run.out_step == batch && run.in_step == batch && slice == batch;
+    const int64_t length = contiguous ? run.pixels * batch : slice;
+    int64_t pixel = 0;
+    if (kWide >= 16 && !contiguous && slice == kSlice)
+      for (int pixels = 4; pixels > 1; pixels /= 2)
+        for (; pixel + pixels <= run.pixels; pixel += pixels) add(pixel, first, pixels, 4, 0, 0);
+    for (; pixel < (contiguous ? 1 : run.pixels); ++pixel)
+      CutRun(length, [&](int64_t at, auto vectors, int skip) {
+        add(pixel, first + at, 1, vectors, skip, length - at);
       });
   }
 };

@@ -55,19 +55,6 @@ inline void CutRun(int64_t length, F f) {
   else f(length - kLanes, Size<1>(), static_cast<int>(kLanes - (length - at)));
 }
 
-// Calls f(number of vectors as a Size).
-template <typename F>
-inline void WithSize(int vectors, F f) {
-  switch (vectors) {
-    case 0: return f(Size<0>());
-    case 1: return f(Size<1>());
-    case 2: return f(Size<2>());
-    case 4: return f(Size<4>());
-    case 8: return f(Size<std::min(8, kWide)>());
-    default: return f(Size<kWide>());
-  }
-}
-
 // Calls f(piece) for all pieces, by all threads of the pool where the work is worth it.
 template <typename F>
 void InParallel(ffi::ThreadPool pool, int64_t pieces, int64_t work, F f) {

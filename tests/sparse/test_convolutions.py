@@ -1,0 +1,213 @@
+"""Convolutions with compressed kernels against XLA's dense ones with masked kernels."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jaxsparse import sparse
+from jaxsparse.sparse import _kernels
+
+COMPILED = pytest.mark.skipif(
+    not sparse.backends()["csr"].compiled, reason=sparse.backends()["csr"].why
+)
+VIA = ["xla", pytest.param("compiled", marks=COMPILED)]
+FLAX, EQUINOX = ("NHWC", "HWIO", "NHWC"), ("NHWC", "OIHW", "NHWC")
+
+
+def case(window, channels, image, batch, sparsity=0.7, axes="flax", seed=0):
+    """A kernel, its mask, images."""
+    random = np.random.default_rng(seed)
+    inputs, outputs = channels
+    shape = (*window, inputs, outputs) if axes == "flax" else (outputs, inputs, *window)
+    values = random.normal(size=shape).astype(np.float32)
+    x = random.normal(size=(batch, *image, inputs)).astype(np.float32)
+    return jnp.asarray(values), jnp.asarray(random.random(shape) >= sparsity), jnp.asarray(x)
+
+
+def reference(x, values, mask, strides, padding, axes="flax"):
+    kernel = jnp.where(mask, values, jnp.zeros((), values.dtype))
+    numbers = FLAX if axes == "flax" else EQUINOX
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+
+
+def close(found, want):
+    scale = 1e-4 * (1 + float(jnp.max(jnp.abs(want), initial=0)))
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=scale)
+
+
+def check(values, mask, x, strides, padding, axes, via):
+    """The convolution and both gradients."""
+    kernel = sparse.CSR.from_dense(values, mask, axes=axes)
+
+    def convolve(x, living):
+        small = dataclasses.replace(kernel, values=living)
+        return small.convolve(x, strides=strides, padding=padding, via=via)
+
+    found, pull = jax.vjp(convolve, x, kernel.values)
+    want, back = jax.vjp(lambda x, w: reference(x, w, mask, strides, padding, axes), x, values)
+    close(found, want)
+    grads = jnp.sin(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
+    (of_x, of_living), (want_x, want_w) = pull(grads), back(grads)
+    close(of_x, want_x)
+    close(kernel.spread(of_living), want_w)
+
+
+@pytest.mark.parametrize("via", VIA)
+@settings(max_examples=12, deadline=None)
+@example((3, 3), (5, 6), (6, 6), 64, (1, 1), (1, 1, 1, 1), "flax", 0.7)
+@example((3, 3), (3, 4), (7, 9), 130, (2, 2), (1, 1, 0, 1), "equinox", 0.7)
+@example((5, 5), (3, 2), (8, 8), 7, (1, 1), (2, 2, 2, 2), "equinox", 0.5)
+@example((1, 1), (16, 8), (5, 5), 64, (2, 2), (0, 0, 0, 0), "flax", 0.9)
+@example((1, 1), (4, 3), (5, 4), 20, (1, 1), (0, 0, 0, 0), "equinox", 0.5)
+@example((3, 2), (4, 3), (1, 1), 1, (3, 2), (2, 1, 1, 1), "flax", 0.5)
+@example((3, 3), (3, 2), (4, 13), 64, (2, 3), (1, 1, 1, 1), "flax", 1.0)
+@example((2, 2), (70, 20), (2, 2), 300, (1, 1), (0, 1, 0, 1), "flax", 0.98)
+@given(
+    window=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    image=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    batch=st.sampled_from([1, 7, 16, 64, 130]),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 3)] * 4),
+    axes=st.sampled_from(["flax", "equinox"]),
+    sparsity=st.sampled_from([0.5, 0.95]),
+)
+def test_of_any_geometry(via, window, channels, image, batch, strides, pads, axes, sparsity):
+    """Windows, strides, paddings, batches, axes; empty rows and kernels that are dead."""
+    values, mask, x = case(window, channels, image, batch, sparsity, axes)
+    check(values, mask, x, strides, (pads[:2], pads[2:]), axes, via)
+
+
+@pytest.mark.parametrize("via", VIA)
+def test_a_slice_of_the_batch_at_a_time(via):
+    """Where rows of the input are more than the cache holds."""
+    values, mask, x = case((3, 3), (256, 6), (3, 7), 136, 0.95)
+    check(values, mask, x, (1, 1), ((1, 1), (1, 1)), "flax", via)
+    check(values, mask, x, (2, 2), ((1, 1), (1, 1)), "flax", via)
+
+
+@pytest.mark.parametrize("via", VIA)
+def test_one_spatial_axis(via):
+    values, mask, x = case((3,), (4, 5), (11,), 20)
+    kernel = sparse.CSR.from_dense(values, mask)
+    found = kernel.convolve(x, strides=[2], padding=[(1, 0)], via=via)
+    want = reference(x[:, None], values[None], mask[None], (1, 2), ((0, 0), (1, 0)))[:, 0]
+    close(found, want)
+
+
+@pytest.mark.parametrize("via", VIA)
+def test_transforms(via):
+    """`vmap` over images and over values, `jvp`, and a second derivative."""
+    values, mask, x = case((3, 3), (4, 6), (5, 5), 6)
+    kernel = sparse.CSR.from_dense(values, mask)
+    padding = ((1, 1), (1, 1))
+
+    def convolve(x, living):
+        return dataclasses.replace(kernel, values=living).convolve(x, padding=padding, via=via)
+
+    def dense(x, living):
+        return reference(x, kernel.spread(living), mask, (1, 1), padding)
+
+    many = jnp.stack([x, 2 * x])
+    twice = jnp.stack([kernel.values, jnp.cos(kernel.values)])
+    close(
+        jax.vmap(convolve, (0, None))(many, kernel.values),
+        jnp.stack([dense(x, kernel.values)] * 2) * jnp.array([1.0, 2.0])[:, None, None, None, None],
+    )
+    close(jax.vmap(convolve, (None, 0))(x, twice), jnp.stack([dense(x, v) for v in twice]))
+
+    at, along = (x, kernel.values), (jnp.cos(x), jnp.sin(kernel.values))
+    of = [lambda *a, f=f: jnp.sum(jnp.tanh(f(*a))) for f in (convolve, dense)]
+    found, want = (jax.jvp(jax.grad(f, (0, 1)), at, along) for f in of)
+    jax.tree.map(close, found, want)
+
+
+@pytest.mark.parametrize("via", VIA)
+def test_types_and_free_places(via):
+    """Below float32 it is computed in float32; places that are traced, with room to spare."""
+    values, mask, x = case((3, 3), (4, 6), (5, 5), 20)
+    want = reference(x, values, mask, (1, 1), ((0, 0), (0, 0)))
+    half = sparse.CSR.from_dense(values.astype(jnp.bfloat16), mask)
+    found = half.convolve(x.astype(jnp.bfloat16), via=via)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), want, rtol=0.05, atol=0.2)
+    room = int(mask.sum()) + 5
+
+    @jax.jit
+    def gradient(x, values, mask):
+        kernel = sparse.CSR.from_dense(values, mask, capacity=room)
+        of = jax.grad(lambda v: jnp.sum(dataclasses.replace(kernel, values=v).convolve(x, via=via)))
+        return kernel.convolve(x, via=via), of(kernel.values)
+
+    found, of_values = gradient(x, values, mask)
+    close(found, want)
+    assert not of_values[-5:].any() and of_values[:-5].all()
+
+
+def test_blocks_and_other_formats_take_patches():
+    values, _, x = case((3, 3), (4, 6), (5, 5), 3)
+    mask = jnp.broadcast_to((jnp.arange(9) % 2 == 0).reshape(3, 3, 1, 1), values.shape)
+    kernel = sparse.Block.from_dense(values, mask, size=(4, 3))
+    found = kernel.convolve(x, strides=(2, 2), padding=((1, 0), (0, 1)))
+    close(found, reference(x, values, mask, (2, 2), ((1, 0), (0, 1))))
+
+
+@COMPILED
+def test_layouts_are_carried_from_convolution_to_convolution():
+    """Forward and back, through bias, batch norm without reductions, and ReLU: the images are
+    turned round at the two ends alone."""
+    values, mask, x = case((3, 3), (8, 8), (9, 9), 32)
+    kernel = sparse.CSR.from_dense(values, mask)
+
+    def loss(living, scale, x):
+        for _ in range(4):
+            x = dataclasses.replace(kernel, values=living).convolve(x, padding=((1, 1), (1, 1)))
+            x = jax.nn.relu(x * scale + 1.0)
+        return jnp.sum(x[0, 0, 0])
+
+    step = jax.jit(jax.value_and_grad(loss, (0,)))
+    text = step.lower(kernel.values, jnp.ones(8), x).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    turned = re.findall(r"= f32\[32,9,9,8\]\S* (?:copy|transpose)\(|%\S*copy\S* = f32\[32,9", entry)
+    assert len(turned) <= 2, turned
+
+
+WRONG = [
+    (lambda k, x: k.convolve(x[..., :2]), "4 inputs"),
+    (lambda k, x: k.convolve(x[0]), "batch, 2 spatial"),
+    (lambda k, x: k.convolve(x, strides=(1,)), "strides"),
+    (lambda k, x: k.convolve(x, strides=(0, 1)), "strides"),
+    (lambda k, x: k.convolve(x, padding=((-1, 0), (0, 0))), "padding"),
+    (lambda k, x: k.convolve(x[:, :2]), "does not fit"),
+    (lambda k, x: k.convolve(x, via="cuda"), "via"),
+    (
+        lambda k, x: sparse.CSR.from_dense(jnp.ones((4, 4)), jnp.ones((4, 4)) > 0).convolve(x),
+        "spatial",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, words", WRONG)
+def test_what_cannot_be_is_refused(call, words):
+    values, mask, x = case((3, 3), (4, 6), (5, 5), 3)
+    with pytest.raises(ValueError, match=words):
+        call(sparse.CSR.from_dense(values, mask), x)
+
+
+def test_without_a_compiler(monkeypatch):
+    values, mask, x = case((3, 3), (4, 6), (5, 5), 3)
+    kernel = sparse.CSR.from_dense(values, mask)
+    monkeypatch.setenv("JAXSPARSE_CXX", "")
+    _kernels.compiled.cache_clear()
+    try:
+        close(kernel.convolve(x), reference(x, values, mask, (1, 1), ((0, 0), (0, 0))))
+        with pytest.raises(sparse.KernelError, match="switched off"):
+            kernel.convolve(x, via="compiled")
+    finally:
+        _kernels.compiled.cache_clear()
