@@ -189,7 +189,7 @@ def _of_values(_: None, shapes: Shapes, places: BlockPlaces, x: Array, grads: Ar
     return jnp.where(living[:, None, None], found, jnp.zeros((), found.dtype))
 
 
-_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values)
+_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values, folds=(1, 1))
 _MATRIX = Axes((0,), (1,))
 
 
