@@ -25,8 +25,10 @@ def layered(leaf, axes):
     return jnp.transpose(leaf, (*axes.stacked, *axes.inputs, *axes.outputs))
 
 
-@pytest.mark.parametrize("shape, axes", STACKED, ids=["layers", "experts"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name, shape, axes",
+    [(name, *STACKED[0]) for name in FORMATS] + [(name, *STACKED[1]) for name in ("csr", "n_m")],
+)
 def test_stacked_axes(name, shape, axes):
     """Layers of different numbers of weights, of which what is to spare is zero and stays so."""
     values, mask = masked(name, shape, axes=axes)
@@ -53,7 +55,7 @@ def test_stacked_axes(name, shape, axes):
     np.testing.assert_allclose(kernel.product_transposed(g), want_x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["block", "condensed"])
 def test_layers_under_scan(name):
     """What a scanned network does: every turn takes the kernel of one layer."""
     values, mask = masked(name, (3, 16, 16), axes="flax_stacked")
@@ -88,7 +90,7 @@ def test_stacked_and_traced():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_places_from_outside_are_checked(name, data):
     """One wrong number in any array of places is found: out of range, double, or unsorted."""
