@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import patterns
-from jaxsparse.sparse import _layout
+from jaxsparse.sparse import _layout, _pallas
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
 
@@ -141,17 +141,22 @@ class Block(_layout.Compressed):
         return cls(places.gather(values), places)
 
     @_layout.by_layer
-    def product(self, x: Array) -> Array:
+    def product(self, x: Array, *, via: str = "auto") -> Array:
         """`x @ kernel`, without a dense kernel in either direction.
 
         Args:
           x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
+          via: "xla" for one batched product of gathered tiles; "pallas" for the kernels of
+            `_pallas.py`, which nobody has measured yet, compiled on a GPU or a TPU and interpreted
+            (slowly: for tests) elsewhere; "auto" for these on a GPU or a TPU where they hold such
+            blocks, else for "xla".
 
         Returns:
           `(..., outputs)`.
 
         Raises:
-          ValueError: shapes that do not fit.
+          ValueError: shapes that do not fit, or blocks that the Pallas kernel of the device
+            cannot hold, asked for by name.
 
         Example:
           >>> import jax.numpy as jnp
@@ -164,32 +169,44 @@ class Block(_layout.Compressed):
         rows = _layout.as_rows(x, inputs)
         tiles = rows.reshape(rows.shape[0], -1, self.places.size[0]).transpose(1, 0, 2)
         kind = jnp.promote_types(x.dtype, self.dtype)
-        shape = (outputs // self.places.size[1], rows.shape[0], self.places.size[1])
         living = self.values.astype(kind)
-        y = _PRODUCT.product(None, shape, self.places, living, tiles.astype(kind))
+        pallas = _pallas.choose(via, self.places.size, kind)
+        shape = (outputs // self.places.size[1], rows.shape[0], self.places.size[1])
+        y = _PRODUCT.product(pallas, shape, self.places, living, tiles.astype(kind))
         return y.transpose(1, 0, 2).reshape(*x.shape[:-1], outputs)
 
 
-def _forward(_: None, shapes: Shapes, places: BlockPlaces, values: Array, x: Array) -> Array:
+def _forward(pallas: bool, shapes: Shapes, places: BlockPlaces, values: Array, x: Array) -> Array:
     """`(rows of blocks, batch, inputs of one) -> (columns of blocks, batch, outputs of one)`."""
+    if pallas:
+        every = jnp.arange(len(values), dtype=jnp.int32)
+        pairs = every, places.inputs, places.outputs, places.count
+        return _pallas.product(shapes.g.shape, pairs, values, x, turned=False)
     each = jnp.einsum("nbi,nio->nbo", x[places.inputs], values)
     return jax.ops.segment_sum(each, places.outputs, shapes.g.shape[0], indices_are_sorted=True)
 
 
-def _backward(_: None, shapes: Shapes, places: BlockPlaces, values: Array, grads: Array) -> Array:
+def _backward(
+    pallas: bool, shapes: Shapes, places: BlockPlaces, values: Array, grads: Array
+) -> Array:
     order = places.order
-    each = jnp.einsum("nbo,nio->nbi", grads[places.outputs[order]], values[order])
-    rows = places.inputs[order]
+    outputs, rows = places.outputs[order], places.inputs[order]
+    if pallas:
+        pairs = order, outputs, rows, places.count
+        return _pallas.product(shapes.x.shape, pairs, values, grads, turned=True)
+    each = jnp.einsum("nbo,nio->nbi", grads[outputs], values[order])
     return jax.ops.segment_sum(each, rows, shapes.x.shape[0], indices_are_sorted=True)
 
 
-def _of_values(_: None, shapes: Shapes, places: BlockPlaces, x: Array, grads: Array) -> Array:
+def _of_values(pallas: bool, shapes: Shapes, places: BlockPlaces, x: Array, grads: Array) -> Array:
+    if pallas:
+        return _pallas.of_values((places.inputs, places.outputs, places.count), x, grads)
     found = jnp.einsum("nbi,nbo->nio", x[places.inputs], grads[places.outputs])
     living = jnp.arange(len(found)) < places.count
     return jnp.where(living[:, None, None], found, jnp.zeros((), found.dtype))
 
 
-_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values)
+_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values, folds=(1, 1))
 _MATRIX = Axes((0,), (1,))
 
 

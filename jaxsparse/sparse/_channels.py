@@ -79,9 +79,9 @@ class ChannelsPlaces(_layout.Places):
 
     def spread_layer(self, values: Array) -> Array:
         matrix = jnp.zeros(_layout.sizes(self.shape, self.axes), values.dtype)
-        rows = self.rows()[..., None]
-        values = values.reshape(-1, *self.room())
-        return matrix.at[rows, self.outputs].set(values, mode="drop")
+        rows = self.rows()
+        values = values.reshape(len(rows), *self.room())
+        return matrix.at[rows[..., None], self.outputs].set(values, mode="drop")
 
 
 @functools.partial(
@@ -160,7 +160,7 @@ class Channels(_layout.Compressed):
         kind = jnp.promote_types(x.dtype, self.dtype)
         rows = _layout.as_rows(x.astype(kind), inputs)
         living = _take(rows, self.places.rows().ravel())
-        found = living @ self.values.astype(kind).reshape(living.shape[1], -1)
+        found = living @ self.values.astype(kind).reshape(living.shape[1], self.values.shape[-1])
         return _put(found, self.places.outputs, outputs).reshape(*x.shape[:-1], outputs)
 
     @_layout.by_layer

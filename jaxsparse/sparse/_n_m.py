@@ -189,7 +189,7 @@ def _of_values(_: None, shapes: Shapes, places: NMPlaces, x: Array, grads: Array
     return jax.lax.map(of, (grads, jnp.asarray(places.inputs)), batch_size=_tile(len(x)))
 
 
-_PRODUCT = Trilinear("n_m_product", _forward, _backward, _of_values)
+_PRODUCT = Trilinear("n_m_product", _forward, _backward, _of_values, folds=(1, 1))
 
 
 def _tile(size: int) -> int:

@@ -115,18 +115,18 @@ class Trilinear:
     def _batch(self, args: Any, dims: Any, **params: Any) -> tuple[Array, int]:
         args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
         mapped = [d is not None for d in dims]
-        size = next(x.shape[0] for x, m in zip(args, mapped, strict=True) if m)
         if self._folds is None:
             axes = [0 if m else None for m in mapped]
             return jax.vmap(lambda *each: self._run(*each, **params), axes)(*args), 0
         if mapped[:2] == [False, True] and not any(mapped[2:]) and params["open"] != VALUES:
-            return self._folded(size, *args, **params), 0
+            return self._folded(args[1].shape[0], *args, **params), 0
 
-        def one(i: Array) -> Array:
-            each = [x[i] if m else x for x, m in zip(args, mapped, strict=True)]
+        def one(moving: list[Array]) -> Array:
+            given = iter(moving)
+            each = [next(given) if m else x for x, m in zip(args, mapped, strict=True)]
             return self._primitive.bind(*each, **params)
 
-        return jax.lax.map(one, jnp.arange(size)), 0
+        return jax.lax.map(one, [x for x, m in zip(args, mapped, strict=True) if m]), 0
 
     def _folded(self, size: int, a: Array, b: Array, *leaves: Array, **params: Any) -> Array:
         """Many inputs of one kernel are one input with more examples."""

@@ -179,7 +179,7 @@ def mlp(params, x):
 
 
 @pytest.mark.standard_promotion  # Optax's Adam needs it
-@pytest.mark.parametrize("format", ["csr", "block:4x8", "condensed", "n_m:1:4", "channels"])
+@pytest.mark.parametrize("format", ["csr", "block:4x8", "channels"])
 def test_training_as_with_masks(format):
     """Fifty steps of Adam on the values are fifty steps of static sparse training."""
     keys = jax.random.split(jax.random.key(0), 4)
@@ -223,6 +223,38 @@ def test_training_as_with_masks(format):
     assert kept == 3 * (16 * 32 // 4 + 32 * 8 // 4 + 32 + 8), "nothing dense is kept"
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", FORMATS)
+def test_half_precision(name, dtype):
+    """Out comes the type of the operands; a kernel without it computes in float32."""
+    values, mask = masked(name)
+    x = jax.random.normal(jax.random.key(1), (5, 16), dtype)
+    kernel = FORMATS[name][1](values.astype(dtype), mask)
+    found, pull = jax.vjp(lambda x, v: x @ dataclasses.replace(kernel, values=v), x, kernel.values)
+    assert found.dtype == dtype and {leaf.dtype for leaf in pull(found)} == {jnp.dtype(dtype)}
+    want = dense(x.astype(jnp.float32), kernel.to_dense().astype(jnp.float32), mask)
+    np.testing.assert_allclose(found.astype(jnp.float32), want, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_double_precision(name):
+    with jax.enable_x64(True):
+        values, mask = masked(name, dtype=jnp.float64)
+        x = jax.random.normal(jax.random.key(1), (5, 16), jnp.float64)
+        found = x @ FORMATS[name][1](values, mask)
+        np.testing.assert_allclose(found, dense(x, values, mask), rtol=1e-12)
+
+
+def test_formats_by_path():
+    params, masks = ({key: masked(key)[i] for key in FORMATS} for i in (0, 1))
+    format = {"block": "block:4x8", "n_m": "n_m:1:4", "^con": "condensed", "chan": "channels"}
+    small = sparse.compress(params, masks, format=format | {".*": "csr"})
+    kinds = {key: type(kernel).__name__ for key, kernel in small.items()}
+    assert list(kinds.values()) == ["CSR", "Block", "Condensed", "NM", "Channels"]
+    for key, found in sparse.expand(small).items():
+        np.testing.assert_array_equal(found, jnp.where(masks[key], params[key], 0.0))
+
+
 def test_bytes():
     values, mask = masked("csr", shape=(256, 512), sparsity=0.95)
     small = sparse.compress({"kernel": values}, {"kernel": mask})
@@ -244,6 +276,39 @@ WRONG = [
         "via",
     ),
     (lambda w, m: sparse.compress(w, m, format="coo"), ValueError, "format"),
+    (lambda w, m: sparse.compress(w, m, format="n_m:2"), ValueError, "one of csr, block:RxC"),
+    (lambda w, m: sparse.compress({"a": w}, {"a": m}, format={"b": "csr"}), ValueError, "none of"),
+    (
+        lambda w, m: sparse.compress({"a": w, "b": w}, {"a": m, "b": m}, format={"b": "csr"}),
+        ValueError,
+        "no expression matches 'a'",
+    ),
+    (
+        lambda w, m: sparse.Condensed.from_dense(w, m, path="fc"),
+        ValueError,
+        "Condensed cannot hold that at 'fc': every output unit",
+    ),
+    (lambda w, m: sparse.Channels.from_dense(w, m), ValueError, "units must live or die as a"),
+    (lambda w, m: sparse.NM.from_dense(w, m, n=1, m=4), ValueError, "more than N living"),
+    (lambda w, m: sparse.NM.from_dense(w, m, n=1, m=5), ValueError, "5 does not divide"),
+    (lambda w, m: sparse.NM.from_dense(w, m, n=4, m=4), ValueError, "smaller than m"),
+    (lambda w, m: sparse.NM.from_dense(w, m, n=2, m=256), ValueError, "m must be at most 255"),
+    (lambda w, m: sparse.Block.from_dense(w, m | True, size=SIZE, capacity=3), ValueError, "12"),
+    (lambda w, m: sparse.Condensed.from_dense(w, m | True, capacity=3), ValueError, "at least 16"),
+    (lambda w, m: sparse.Channels.from_dense(w, m | True, capacity=3), ValueError, "at least 24"),
+    (lambda w, m: sparse.CSR.from_dense(w.astype(jnp.int32), m), TypeError, "must be floating"),
+    (
+        lambda w, m: sparse.CSR.from_dense(w, m).product_transposed(jnp.ones((2, 3))),
+        ValueError,
+        "24 outputs",
+    ),
+    (
+        lambda w, m: (
+            jnp.ones((2, 16)) @ sparse.CSR.from_dense(w[None], m[None], axes="flax_stacked")
+        ),
+        ValueError,
+        r"begin with the layers \(1,\)",
+    ),
     (lambda w, m: sparse.compress({"a": w}, {"b": m}), ValueError, "masks"),
     (lambda w, m: jax.jit(sparse.compress)(w, m), TypeError, "traced"),
 ]

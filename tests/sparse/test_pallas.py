@@ -1,0 +1,85 @@
+"""Pallas kernels of blocks: numbers in the interpreter, and lowering for devices not at hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsparse
+from jaxsparse import sparse
+from jaxsparse.sparse import _pallas
+
+
+def kernel_of(size, shape, capacity=None, dtype=jnp.float32):
+    values = jax.random.normal(jax.random.key(0), shape, dtype)
+    pattern = jaxsparse.block(*size)
+    mask = jaxsparse.random_masks(1, {"w": values}, 0.6, pattern=pattern, axes="flax")["w"]
+    return sparse.Block.from_dense(values, mask, size=size, capacity=capacity)
+
+
+def three(kernel, via):
+    """A product and both of its gradients, of free places."""
+
+    def run(x, g, kernel):
+        def product(x, living):
+            return dataclasses.replace(kernel, values=living).product(x, via=via)
+
+        y, pull = jax.vjp(product, x, kernel.values)
+        return y, *pull(g)
+
+    return run
+
+
+def operands(kernel, batch):
+    keys = jax.random.split(jax.random.key(2))
+    return tuple(
+        jax.random.normal(key, (batch, side), kernel.dtype)
+        for key, side in zip(keys, kernel.shape, strict=True)
+    )
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda"])
+@pytest.mark.parametrize("batch, capacity", [(5, None), (140, 9)])
+def test_numbers_in_the_interpreter(monkeypatch, device, batch, capacity):
+    """Rows and columns without a block, room to spare, and batches that no tile divides."""
+    if device == "cuda":
+        monkeypatch.setattr(_pallas, "_product_tpu", _pallas._product_gpu)
+        monkeypatch.setattr(_pallas, "_values_tpu", _pallas._values_gpu)
+    kernel = kernel_of((16, 16), (48, 64), capacity)
+    x, g = operands(kernel, batch)
+    found = three(kernel, "pallas")(x, g, kernel)
+    for got, want in zip(found, three(kernel, "xla")(x, g, kernel), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lowers_for_a_device_that_is_not_here(device, dtype):
+    kernel = kernel_of((32, 64), (128, 256), dtype=dtype).free()
+    run = jax.jit(three(kernel, "pallas"))
+    args = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (*operands(kernel, 8), kernel)
+    )
+    call = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}[device]
+    stable = [jax.export.DisabledSafetyCheck.custom_call(call)]  # Triton's is not promised to be
+    exported = jax.export.export(run, platforms=[device], disabled_checks=stable)(*args)
+    assert exported.mlir_module().count(f"custom_call @{call}") == 3
+
+
+def test_what_the_kernels_cannot_hold_is_told(monkeypatch):
+    kernel = kernel_of((4, 8), (16, 24))
+    x = jnp.ones((2, 16))
+    with pytest.raises(ValueError, match='via must be "auto", "pallas" or "xla"'):
+        kernel.product(x, via="cuda")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ValueError, match="powers of two"):
+        kernel.product(x, via="pallas")
+    assert not _pallas.choose("auto", (4, 8), jnp.float32), "falls back to gathered tiles"
+    assert _pallas.choose("auto", (16, 32), jnp.bfloat16)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(ValueError, match="fast memory"):
+        _pallas.choose("pallas", (2048, 2048), jnp.float32)
+    with pytest.raises(ValueError, match="lack float64"):
+        _pallas.choose("pallas", (32, 32), jnp.dtype("float64"))
