@@ -37,6 +37,7 @@ LEVELS = {
     "initialization": 6,
     "takeover": 6,
     "transform": 6,
+    "nnx": 6,
     "plot": 6,
     "algorithms": 7,
     "analysis": 7,
