@@ -6,7 +6,16 @@ one Optax wrapper puts them to work, so the whole train step stays one jitted fu
 
 from typing import TYPE_CHECKING
 
-from jaxsparse import analysis, distributions, lottery, schedules, scores, selection, sparse
+from jaxsparse import (
+    analysis,
+    distributions,
+    lottery,
+    plot,
+    schedules,
+    scores,
+    selection,
+    sparse,
+)
 from jaxsparse.algorithms import (
     deep_rewiring,
     deep_rewiring_rule,
@@ -77,6 +86,7 @@ __all__ = [
     "n_m",
     "overlap",
     "pack",
+    "plot",
     "prune",
     "prune_by_magnitude",
     "prune_iteratively",

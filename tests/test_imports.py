@@ -40,6 +40,8 @@ LEVELS = {
     "compressed": 6,
     "initialization": 6,
     "takeover": 6,
+    "nnx": 6,
+    "plot": 6,
     "transform": 7,
     "algorithms": 8,
     "analysis": 7,
@@ -65,7 +67,8 @@ FRAMEWORK_MODULES = {"nnx": {"flax"}, "linen": {"flax"}, "equinox": {"equinox"}}
 PUBLIC_MODULES = {"jaxsparse"} | {
     f"jaxsparse.{name}"
     for name in (
-        *("analysis", "distributions", "lottery", "schedules", "scores", "selection", "sparse"),
+        *("analysis", "distributions", "lottery", "plot", "schedules", "scores", "selection"),
+        "sparse",
     )
 }
 LINES = 300
@@ -166,6 +169,13 @@ def test_the_library_knows_no_framework(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
             assert node.attr != "_src", f"{name(path)}:{node.lineno} reaches into _src"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
+def test_matplotlib_is_imported_when_a_picture_is_drawn(path):
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert "matplotlib" not in ast.unparse(node), f"{name(path)} imports it at once"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)

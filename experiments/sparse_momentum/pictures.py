@@ -13,7 +13,7 @@ from experiments.common.report.figures import (
     COLOURS,
     MARKERS,
     PERCENT,
-    line_of_layer,
+    layer_style,
     note_above,
     plain,
     save,
@@ -80,7 +80,7 @@ def layer_densities(
         for i, layer in enumerate(sorted(layers, key=_depth)):
             values = curves[start + layer].mean(0)
             times = np.arange(1, len(values) + 1)
-            axes.plot(times, values, **line_of_layer(i, len(layers), layer))
+            axes.plot(times, values, **layer_style(i, len(layers), layer))
         _log_percent(axes)
         axes.set_xlabel(unit)
         cell = results[name]

@@ -17,13 +17,12 @@ from matplotlib.text import Text  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator  # noqa: E402
 
 from experiments.common import files  # noqa: E402
+from jaxsparse import plot  # noqa: E402
+from jaxsparse.plot import COLOURS, layer_style, plain  # noqa: E402, F401
 
-# Okabe and Ito's colours, told apart by all eyes; line styles and markers say it once more.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 _STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = "osD^v"
 _DENSE = "#222222"
-_FEW = 8  # layers that a legend can still name
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 
 Lines = Sequence[Mapping[str, Any]]
@@ -51,14 +50,6 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
     save(figure, file)
 
 
-def line_of_layer(index: int, count: int, name: str) -> dict[str, Any]:
-    """How the line of one of `count` layers is drawn: of many the first and last have a name."""
-    if count <= _FEW:
-        return {"color": COLOURS[index % 7], "linestyle": _STYLES[index % 5], "label": name}
-    colour = plt.get_cmap("cividis")(index / (count - 1))
-    return {"color": colour, "lw": 1.0, "label": name if index in (0, count - 1) else None}
-
-
 def density_over_time(file: Path, lines: Lines, method: str, title: str, where: str) -> None:
     """Share of living weights in every layer, and how many of them each mask update replaced."""
     lines = [line for line in lines if line["method"] == method]
@@ -66,25 +57,19 @@ def density_over_time(file: Path, lines: Lines, method: str, title: str, where: 
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(6.4, 5.2), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
-    for i, layer in enumerate(layers):
-        epochs, values = _series(lines, method, "layer_density", layer)
-        top.plot(epochs, values.mean(0), **line_of_layer(i, len(layers), layer))
+    epochs, _ = _series(lines, method, "density")
+    means = {at: _series(lines, method, "layer_density", at)[1].mean(0) for at in layers}
+    found = [dict(zip(means, row, strict=True)) for row in zip(*means.values(), strict=True)]
+    plot.density_per_layer(found, epochs, ax=top)
     epochs, values = _series(lines, method, "density")
     top.plot(epochs, values.mean(0), color=_DENSE, lw=2.4, alpha=0.6, label="all of them")
-    top.set_ylim(bottom=0)
-    top.set_ylabel("density\n(living / all weights)")
-    top.yaxis.set_major_formatter(PERCENT)
+    top.set_xlabel("")
     top.legend(frameon=False, fontsize=8)
-    note = "" if len(layers) <= _FEW else "; the layers from input (dark) to output (bright)"
+    note = "" if len(layers) <= 8 else "; the layers from input (dark) to output (bright)"
     note_above(top, title, f"{where}, mean of {_replicates(lines)}{note}")
     epochs, values = _series(lines, method, "churn")
-    bottom.plot(epochs, values.mean(0), color=COLOURS[0])
-    bottom.set_ylim(bottom=0)
-    bottom.set_ylabel("share of weights new\nin the last mask update")
-    bottom.yaxis.set_major_formatter(PERCENT)
+    plot.churn_over_time(list(values.mean(0)), epochs, ax=bottom)
     _epochs(bottom)
-    for axes in (top, bottom):
-        plain(axes)
     save(figure, file)
 
 
@@ -101,35 +86,10 @@ def masks(
         shows how many living weights read every pixel.
     """
     first = next(iter(masks.values()))
-    pixels = image is not None and len(image) >= 2 and first.shape[0] == math.prod(image)
-    panels = len(masks) + pixels
-    rows = -(-panels // 4)
-    columns = -(-panels // rows)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(max(3.1 * columns, 5.0), 3.2 * rows + 0.5),
-        squeeze=False,
-        layout="constrained",
+    fits = image is not None and len(image) >= 2 and first.shape[0] == math.prod(image)
+    figure = plot.mask_image(
+        masks, image=image if fits else None, axes="flax", prunable=lambda path, mask: True
     )
-    slots = list(grid.flat)
-    if pixels:
-        axes = slots.pop(0)
-        readers = first.sum(1).reshape(image)
-        readers = readers.sum(-1) if len(image) == 3 else readers
-        shown = axes.imshow(readers, cmap="cividis", vmin=0)
-        figure.colorbar(shown, ax=axes, shrink=0.7, label="living weights")
-        axes.set_title("weights that read each pixel", fontsize=9)
-        axes.set_xlabel("column")
-        axes.set_ylabel("row")
-    for (path, mask), axes in zip(masks.items(), slots, strict=False):
-        flat = mask.reshape(-1, mask.shape[-1])
-        axes.imshow(flat, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="antialiased")
-        axes.set_title(f"{path}: {100 * mask.mean():.3g}% alive", fontsize=9)
-        axes.set_xlabel(f"{flat.shape[1]} outputs")
-        axes.set_ylabel(f"{flat.shape[0]} inputs" if mask.ndim == 2 else f"{flat.shape[0]} taps")
-    for axes in slots[len(masks) :]:
-        axes.set_axis_off()
     figure.suptitle(title + " (blue: alive)", x=0.01, ha="left", fontsize=11)
     save(figure, file)
 
@@ -204,13 +164,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def _epochs(axes: Axes) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def plain(axes: Axes) -> None:
-    """No frame; a light grid."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#DDDDDD", lw=0.6)
-    axes.set_axisbelow(True)
 
 
 def note_above(axes: Axes, title: str, note: str) -> None:
