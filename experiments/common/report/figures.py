@@ -17,12 +17,9 @@ from matplotlib.text import Text  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator  # noqa: E402
 
 from experiments.common import files  # noqa: E402
+from experiments.common.report import looks  # noqa: E402
+from experiments.common.report.looks import COLOURS, DENSE, STYLES  # noqa: E402
 
-# Okabe and Ito's colours, told apart by all eyes; line styles and markers say it once more.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
-_STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
-MARKERS = "osD^v"
-_DENSE = "#222222"
 _FEW = 8  # layers that a legend can still name
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 
@@ -33,11 +30,11 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
     """Test accuracy of every method over the epochs; the band reaches from worst to best seed."""
     figure, axes = _figure(6.4, 4.0)
     late, high = [], 0.0
-    for i, method in enumerate(methods):
+    for method, drawn in looks.lines(methods).items():
         epochs, values = _series(lines, method, "test_accuracy")
-        colour, style = (_DENSE, "--") if method == "dense" else (COLOURS[i % 7], "-")
-        axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-        axes.plot(epochs, values.mean(0), style, color=colour, lw=1.8, label=method)
+        band = {"color": drawn["color"], "alpha": 0.15, "lw": 0}
+        axes.fill_between(epochs, values.min(0), values.max(0), **band)
+        axes.plot(epochs, values.mean(0), **drawn | {"marker": None}, lw=1.8)
         late.append(values[:, values.shape[1] // 4 :].min())
         high = max(high, values.max())
     low = min(late)
@@ -54,7 +51,7 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
 def line_of_layer(index: int, count: int, name: str) -> dict[str, Any]:
     """How the line of one of `count` layers is drawn: of many the first and last have a name."""
     if count <= _FEW:
-        return {"color": COLOURS[index % 7], "linestyle": _STYLES[index % 5], "label": name}
+        return {"color": COLOURS[index % 7], "linestyle": STYLES[index % 5], "label": name}
     colour = plt.get_cmap("cividis")(index / (count - 1))
     return {"color": colour, "lw": 1.0, "label": name if index in (0, count - 1) else None}
 
@@ -70,7 +67,7 @@ def density_over_time(file: Path, lines: Lines, method: str, title: str, where: 
         epochs, values = _series(lines, method, "layer_density", layer)
         top.plot(epochs, values.mean(0), **line_of_layer(i, len(layers), layer))
     epochs, values = _series(lines, method, "density")
-    top.plot(epochs, values.mean(0), color=_DENSE, lw=2.4, alpha=0.6, label="all of them")
+    top.plot(epochs, values.mean(0), color=DENSE, lw=2.4, alpha=0.6, label="all of them")
     top.set_ylim(bottom=0)
     top.set_ylabel("density\n(living / all weights)")
     top.yaxis.set_major_formatter(PERCENT)
@@ -149,25 +146,19 @@ def accuracy_against_sparsity(
     levels = sorted({s for method, found in results.items() if method != "dense" for s in found})
     places = {sparsity: i for i, sparsity in enumerate(levels)}
     others = [method for method in results if method != "dense" and results[method]]
-    for i, method in enumerate(others):
+    for method, drawn in looks.lines(others).items():
         found = results[method]
         at = [places[sparsity] for sparsity in sorted(found)]
         mean = np.array([found[sparsity]["mean"] for sparsity in sorted(found)])
         error = np.array([found[sparsity]["standard_error"] for sparsity in sorted(found)])
-        axes.fill_between(at, mean - error, mean + error, color=COLOURS[i], alpha=0.2, lw=0)
-        axes.plot(
-            at,
-            mean,
-            linestyle=_STYLES[i % 5],
-            marker=MARKERS[i % 5],
-            color=COLOURS[i],
-            label=method,
-        )
+        band = {"color": drawn["color"], "alpha": 0.2, "lw": 0}
+        axes.fill_between(at, mean - error, mean + error, **band)
+        axes.plot(at, mean, **drawn)
     if results.get("dense"):
         (dense,) = results["dense"].values()
         mean, error = dense["mean"], dense["standard_error"]
-        axes.axhspan(mean - error, mean + error, color=_DENSE, alpha=0.12, lw=0)
-        axes.axhline(mean, color=_DENSE, ls="--", label="dense")
+        axes.axhspan(mean - error, mean + error, color=DENSE, alpha=0.12, lw=0)
+        axes.axhline(mean, color=DENSE, ls="--", label="dense")
     axes.set_xticks(range(len(levels)), [f"{100 * level:g}%" for level in levels])
     axes.set_xlabel("sparsity")
     axes.set_ylabel("test accuracy")
