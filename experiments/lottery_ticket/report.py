@@ -38,6 +38,12 @@ def report(finished: Finished) -> str:
         "measured on the test set.",
         finished.made_by,
     ]
+    tickets = (cell for cell in results.values() if cell["kind"] == "ticket" and cell["level"])
+    if not all("layers" in cell for cell in tickets):
+        facts.append(
+            "These results do not say where the weights of every ticket are; "
+            f"`{finished.command} --out FOLDER` measures it again."
+        )
     kinds = [k for k in pictures.LABELS if any(cell["kind"] == k for cell in results.values())]
     tables = {
         "Against the paper": claims(results, _is_the_papers(config)),

@@ -1,8 +1,11 @@
 """The page of a study, the looks of its methods, and what the published folders hold."""
 
 import html.parser
+import importlib
 import pathlib
 import re
+import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from experiments.common.study.content import Finished
 from experiments.common.training.methods import METHODS
 from experiments.gradient_flow.settings import METHODS as OF_GRADIENT_FLOW
 from experiments.gradient_flow.settings import SHARED
+from experiments.lottery_ticket import __main__ as lottery_ticket
 from experiments.lottery_ticket import pictures as of_lottery_ticket
 from experiments.lottery_ticket.cells import CONTROLS
 from experiments.sparse_momentum import pictures as of_sparse_momentum
@@ -171,6 +175,40 @@ def test_the_published_results_are_small():
         f"docs/results holds {size / 1e6:.1f} MB of at most {MEGABYTES}: keep tables, results, "
         "pictures and curves, and leave out what a command makes again (masks.npz, solutions.npz)"
     )
+
+
+@pytest.mark.parametrize("folder", ["lottery_ticket/one_shot", "sparse_momentum/tuning"])
+def test_a_published_folder_is_drawn_anew_from_what_it_keeps(folder, tmp_path, call, monkeypatch):
+    copy = shutil.copytree(RESULTS / folder, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    for path in copy.glob("*.png"):
+        path.unlink()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
+    _, name, *args = shlex.split(re.search("`python (.*?)`", before["table.md"].decode())[1])
+    main = importlib.import_module(f"{name}.__main__").main
+    code, out, err = call(main, *args, "--out", str(copy))
+    assert code == 0, err
+    assert {path.name for path in copy.iterdir()} == set(before)
+    for file in ("table.md", "report.html", "results.json", "summary.json"):
+        assert (copy / file).read_bytes() == before[file], file
+    gone = [line for line in out.splitlines() if line.startswith("Not kept")]
+    assert len(gone) == ("lottery" in folder)
+
+
+def test_tickets_without_places_say_what_measures_them(tmp_path, call):
+    """A folder from before they were kept with the results."""
+    copy = shutil.copytree(RESULTS / "lottery_ticket" / "one_shot", tmp_path / "copy")
+    results = files.read_json(copy / "results.json")
+    for cell in results.values():
+        cell.pop("layers", None)
+    files.write_json(copy / "results.json", results)
+    args = ["--preset", "lenet_one_shot", "--method", ""]
+    code, out, _ = call(lottery_ticket.main, *args, "--out", str(copy))
+    assert code == 0 and "Where the weights of the tickets are" not in out
+    told = (
+        f"`python -m experiments.lottery_ticket {shlex.join(args)} --out FOLDER` measures it again"
+    )
+    assert told in out
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.parent.relative_to(RESULTS)))
