@@ -19,11 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "churn_over_time", "density_per_layer", "layer_style", "mask_image", "plain"]
+__all__ = [
+    "COLOURS",
+    "STYLES",
+    "churn_over_time",
+    "density_per_layer",
+    "layer_style",
+    "mask_image",
+    "plain",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 """Okabe and Ito's colours, which all eyes can tell apart."""
-_STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
+STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
 _FEW = 8  # layers that a legend can still name
 
 
@@ -209,7 +217,7 @@ def layer_style(index: int, count: int, name: str) -> dict[str, Any]:
       {'color': '#D55E00', 'linestyle': '--', 'label': 'fc2'}
     """
     if count <= _FEW:
-        return {"color": COLOURS[index % 7], "linestyle": _STYLES[index % 5], "label": name}
+        return {"color": COLOURS[index % 7], "linestyle": STYLES[index % 5], "label": name}
     colour = _pyplot().get_cmap("cividis")(index / (count - 1))
     return {"color": colour, "lw": 1.0, "label": name if index in (0, count - 1) else None}
 

@@ -3,8 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.common.report import pages
-from experiments.common.report.figures import COLOURS, MARKERS, PERCENT, note_above, plain, save
+from experiments.common.report import looks, pages
+from experiments.common.report.figures import PERCENT, note_above, plain, save
 from experiments.common.report.tables import number, percent, statistics
 from experiments.common.study.content import Finished, read_arrays
 
@@ -27,7 +27,7 @@ def report(finished: Finished) -> str:
         f"{finished.replicates}: mean and standard error. Time: seconds of steps, mask updates "
         "among them, over those of dense training, in turns on one machine. FLOPs: of the whole "
         "training over those of dense training, living weights only, which arrays with masks do "
-        f"not save. Data: {finished.description}. Made by `{finished.command}`."
+        f"not save. Data: {finished.description}. {finished.made_by}"
     ]
     tables = {"Accuracy and cost": (["", "test accuracy", "time / dense", "FLOPs / dense"], rows)}
     shown = {"cost.png": "Accuracy against time and against FLOPs"}
@@ -40,11 +40,11 @@ def _draw(finished: Finished, what: str) -> None:
         1, 2, figsize=(10.5, 4.4), sharey=True, layout="constrained"
     )
     late = []
-    for i, (name, cell) in enumerate(finished.results.items()):
+    drawn = looks.lines(finished.results)
+    for name, cell in finished.results.items():
         accuracy = curves[f"{name}/validation_accuracy"].mean(0)
         points = np.arange(1, len(accuracy) + 1) / len(accuracy)
-        colour = "#222222" if name == "dense" else COLOURS[i % len(COLOURS)]
-        style = {"color": colour, "marker": MARKERS[i % 5], "ms": 3, "lw": 1.3, "label": name}
+        style = drawn[name] | {"ms": 3, "lw": 1.3}
         left.plot(points * np.mean(cell["time"]), accuracy, **style)
         right.plot(curves[f"{name}/flops"].mean(0), accuracy, **style)
         late += accuracy[len(accuracy) // 4 :].tolist()

@@ -2,7 +2,8 @@
 
 results.json    accuracies and gradient norms, every replicate
 curves.npz      gradient norms while training
-solutions.npz   trained parameters by method, the masks of the prunings, snapshots for the Hessian
+solutions.npz   trained parameters by method, the masks of the prunings, snapshots for the Hessian:
+                large, and needed only by what is still to be trained or measured
 """
 
 import functools
@@ -54,10 +55,8 @@ def content_of(name: str) -> Content:
     numbers = dict.fromkeys(_MEASURES, [float]) | {"seconds": float}
     if algorithm(name) in ("set", "rigl"):
         numbers |= dict.fromkeys(_UPDATES, [[float]])
-    arrays = {"curves.npz": f"{name}/"}
-    if algorithm(name) != "dense":
-        arrays["solutions.npz"] = f"{name}/"
-    return Content(numbers, arrays)
+    large = {"solutions.npz": f"{name}/"} if algorithm(name) != "dense" else {}
+    return Content(numbers, {"curves.npz": f"{name}/"}, large)
 
 
 def groups(flow: Flow, left: Sequence[str]) -> list[Group]:
@@ -213,8 +212,7 @@ def _measured(flow: Flow, name: str, accuracy: np.ndarray, state: loop.TrainStat
         )
         solutions |= named_arrays(snapshots[0], f"{name}/snapshots/params")
         solutions |= named_arrays(snapshots[1], f"{name}/snapshots/masks")
-    arrays = {"curves.npz": curves, "solutions.npz": solutions}
-    return Content(numbers, arrays)
+    return Content(numbers, {"curves.npz": curves}, {"solutions.npz": solutions})
 
 
 def _across_updates(flow: Flow, kind: str, tracked: Tracked) -> dict[str, list[Any]]:

@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
-from experiments.common.report.figures import COLOURS, MARKERS, note_above, plain, save
+from experiments.common.report import looks
+from experiments.common.report.figures import note_above, plain, save
+from experiments.common.report.looks import COLOURS, DENSE, MARKERS
 from jaxsparse.analysis import Spectrum
 
 _FAMILIES = (
@@ -17,7 +19,8 @@ _FAMILIES = (
     ("scratch", "scratch_plus", "snip", "snip_global", "grasp", "grasp_global"),
     ("set", "set_plus", "rigl", "rigl_plus"),
 )
-_GUIDE = {"color": "#222222", "lw": 0.8, "ls": ":"}
+_SPACES = {"sparse": "-", "dense": ":"}
+_GUIDE = {"color": DENSE, "lw": 0.8, "ls": ":"}
 
 
 def norms(file: Path, curves: Mapping[str, np.ndarray], steps: np.ndarray, note: str) -> None:
@@ -31,11 +34,10 @@ def norms(file: Path, curves: Mapping[str, np.ndarray], steps: np.ndarray, note:
     """
     figure, panels = plt.subplots(1, 3, figsize=(13.5, 4.2), sharey=True, layout="constrained")
     for axes, family in zip(panels, _FAMILIES, strict=True):
-        for i, name in enumerate(name for name in family if name in curves):
-            values, colour = curves[name], COLOURS[i]
+        for name in (name for name in family if name in curves):
+            values, (label, colour, style) = curves[name], looks.look(name)
             axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-            style = "--" if name.endswith(("_plus", "_global")) else "-"
-            axes.plot(steps, values.mean(0), style, color=colour, lw=1.5, label=name)
+            axes.plot(steps, values.mean(0), linestyle=style, color=colour, lw=1.5, label=label)
         axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -76,10 +78,14 @@ def paths(file: Path, lines: Mapping[str, Any], beziers: Mapping[str, Any], note
         (panels[0], (lines["alphas"], lines["losses"]), "Straight lines"),
         (panels[1], (beziers["points"], beziers["losses"]), "Trained Bezier paths"),
     ):
-        for i, (name, values) in enumerate(losses.items()):
-            values, colour = np.array(values), COLOURS[i]
+        for name, values in losses.items():
+            values, (method, _, space) = np.array(values), name.partition(", ")
+            label, colour, style = looks.look(method)
+            style, label = (
+                (_SPACES[space], f"{label}, {space} subspace") if space else (style, label)
+            )
             axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-            axes.plot(at, values.mean(0), color=colour, lw=1.5, label=name)
+            axes.plot(at, values.mean(0), linestyle=style, color=colour, lw=1.5, label=label)
         for end in (0, 1):
             axes.axvline(end, **_GUIDE)
         axes.set_yscale("log")
@@ -97,16 +103,24 @@ def solutions(file: Path, found: Mapping[str, Any]) -> None:
     points = dict(zip(found["names"], np.array(found["map"]), strict=True))
     kinds = list(dict.fromkeys(name.split(",")[0] for name in points))
     for i, kind in enumerate(kinds):
-        for when, face in (("start", "none"), ("end", COLOURS[i])):
+        label, colour, _ = looks.look(kind)
+        for when, face in (("start", "none"), ("end", colour)):
             own = [p for name, p in points.items() if name.startswith(f"{kind}, {when}")]
             if own:
                 x, y = np.array(own).T
                 axes.scatter(
-                    x, y, marker=MARKERS[i], s=36, facecolors=face, edgecolors=COLOURS[i],
-                    label=f"{kind.removeprefix('shared_')}, {when}",
+                    x, y, marker=MARKERS[i % 5], s=36, facecolors=face, edgecolors=colour,
+                    label=f"{label}, {when}",
                 )  # fmt: skip
         if kind in points:
-            axes.scatter(*points[kind], marker="*", s=150, color="#222222", label=kind, zorder=3)
+            axes.scatter(
+                *points[kind],
+                marker="*",
+                s=150,
+                color=looks.look("prune").colour,
+                label=kind,
+                zorder=3,
+            )
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xlabel("first axis of the scaled L2 distances")
     axes.set_ylabel("second axis")
@@ -129,17 +143,19 @@ def spectra(file: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
     width = np.ptp(values) / 150
     grid = np.linspace(values.min() - 4 * width, values.max() + 4 * width, 800)
     peak = 0.0
+    steps = sorted({cell["step"] for cell in cells.values()})
     for axes, method in zip(panels[0], methods, strict=True):
         own = [cell for name, cell in cells.items() if name.split("-")[1] == method]
-        for i, cell in enumerate(sorted(own, key=lambda cell: cell["step"])):
+        for cell in sorted(own, key=lambda cell: cell["step"]):
             found = Spectrum(*(jnp.asarray(cell[part]) for part in Spectrum._fields))
             density = np.asarray(found.density(jnp.asarray(grid), width))
             peak = max(peak, density.max())
-            axes.plot(grid, density, color=COLOURS[i % 7], lw=1.2, label=f"step {cell['step']:,}")
+            colour = COLOURS[steps.index(cell["step"]) % 7]
+            axes.plot(grid, density, color=colour, lw=1.2, label=f"step {cell['step']:,}")
         axes.axvline(0, **_GUIDE)
         axes.set_yscale("log")
         axes.set_xlabel("eigenvalue")
-        axes.set_title(method, fontsize=10, loc="left")
+        axes.set_title(looks.look(method).label, fontsize=10, loc="left")
         plain(axes)
     panels[0][0].set_ylim(1e-6 * peak, 3 * peak)
     panels[0][0].set_ylabel("density of the spectrum (log scale)")

@@ -42,7 +42,7 @@ def report(finished: Finished) -> str:
         f"are zero. Data: {finished.description}.",
         f"Gradient norm: L2, not squared, of living weights and biases, without penalty, on "
         f"{config['flow_examples']:,} fixed training examples.",
-        f"Made by `{finished.command}`.",
+        finished.made_by,
     ]
     tables = {
         "Against the paper": claims(results, config),
@@ -93,7 +93,7 @@ def _agreement(results: Mapping[str, Any]) -> Table:
     header = ["", "test accuracy", "ensemble", "disagreement", "with the pruning solution", "KL"]
     found = results.get("agreement", {})
     rows = []
-    for name, row in found.items():
+    for name, row in ((name, row) for name, row in found.items() if name in TRAINED):
         pairs, pruned = statistics(row["disagreement"]), statistics(row["disagreement_with_pruned"])
         rows.append(
             [

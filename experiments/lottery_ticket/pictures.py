@@ -9,16 +9,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.common.report.figures import COLOURS, MARKERS, PERCENT, note_above, plain, save
+from experiments.common.report import looks
+from experiments.common.report.figures import PERCENT, note_above, plain, save
+from experiments.common.report.looks import COLOURS, DENSE
 
 Results = Mapping[str, Mapping[str, Any]]
-LABELS = {
-    "ticket": "ticket",
-    "reinit": "ticket, reinitialized",
-    "random": "random masks",
-    "one_shot": "ticket, one-shot",
-}
-_LOOK = {kind: (COLOURS[i], MARKERS[i]) for i, kind in enumerate(LABELS)}
+LABELS = {kind: looks.look(kind).label for kind in ("ticket", "reinit", "random", "one_shot")}
+_LINES = looks.lines(LABELS)
 
 
 def over_training(
@@ -47,16 +44,17 @@ def over_training(
         1, len(shown), figsize=(6.2 * len(shown), 4.4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
+    colours = _colours([int(name.rsplit("-", 1)[1]) for names in shown for name in names])
     late, high = [], 0.0
     for axes, names in zip(panels[0], shown, strict=True):
-        for i, name in enumerate(names):
+        for name in names:
             kind, level = name.rsplit("-", 1)
             values = curves[name]
             measured = ~np.isnan(values).any(0)
             at, values = (np.flatnonzero(measured) + 1) * every, values[:, measured]
             if not len(at):
                 continue
-            colour = COLOURS[(i if axes is panels[0][0] else i // 2) % len(COLOURS)]
+            colour = colours[int(level)]
             label = f"{100 * densities[int(level)]:.3g}%"
             label += ", reinitialized" if kind == "reinit" else ""
             axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.12, lw=0)
@@ -111,16 +109,16 @@ def against_weights(
             at = sorted(points, reverse=True)
             if len(at) < 2:
                 continue
-            colour, marker = _LOOK[kind]
+            drawn = _LINES[kind]
             low, mean, high = (
                 np.array([reduce(points[x]) for x in at]) for reduce in (np.min, np.mean, np.max)
             )
             x = 100 * np.array(at)
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-            axes.plot(x, mean, marker=marker, ms=4, lw=1.5, color=colour, label=LABELS[kind])
+            axes.fill_between(x, low, high, color=drawn["color"], alpha=0.15, lw=0)
+            axes.plot(x, mean, **drawn, ms=4, lw=1.5)
         dense = next((cell for cell in results.values() if cell["level"] == 0), None)
         if dense is not None:
-            axes.axhline(np.mean(dense[measure]), color="#222222", lw=0.8, ls=":", label="dense")
+            axes.axhline(np.mean(dense[measure]), color=DENSE, lw=0.8, ls=":", label="dense")
         _weights_axis(axes, results)
         axes.set_ylabel(label)
         if "accuracy" in measure:
@@ -131,6 +129,15 @@ def against_weights(
     panels[0][0].legend(frameon=False, fontsize=8)
     note_above(panels[0][0], title, note)
     save(figure, file)
+
+
+def _colours(levels: Sequence[int]) -> dict[int, Any]:
+    # One for every level, whichever panels it is in.
+    found = sorted(set(levels))
+    if len(found) <= len(COLOURS):
+        return dict(zip(found, COLOURS, strict=False))
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(found)))
+    return dict(zip(found, shades, strict=True))
 
 
 def _weights_axis(axes: Axes, results: Results) -> None:

@@ -3,7 +3,6 @@
 Made from the files of the study alone, so that everything can be drawn anew without training.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,21 @@ def report(finished: Finished) -> str:
         f"Data: {finished.description}. Early stop: the iteration of the lowest validation loss "
         f"({config['validation']:,} examples, every {config['every']} iterations); accuracies are "
         "measured on the test set.",
-        f"Made by `{finished.command}`.",
+        finished.made_by,
     ]
+    tickets = (cell for cell in results.values() if cell["kind"] == "ticket" and cell["level"])
+    if not all("layers" in cell for cell in tickets):
+        facts.append(
+            "These results do not say where the weights of every ticket are; "
+            f"`{finished.command} --out FOLDER` measures it again."
+        )
     kinds = [k for k in pictures.LABELS if any(cell["kind"] == k for cell in results.values())]
     tables = {
         "Against the paper": claims(results, _is_the_papers(config)),
         "Tickets and controls": levels(results, [k for k in kinds if k != "one_shot"]),
         "One-shot pruning": levels(results, ("ticket", "one_shot")),
         "Validation loss at the early stop": _losses(results, kinds),
-        "Where the weights of the tickets are": _places(path, results),
+        "Where the weights of the tickets are": _places(results),
     }
     title = f"Lottery tickets: {config['model']} on {config['dataset']}"
     return pages.write(path, title, facts, tables, PICTURES)
@@ -106,39 +111,15 @@ def _is_the_papers(config: Mapping[str, Any]) -> bool:
     return all(config[name] == value for name, value in wanted.items())
 
 
-def _places(path: Path, results: Results) -> Table:
-    # Density of every layer, and the overlap of the tickets of two replicates, by the masks alone.
-    kernels = {
-        name.removeprefix("ticket/").removesuffix("/value").removesuffix("/kernel"): leaf
-        for name, leaf in read_arrays(path / "masks.npz").items()
-        if name.startswith("ticket/") and leaf.ndim > 2
-    }
-    kernels = {name: leaf for name, leaf in kernels.items() if leaf.min() < leaf.max()}
-    header = ["weights remaining", *kernels, "overlap of two replicates", "by chance"]
+def _places(results: Results) -> Table:
+    found = {cell["level"]: cell for cell in results.values() if "layers" in cell}
+    layers = dict.fromkeys(layer for cell in found.values() for layer in cell["layers"])
     rows = []
-    for level in sorted({cell["level"] for cell in results.values() if cell["level"] > 0}):
-        ticket = results.get(f"ticket-{level:02d}")
-        if ticket is None:
-            continue
-        alive = {name: leaf >= level for name, leaf in kernels.items()}
-        overlaps, chances = _overlaps(list(alive.values()))
-        row = [share_of(ticket), *(f"{100 * mask.mean():.1f}%" for mask in alive.values())]
-        if overlaps:
-            row += [f"{np.mean(overlaps):.3f}", f"{np.mean(chances):.3f}"]
-        rows.append(row + [""] * (len(header) - len(row)))
-    return header, rows
-
-
-def _overlaps(masks: list[np.ndarray]) -> tuple[list[float], list[float]]:
-    # Jaccard over all layers, for each pair of replicates; and as expected of independent masks.
-    found, chances = [], []
-    for a, b in itertools.combinations(range(len(masks[0])), 2):
-        both = sum((mask[a] & mask[b]).sum() for mask in masks)
-        alive = sum(mask[a].sum() + mask[b].sum() for mask in masks)
-        by_chance = sum(mask[a].mean() * mask[b].mean() * mask[a].size for mask in masks)
-        found.append(both / (alive - both))
-        chances.append(by_chance / (alive - by_chance))
-    return found, chances
+    for _, cell in sorted(found.items()):
+        pairs = (cell["overlap"], cell["overlap_by_chance"])
+        row = [share_of(cell), *(f"{100 * cell['layers'][layer]:.1f}%" for layer in layers)]
+        rows.append([*row, *(f"{np.mean(pair):.3f}" if pair else "" for pair in pairs)])
+    return ["weights remaining", *layers, "overlap of two replicates", "by chance"], rows
 
 
 def _followed(path: Path) -> tuple[str, dict[str, np.ndarray]]:

@@ -3,7 +3,7 @@
 config.json    what was asked for
 results.json   the finished cells, every replicate
 curves.npz     what was measured of them during training
-masks.npz      in how many rounds each weight survives; enough to go on from, or to redraw
+masks.npz      in how many rounds each weight survives: large, and needed only to go on from
 """
 
 import functools
@@ -17,6 +17,8 @@ from experiments.common.study.study import Group
 from experiments.common.training.loop import Trainer, TrainState
 from experiments.lottery_ticket import cells
 from experiments.lottery_ticket.cells import Cell, Masks, Tickets
+from experiments.lottery_ticket.places import places
+from experiments.lottery_ticket.settings import prunable
 
 SIDE_BY_SIDE = 2
 """Cells trained at once; an even number, so that two cores share the lanes evenly."""
@@ -53,7 +55,7 @@ def content_of(name: str) -> Content:
         raise KeyError(name)
     numbers = dict.fromkeys(cells.MEASURES, [float]) | {"weights_remaining": float}
     numbers |= {"kind": str, "level": int, "seconds": float}
-    return Content(numbers, {"curves.npz": f"{name}/", "masks.npz": "ticket/"})
+    return Content(numbers, {"curves.npz": f"{name}/"}, {"masks.npz": "ticket/"})
 
 
 def groups(tickets: Tickets, calls: Sequence[Sequence[Cell]]) -> list[Group]:
@@ -97,6 +99,8 @@ def _finish(tickets: Tickets, now: Sequence[Cell], state: TrainState) -> dict[st
             level=cell.level,
             weights_remaining=tickets.densities[cell.level],
         )
-        arrays = content.arrays | {"masks.npz": named_arrays(masks)}
-        found[cell.name] = content._replace(arrays=arrays)
+        if cell.kind == "ticket" and cell.level > 0:
+            own = cells.masks_of(tickets, masks, cell)
+            content.numbers.update(places(own, prunable(tickets.lab.settings)))
+        found[cell.name] = content._replace(large={"masks.npz": named_arrays(masks)})
     return found

@@ -9,9 +9,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from experiments.common.report import looks
 from experiments.common.report.figures import (
-    COLOURS,
-    MARKERS,
     PERCENT,
     layer_style,
     note_above,
@@ -35,14 +34,14 @@ def error_against_density(
     """
     figure, axes = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
     densities: set[float] = set()
-    sparse = [name for name in found if name != "dense"]
-    for i, name in enumerate(sparse):
+    drawn = looks.lines(name for name in found if name != "dense")
+    for name, style in drawn.items():
         at = sorted(found[name], reverse=True)
         x = [100 * (1 - s) for s in at]
         densities |= set(x)
-        _error_line(axes, i, name, x, [found[name][s] for s in at])
+        _error_line(axes, style, x, [found[name][s] for s in at])
     if "dense" in found:
-        axes.axhline(1 - found["dense"][0.0]["mean"], color="#222222", ls="--", label="dense")
+        axes.axhline(1 - found["dense"][0.0]["mean"], color=looks.DENSE, ls="--", label="dense")
     axes.set_xscale("log")
     _log_percent(axes)
     axes.xaxis.set_major_locator(FixedLocator(sorted(densities)))
@@ -84,7 +83,7 @@ def layer_densities(
         _log_percent(axes)
         axes.set_xlabel(unit)
         cell = results[name]
-        variant = cell["method"].replace("+", "\n+")
+        variant = looks.look(cell["method"]).label.replace(" + ", "\n+ ")
         axes.set_title(f"{variant}, {100 * (1 - cell['sparsity']):g}%", fontsize=9)
         plain(axes)
     for axes in list(grid.flat)[len(names) :]:
@@ -99,14 +98,13 @@ def layer_densities(
 
 
 def _error_line(
-    axes: plt.Axes, i: int, name: str, x: Sequence[float], found: Sequence[Any]
+    axes: plt.Axes, style: Mapping[str, Any], x: Sequence[float], found: Sequence[Any]
 ) -> None:
-    # The i-th line, from statistics of the accuracy at every x; its band is one standard error.
+    # A line from statistics of the accuracy at every x; its band is one standard error.
     mean = np.array([1 - stats["mean"] for stats in found])
     error = np.array([stats["standard_error"] for stats in found])
-    colour = COLOURS[i % len(COLOURS)]
-    axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
-    axes.plot(x, mean, marker=MARKERS[i % 5], ms=4, color=colour, lw=1.5, label=name)
+    axes.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, lw=0)
+    axes.plot(x, mean, **style, ms=4, lw=1.5)
 
 
 def _log_percent(axes: plt.Axes) -> None:
@@ -137,10 +135,11 @@ def sensitivity(
     figure, grid = plt.subplots(
         1, len(lines), figsize=(4.8 * len(lines), 4.2), squeeze=False, layout="constrained"
     )
+    styles = looks.lines(dict.fromkeys(name for drawn in lines.values() for name in drawn))
     for axes, (option, variants) in zip(grid.flat, lines.items(), strict=True):
-        for i, (name, found) in enumerate(variants.items()):
+        for name, found in variants.items():
             x = sorted(found)
-            _error_line(axes, i, name, x, [found[value] for value in x])
+            _error_line(axes, styles[name], x, [found[value] for value in x])
         axes.set_xlabel(option.replace("_", " "))
         _log_percent(axes)
         plain(axes)
@@ -162,13 +161,12 @@ def dots(file: Path, rows: Mapping[str, Any], measure: str, title: str, note: st
     """
     figure, axes = plt.subplots(figsize=(8.0, 1.4 + 0.28 * len(rows)), layout="constrained")
     places = np.arange(len(rows))[::-1]
-    methods = list(dict.fromkeys(name.split("+")[0].split(" ")[0] for name in rows))
     for place, (name, stats) in zip(places, rows.items(), strict=True):
-        colour = COLOURS[methods.index(name.split("+")[0].split(" ")[0]) % len(COLOURS)]
+        colour = looks.look(name.split(" ")[0]).colour
         axes.errorbar(
             stats["mean"], place, xerr=stats["standard_error"], fmt="o", color=colour, capsize=3
         )
-    axes.set_yticks(places, list(rows), fontsize=8)
+    axes.set_yticks(places, [looks.readable(name) for name in rows], fontsize=8)
     axes.xaxis.set_major_formatter(PERCENT)
     axes.set_xlabel(measure)
     plain(axes)

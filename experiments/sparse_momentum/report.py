@@ -39,7 +39,7 @@ def report(finished: Finished) -> str:
     facts = [
         f"{note[0].upper()}{note[1:]}; {measure} after {length}, evaluated once"
         f"{'; the test set was left alone' if study == 'tuning' else ''}. "
-        f"Data: {finished.description}. Made by `{finished.command}`."
+        f"Data: {finished.description}. {finished.made_by}"
     ]
     if study != "main":
         sides.draw(study, path, found, measure, what, note)

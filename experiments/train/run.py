@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from experiments.common.report import figures
+from experiments.common.report import figures, looks
 from experiments.common.report.console import Console
 from experiments.common.report.progress import Display
 from experiments.common.study import engine
@@ -47,7 +47,7 @@ def _draw(
     figures.accuracy_over_time(path / "accuracy.png", lines, list(states), where)
     if METHODS[method].dense:
         return
-    title = f"{method} at {100 * job.config.sparsity:.4g}% sparsity"
+    title = f"{looks.look(method).label} at {100 * job.config.sparsity:.4g}% sparsity"
     figures.density_over_time(path / "density.png", lines, method, title, where)
     masks = measures.masks_by_name(job, method, states[method])
     first = {name: jax.device_get(mask[0]) for name, mask in masks.items()}

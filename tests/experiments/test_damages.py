@@ -243,9 +243,10 @@ def study(request, tmp_path):
     files.write_json(tmp_path / "results.json", {cell: sample(content.numbers)})
     files.write_json(tmp_path / "summary.json", {"dataset_description": "digits"})
     files.write_text(tmp_path / "table.md", "")
-    for name, start in content.arrays.items():
+    kept = {**content.arrays, **content.large}
+    for name, start in kept.items():
         write_arrays(tmp_path / name, {f"{start}x": np.arange(100.0)})
-    assert set(content.arrays) == set(arrays)
+    assert set(kept) == set(arrays)
     assert set(read_results(tmp_path, described.content_of)) == {cell}
     return experiment, tmp_path, cell, arrays
 

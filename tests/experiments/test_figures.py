@@ -87,7 +87,7 @@ def test_powers_of_ten_stay_formulas(tmp_path, monkeypatch):
 
 
 def test_pages_write_texts_as_they_are(tmp_path):
-    (tmp_path / "one.png").write_bytes(b"\x89PNG")
+    figures.save(plt.figure(figsize=(4, 2)), tmp_path / "one.png")
     odd = "<script>&\"'</script>"
     table = ([odd, odd], [[odd, odd]])
     pages.write(tmp_path, odd, [odd], {odd: table}, {"one.png": odd})

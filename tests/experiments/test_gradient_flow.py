@@ -232,7 +232,7 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
     assert code == 0 and calls[0] == begun
     numbers = [read_results(folder) for folder in (tmp_path, finished)]
     for name in ("dense", "prune"):
-        one, other = ({**found[name], "seconds": 0} for found in numbers)
+        one, other = ({**found[name], "seconds": 0, "command": ""} for found in numbers)
         assert one == other
     for file in ("curves.npz", "solutions.npz"):
         one, other = (read_arrays(folder / file) for folder in (tmp_path, finished))

@@ -85,7 +85,7 @@ def test_the_files_of_a_study(finished):
                 assert level[kind][name]["n"] == 2
     assert [level["level"] for level in summary["one_shot"]] == [2, 3]
     page = (finished / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("<img") == 4 and "data:image" not in page
     assert "learning_rate" in page and "Tickets and controls" in page
     assert "Validation loss at the early stop" in page
 
@@ -178,8 +178,8 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
 def test_a_finished_study_is_drawn_anew_without_training(finished, tmp_path, monkeypatch, call):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
-    for picture in folder.glob("*.png"):
-        picture.unlink()
+    for file in (*folder.glob("*.png"), folder / "masks.npz"):
+        file.unlink()
 
     def never(*_):
         raise AssertionError("trained again")
@@ -187,7 +187,11 @@ def test_a_finished_study_is_drawn_anew_without_training(finished, tmp_path, mon
     monkeypatch.setattr(cells, "build", never)
     code, out, _ = call(lottery_ticket.main, *SMALL, "--out", str(folder))
     assert code == 0 and "Tickets and controls" in out
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == FILES - {"masks.npz"}
+    assert (folder / "table.md").read_text() == (finished / "table.md").read_text()
+    line = next(line for line in out.splitlines() if "Not kept" in line)
+    words = " ".join(SMALL[:4])
+    assert "masks.npz; `python -m experiments.lottery_ticket" in line and words in line
 
 
 def test_another_configuration_is_refused_and_nothing_overwritten(finished, call):

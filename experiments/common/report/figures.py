@@ -17,12 +17,11 @@ from matplotlib.text import Text  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator  # noqa: E402
 
 from experiments.common import files  # noqa: E402
+from experiments.common.report import looks  # noqa: E402
+from experiments.common.report.looks import DENSE  # noqa: E402
 from jaxsparse import plot  # noqa: E402
-from jaxsparse.plot import COLOURS, layer_style, plain  # noqa: E402, F401
+from jaxsparse.plot import layer_style, plain  # noqa: E402, F401
 
-_STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
-MARKERS = "osD^v"
-_DENSE = "#222222"
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 
 Lines = Sequence[Mapping[str, Any]]
@@ -32,11 +31,11 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
     """Test accuracy of every method over the epochs; the band reaches from worst to best seed."""
     figure, axes = _figure(6.4, 4.0)
     late, high = [], 0.0
-    for i, method in enumerate(methods):
+    for method, drawn in looks.lines(methods).items():
         epochs, values = _series(lines, method, "test_accuracy")
-        colour, style = (_DENSE, "--") if method == "dense" else (COLOURS[i % 7], "-")
-        axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-        axes.plot(epochs, values.mean(0), style, color=colour, lw=1.8, label=method)
+        band = {"color": drawn["color"], "alpha": 0.15, "lw": 0}
+        axes.fill_between(epochs, values.min(0), values.max(0), **band)
+        axes.plot(epochs, values.mean(0), **drawn | {"marker": None}, lw=1.8)
         late.append(values[:, values.shape[1] // 4 :].min())
         high = max(high, values.max())
     low = min(late)
@@ -62,7 +61,7 @@ def density_over_time(file: Path, lines: Lines, method: str, title: str, where: 
     found = [dict(zip(means, row, strict=True)) for row in zip(*means.values(), strict=True)]
     plot.density_per_layer(found, epochs, ax=top)
     epochs, values = _series(lines, method, "density")
-    top.plot(epochs, values.mean(0), color=_DENSE, lw=2.4, alpha=0.6, label="all of them")
+    top.plot(epochs, values.mean(0), color=DENSE, lw=2.4, alpha=0.6, label="all of them")
     top.set_xlabel("")
     top.legend(frameon=False, fontsize=8)
     note = "" if len(layers) <= 8 else "; the layers from input (dark) to output (bright)"
@@ -109,25 +108,19 @@ def accuracy_against_sparsity(
     levels = sorted({s for method, found in results.items() if method != "dense" for s in found})
     places = {sparsity: i for i, sparsity in enumerate(levels)}
     others = [method for method in results if method != "dense" and results[method]]
-    for i, method in enumerate(others):
+    for method, drawn in looks.lines(others).items():
         found = results[method]
         at = [places[sparsity] for sparsity in sorted(found)]
         mean = np.array([found[sparsity]["mean"] for sparsity in sorted(found)])
         error = np.array([found[sparsity]["standard_error"] for sparsity in sorted(found)])
-        axes.fill_between(at, mean - error, mean + error, color=COLOURS[i], alpha=0.2, lw=0)
-        axes.plot(
-            at,
-            mean,
-            linestyle=_STYLES[i % 5],
-            marker=MARKERS[i % 5],
-            color=COLOURS[i],
-            label=method,
-        )
+        band = {"color": drawn["color"], "alpha": 0.2, "lw": 0}
+        axes.fill_between(at, mean - error, mean + error, **band)
+        axes.plot(at, mean, **drawn)
     if results.get("dense"):
         (dense,) = results["dense"].values()
         mean, error = dense["mean"], dense["standard_error"]
-        axes.axhspan(mean - error, mean + error, color=_DENSE, alpha=0.12, lw=0)
-        axes.axhline(mean, color=_DENSE, ls="--", label="dense")
+        axes.axhspan(mean - error, mean + error, color=DENSE, alpha=0.12, lw=0)
+        axes.axhline(mean, color=DENSE, ls="--", label="dense")
     axes.set_xticks(range(len(levels)), [f"{100 * level:g}%" for level in levels])
     axes.set_xlabel("sparsity")
     axes.set_ylabel("test accuracy")

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from experiments.common.faults import in_one_line, stop
 from experiments.common.report.console import Console
-from experiments.common.study.content import Content, Finished, read_finished, read_results
+from experiments.common.study.content import (
+    Content,
+    Finished,
+    large_files_gone,
+    read_finished,
+    read_results,
+)
 from experiments.common.study.folder import find_run
 from experiments.common.study.lab import Site
 from experiments.common.study.options import command_line, option, parse
@@ -95,7 +101,7 @@ def run(
         study = prepare(options)
         path = Path(options.out or f"runs/{study.name}")
         folder = find_run(path, study.identity, resume=True)
-        finished = read_results(path, study.content_of)
+        finished = read_results(path, study.content_of, study.cells)
         left = [name for name in study.cells if name not in finished]
         drawn = folder.summary({"dataset_description": str})
         if left or drawn is None:
@@ -112,11 +118,23 @@ def run(
     cells = f"{len(left)} of {len(study.cells)} cells"
     what = f"{cells}, {options.seeds} replicates each, {study.what}"
     with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
-        train_groups(groups, path, console, what=what, minutes=options.minutes, report=report)
+        train_groups(
+            groups,
+            path,
+            console,
+            what=what,
+            minutes=options.minutes,
+            report=report,
+            command=command,
+        )
         if not read_results(path):
             stop("no cell is finished yet; the same command goes on from here", code=NOTHING_YET)
         console.print(report(), highlight=False, soft_wrap=True)
         console.print(f"Tables and pictures on one page: {path}/report.html")
+        gone = large_files_gone(path, finished, study.content_of)
+        if gone and not left:
+            again = f"`{command} --out FOLDER` makes it again"
+            console.print(f"Not kept in {path}: {', '.join(gone)}; {again}.", soft_wrap=True)
 
 
 def identity(options: StudyOptions, settings: Any, **more: Any) -> dict[str, Any]:

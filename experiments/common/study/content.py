@@ -1,6 +1,6 @@
 """What the folder of a study holds of its finished cells.
 
-results.json   numbers, every replicate
+results.json   numbers, every replicate, and the command that made each cell
 *.npz          what does not fit into JSON
 summary.json   what the report found; it is drawn from the others alone
 """
@@ -23,12 +23,15 @@ class Content(NamedTuple):
 
     Attributes:
       numbers: what `results.json` has under the name of the cell; or that as `files.check` takes
-        it. The `seconds` of the training come to it.
+        it. The `seconds` of the training and the `command` come to it.
       arrays: by .npz file its arrays by name; or how their names begin.
+      large: the same for files that only cells still to come are made from. No report is drawn from
+        them, so that a finished folder does without.
     """
 
     numbers: dict[str, Any]
     arrays: Mapping[str, Any] = {}
+    large: Mapping[str, Any] = {}
 
 
 def measured(
@@ -61,7 +64,7 @@ class Finished(NamedTuple):
       results: the finished cells by name.
       wanted: the names of all cells.
       description: of the data.
-      command: that made it.
+      command: that draws it.
     """
 
     path: Path
@@ -86,6 +89,26 @@ class Finished(NamedTuple):
         return f"PARTIAL, {cells}; {note}" if missing else note
 
     @property
+    def commands(self) -> dict[str, list[str]]:
+        """The cells by the command that made them; under "" those of which that is not known."""
+        found: dict[str, list[str]] = {}
+        for name, cell in self.results.items():
+            command = cell.get("command", self.command if name in self.wanted else "")
+            found.setdefault(command, []).append(name)
+        return found
+
+    @property
+    def made_by(self) -> str:
+        """A sentence with the command of every cell."""
+        if len(self.commands) == 1:
+            return f"Made by `{next(iter(self.commands)) or self.command}`."
+        parts = [
+            (f"`{command}`" if command else "a command that was not kept") + f": {', '.join(names)}"
+            for command, names in self.commands.items()
+        ]
+        return f"Made by {'; '.join(parts)}."
+
+    @property
     def seconds(self) -> float:
         """That training took, all cells together."""
         return round(sum(cell["seconds"] for cell in self.results.values()), 1)
@@ -102,13 +125,18 @@ def read_finished(path: Path, wanted: Sequence[str], description: str, command: 
     return Finished(path, config, read_results(path), wanted, description, command)
 
 
-def read_results(path: Path, content_of: Callable[[str], Content] | None = None) -> dict[str, Any]:
+def read_results(
+    path: Path,
+    content_of: Callable[[str], Content] | None = None,
+    wanted: Sequence[str] = (),
+) -> dict[str, Any]:
     """The results of a folder by the names of the cells.
 
     Args:
       path: the folder.
       content_of: what the files hold of the cell of a name, `KeyError` for names that no cell has;
         where it is given, everything is held against it.
+      wanted: the names of all cells. Where one is not finished, large files must be there too.
 
     Raises:
       FolderError: a file is damaged or missing.
@@ -120,36 +148,53 @@ def read_results(path: Path, content_of: Callable[[str], Content] | None = None)
     if results is None or content_of is None:
         return results or {}
     names: dict[str, dict[str, str]] = {}
+    unfinished = any(name not in results for name in wanted)
     for name, cell in results.items():
         try:
             found = content_of(name)
         except KeyError:
             raise files.damaged(file, f"{name!r} is no cell of this study") from None
         files.check(file, cell, found.numbers, name)
-        for arrays, start in found.arrays.items():
+        large = {file: s for file, s in found.large.items() if unfinished or (path / file).exists()}
+        for arrays, start in {**found.arrays, **large}.items():
             names.setdefault(arrays, {})[start] = name
     for arrays, starts in names.items():
         read_arrays(path / arrays, starts)
     return results
 
 
-def write_contents(path: Path, found: Mapping[str, Content], seconds: float | None) -> None:
+def large_files_gone(
+    path: Path, results: Mapping[str, Any], content_of: Callable[[str], Content]
+) -> list[str]:
+    """The names of the large files that a finished folder does without."""
+    large = dict.fromkeys(file for name in results for file in content_of(name).large)
+    return [file for file in large if not (path / file).exists()]
+
+
+def write_contents(
+    path: Path,
+    found: Mapping[str, Content],
+    seconds: float | None,
+    command: str | None = None,
+) -> None:
     """Adds finished cells to the folder of a study.
 
     Args:
       path: the folder.
       found: what it is to hold of them, by their names.
       seconds: that the training of each took; None for what was only measured.
+      command: that makes them; None where there is none.
     """
     # Arrays first: a cell is finished when its numbers are there.
     arrays: dict[str, dict[str, np.ndarray]] = {}
     for content in found.values():
-        for file, added in content.arrays.items():
+        for file, added in {**content.arrays, **content.large}.items():
             arrays.setdefault(file, {}).update(added)
     for file, added in arrays.items():
         write_arrays(path / file, read_arrays(path / file) | added)
-    spent = {} if seconds is None else {"seconds": round(seconds, 1)}
-    numbers = {name: content.numbers | spent for name, content in found.items()}
+    more: dict[str, Any] = {} if seconds is None else {"seconds": round(seconds, 1)}
+    more |= {} if command is None else {"command": command}
+    numbers = {name: content.numbers | more for name, content in found.items()}
     files.write_json(path / "results.json", read_results(path) | numbers)
 
 

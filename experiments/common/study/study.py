@@ -56,6 +56,7 @@ def train_groups(
     what: str,
     minutes: float,
     report: Callable[[], Any],
+    command: str | None = None,
 ) -> None:
     """Trains groups whose cells are not in the results yet.
 
@@ -66,6 +67,7 @@ def train_groups(
       what: the work, for the line with the estimate.
       minutes: after so many it stops, also in the middle of a group, of which a checkpoint stays.
       report: called when there are new results, at most once in `REPORT_SECONDS`.
+      command: kept with the results.
     """
     done, reported = 0, -math.inf
     deadline = time.perf_counter() + 60 * minutes
@@ -79,7 +81,8 @@ def train_groups(
             if not trained.finished:
                 break
             found = group.finish(trained.states.get("group"))
-            write_contents(path, found, trained.seconds / len(found) if group.begin else None)
+            seconds = trained.seconds / len(found) if group.begin else None
+            write_contents(path, found, seconds, command)
             files.remove(path / "unfinished")
             if time.perf_counter() - reported > REPORT_SECONDS:
                 report()
