@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse import trees
+from jaxsparse.checks import traced
 from jaxsparse.inner_state import project
 from jaxsparse.masks import apply, density
 from jaxsparse.recognition import as_float
@@ -147,7 +149,9 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       params: the dense parameters.
 
     Returns:
-      `(params, opt_state)` in buffers of their own, so that both can be donated.
+      `(params, opt_state)` in buffers of their own, so that both can be donated. Where the
+      parameters lie on a mesh, so does all of the state: what is shaped like a weight as the weight
+      does, and the rest on every device.
 
     Raises:
       TypeError: `tx` is no transformation.
@@ -167,12 +171,26 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
             "tx holds no sparse algorithm: it is a dense optimizer. Wrap it first, such as "
             "tx = jaxsparse.rigl(optimizer, sparsity=0.9, key=0)."
         )
+    everywhere = _everywhere(params)
     params = apply(params, get_masks(opt_state, params))
 
     def copy(leaf: Any) -> Any:
-        return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else leaf
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        own = jnp.array(leaf, copy=True)
+        settled = everywhere is None or own.committed
+        return own if settled else jax.device_put(own, everywhere)
 
     return jax.tree.map(copy, params), jax.tree.map(copy, opt_state)
+
+
+def _everywhere(params: Params) -> NamedSharding | None:
+    """All devices of the mesh that the parameters lie on; None where they are on none."""
+    for leaf in jax.tree.leaves(params):
+        concrete = isinstance(leaf, jax.Array) and not traced(leaf)
+        if concrete and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.num_devices > 1:
+            return NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    return None
 
 
 def reset(tx: Any, opt_state: Any, params: Params) -> Any:

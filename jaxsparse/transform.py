@@ -78,7 +78,8 @@ def sparsify(
     check_flag("skip_update", skip_update)
     if first_value is not None:
         check_function("first_value", first_value, "(key, params) -> tree of values")
-    prng.as_key(key)
+    # Checked without an array: `jax.distributed.initialize` may come after this.
+    jax.eval_shape(lambda: prng.as_key(key))
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: Params) -> SparseState:
