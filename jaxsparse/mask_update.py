@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxsparse import counts, trees
 from jaxsparse.masks import check_boolean
+from jaxsparse.meshes import automatic
 from jaxsparse.state_tree import SparseState
 from jaxsparse.types import Array, Masks, Params, RuleUpdate
 
@@ -91,7 +92,8 @@ def mask_update(
 
     def attempt() -> tuple[Masks, Any, Array, Array]:
         params = scored()
-        masks, rule_state = update(step.key, step.state.count, old, params, step.grads, observed)
+        renew = automatic(update, (old, observed))
+        masks, rule_state = renew(step.key, step.state.count, old, params, step.grads, observed)
         masks = _replace_sparse(step.sparse, old, masks)
         churn = _churn(step.sparse, old, masks)
         sources = _only(step.sparse, params, step.grads)
@@ -102,7 +104,9 @@ def mask_update(
         return _where(last, masks, old), _where(fired, rule_state, observed), fired, churn
 
     masks, rule_state, fired, churn = lax.cond(
-        some, attempt, lambda: (old, observed, jnp.zeros_like(wanted), jnp.float32(0))
+        some,
+        attempt,
+        lambda: (old, observed, jnp.zeros_like(wanted), jnp.zeros_like(step.state.churn)),
     )
     return MaskUpdate(
         masks=masks,

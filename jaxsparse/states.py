@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse import trees
-from jaxsparse.checks import traced
 from jaxsparse.inner_state import project
 from jaxsparse.masks import apply, density
+from jaxsparse.meshes import mesh_sharding
 from jaxsparse.recognition import as_float
 from jaxsparse.state_tree import (
     VALUE,
@@ -186,11 +186,8 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
 
 def _everywhere(params: Params) -> NamedSharding | None:
     """All devices of the mesh that the parameters lie on; None where they are on none."""
-    for leaf in jax.tree.leaves(params):
-        concrete = isinstance(leaf, jax.Array) and not traced(leaf)
-        if concrete and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.num_devices > 1:
-            return NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    return None
+    on_mesh = filter(None, map(mesh_sharding, jax.tree.leaves(params)))
+    return next((NamedSharding(at.mesh, PartitionSpec()) for at in on_mesh), None)
 
 
 def reset(tx: Any, opt_state: Any, params: Params) -> Any:

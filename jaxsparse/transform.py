@@ -13,7 +13,8 @@ from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
 from jaxsparse.mask_update import MaskUpdate, Step, any_replicate, mask_update, no_update
 from jaxsparse.masks import check_boolean, zero_dead
-from jaxsparse.state_tree import FORMAT, SparseState, find, is_state, starting_masks
+from jaxsparse.meshes import beside
+from jaxsparse.state_tree import FORMAT, SparseState, check_copies, find, is_state, starting_masks
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
 
@@ -86,7 +87,7 @@ def sparsify(
         random = prng.as_key(key)
         masks, rule_state = rule.init(random, params)
         check_boolean(masks, "the masks of rule.init")
-        masks = starting_masks(masks)
+        masks = beside(starting_masks(masks), params)
         living = zero_dead(params, masks, rules.sparse_leaves(rule, params))
         return SparseState(
             version=jnp.int32(FORMAT),
@@ -247,6 +248,7 @@ def _fitting(grads: Params, state: Any, params: Params | None) -> Params:
     params = trees.cut(params, state.masks)
     trees.check_same(params, grads, "grads")
     trees.check_same(params, state.masks, "masks")
+    check_copies(params, grads, state.count)
     return params
 
 

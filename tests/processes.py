@@ -125,9 +125,7 @@ def save(path, tree):
 
 def restore(path, like):
     """A checkpoint in the shardings of `like`."""
-    like = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
-    )
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(path, like)
 
@@ -177,7 +175,11 @@ JOBS = {job.__name__: job for job in (killed, restarted, wider)}
 
 def main(address, count, number, folder, job):
     jax.distributed.initialize(
-        address, int(count), int(number), initialization_timeout=60, coordinator_bind_address=address
+        address,
+        int(count),
+        int(number),
+        initialization_timeout=60,
+        coordinator_bind_address=address,
     )
     try:
         JOBS[job](Path(folder))

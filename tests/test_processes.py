@@ -14,7 +14,7 @@ import pytest
 from tests import processes
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 180
+PATIENCE = 120
 """Seconds after which a job is given up; it takes five to ten on two idle cores."""
 
 
