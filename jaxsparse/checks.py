@@ -113,6 +113,11 @@ def check_array(argument: str, value: Any, kind: Any = jnp.number) -> jax.Array:
         raise TypeError(f"{argument} must be {wanted} array, got {value!r}.") from None
     if not jnp.issubdtype(found.dtype, kind):
         raise TypeError(f"{argument} must be {wanted} array, got one of {found.dtype}.")
+    if kind is jnp.floating and jnp.finfo(found.dtype).bits < 16:
+        raise TypeError(
+            f"{argument} must be of 16 bits or more, got {found.dtype}; convert it, such as by "
+            ".astype(jnp.float32)."
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxsparse import counts, rules, trees
 from jaxsparse.masks import check_boolean
+from jaxsparse.meshes import automatic
 from jaxsparse.state_tree import SparseState
 from jaxsparse.types import Array, Masks, Params, Rule, RuleUpdate
 
@@ -141,7 +142,9 @@ def mask_update(
         return masks, rule_state, new.fired, new.churn
 
     masks, rule_state, fired, churn = lax.cond(
-        some, attempt, lambda: (old, observed, jnp.zeros_like(wanted), jnp.float32(0))
+        some,
+        attempt,
+        lambda: (old, observed, jnp.zeros_like(wanted), jnp.zeros_like(step.state.churn)),
     )
     return MaskUpdate(
         masks=masks,
@@ -156,7 +159,8 @@ def mask_update(
 def decide(step: Step, update: RuleUpdate, params: Params, wanted: Array) -> Decision:
     """What the rule makes of these parameters, which are zero off the old masks."""
     old, observed = step.state.masks, step.observed
-    masks, rule_state = update(step.key, step.state.count, old, params, step.grads, observed)
+    renew = automatic(update, (old, observed))
+    masks, rule_state = renew(step.key, step.state.count, old, params, step.grads, observed)
     masks = _replace_sparse(step.sparse, old, masks)
     churn = _churn(step.sparse, old, masks)
     sources = _only(step.sparse, params, step.grads)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxsparse.checks import check_size
+from jaxsparse.meshes import automatic
 from jaxsparse.selection import top_k_mask
 from jaxsparse.types import Array, Axes
 
@@ -227,10 +228,14 @@ def select(
     Returns:
       A mask of the scores' shape.
     """
-    mask = pattern.gather(scores, axes)
-    eligible = None if where is None else group_mask(pattern, axes, where)
-    chosen = top_k_mask(mask, k, axis=-1 if pattern.by_rows else None, where=eligible)
-    return pattern.spread(chosen, scores.shape, axes)
+
+    def choose(scores: Array, k: int | Array, where: Array | None) -> Array:
+        groups = pattern.gather(scores, axes)
+        eligible = None if where is None else group_mask(pattern, axes, where)
+        chosen = top_k_mask(groups, k, axis=-1 if pattern.by_rows else None, where=eligible)
+        return pattern.spread(chosen, scores.shape, axes)
+
+    return automatic(choose, scores)(scores, k, where)
 
 
 def group_mask(pattern: Pattern, axes: Axes, mask: Array) -> Array:

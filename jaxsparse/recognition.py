@@ -62,7 +62,8 @@ def asked_once(prunable: Prunable | None) -> Prunable | None:
 def why_dense(path: str, leaf: Any) -> str | None:
     """Why the default filter leaves a leaf dense, in a few words; None where it may be sparse."""
     if not trees.is_float(leaf):
-        return "not a floating array"
+        few = trees.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return f"of {leaf.dtype}, fewer than 16 bits" if few else "not a floating array"
     named = _why_by_name(path, len(leaf.shape))
     if named is not None:
         return named

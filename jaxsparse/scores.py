@@ -84,6 +84,9 @@ def gradient(grads: Params) -> Scores:
 def saliency(params: Params, grads: Params) -> Scores:
     """First-order change of the loss when a weight is removed: `|g * w|`.
 
+    Of 16-bit weights it is a float32, because a float16 ends at 65,504 and loses what is below
+    1e-7.
+
     Raises:
       ValueError: the trees differ.
 
@@ -92,7 +95,7 @@ def saliency(params: Params, grads: Params) -> Scores:
       >>> saliency({"w": jnp.array([-2.0, 1.0])}, {"w": jnp.array([1.0, 3.0])})["w"].tolist()
       [2.0, 3.0]
     """
-    return _floats(lambda _, p, g: jnp.abs(p * g), params, grads, what="grads")
+    return _floats(lambda _, p, g: jnp.abs(_product(p, g)), params, grads, what="grads")
 
 
 def snip(loss: Loss, params: Params, batches: Iterable[Any]) -> Scores:
@@ -172,7 +175,7 @@ def grasp(
         return jax.jvp(lambda floats: gradient(floats, batch), (floats,), (flow,))[1]
 
     products = whole(_total(map(product, batches)))
-    scores = _floats(lambda _, p, h: p * h, params, products, what="params")
+    scores = _floats(lambda _, p, h: _product(p, h), params, products, what="params")
     return _normalised(scores)
 
 
@@ -202,6 +205,11 @@ def synflow(forward: Callable[[Params, Any], Array], params: Params, inputs: Any
     positive = magnitude(params)
     flow = jax.grad(lambda p: jnp.sum(forward(p, ones)).astype(jnp.float32))(positive)
     return saliency(positive, flow)
+
+
+def _product(p: Array, g: Array) -> Array:
+    wide = trees.wide(p)
+    return p.astype(wide) * g.astype(wide)
 
 
 def _several(batches: Iterable[Any]) -> list[Any]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsparse import trees
-from jaxsparse.types import Array, Masks
+from jaxsparse.meshes import varying_axes
+from jaxsparse.types import Array, Masks, Params
 
 FORMAT = 1
 
@@ -153,6 +154,34 @@ jax.tree_util.register_pytree_with_keys(
     lambda paths, children: SparseState._make((*children, paths.paths)),
     lambda state: (state[: len(ARRAYS)], _Paths(state.sparse)),
 )
+
+
+def check_copies(params: Params, grads: Params, count: Array) -> None:
+    """Raises where parameters or gradients vary more than the state: every device would choose
+    masks of its own, and nothing could say so.
+
+    Raises:
+      ValueError: a leaf varies over an axis that the state does not vary over.
+    """
+    known = varying_axes(count)
+    for what, tree, hint in (
+        (
+            "params",
+            params,
+            "these are shards, and masks are chosen among all weights of a leaf. End the shard_map "
+            "before tx.update: under jit, arrays that are sharded over the mesh get the masks that "
+            "they would get on one device, and nothing is gathered",
+        ),
+        ("grads", grads, "average them first: grads = jax.lax.pmean(grads, {axes!r})"),
+    ):
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            if more := varying_axes(leaf) - known:
+                axes = tuple(sorted(more))
+                raise ValueError(
+                    f"{what} at {trees.name(path)!r} vary over {axes} inside shard_map, but the "
+                    f"optimizer state does not; {hint.format(axes=axes)}. For independent runs, "
+                    "one on each device, let the whole state vary too."
+                )
 
 
 def is_state(node: Any) -> bool:

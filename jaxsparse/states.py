@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse import trees
 from jaxsparse.inner_state import project
 from jaxsparse.masks import apply, density
+from jaxsparse.meshes import mesh_sharding
 from jaxsparse.recognition import as_float
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._states import holds_kernels, keeps_places, take_out
@@ -160,8 +162,10 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       params: the dense parameters.
 
     Returns:
-      `(params, opt_state)` in buffers of their own, so that both can be donated. With
-      `storage="compressed"` the parameters are compressed, at free places.
+      `(params, opt_state)` in buffers of their own, so that both can be donated. Where the
+      parameters lie on a mesh, so does all of the state: what is shaped like a weight as the weight
+      does, and the rest on every device. With `storage="compressed"` the parameters are compressed,
+      at free places.
 
     Raises:
       TypeError: `tx` is no transformation.
@@ -181,15 +185,26 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
             "tx holds no sparse algorithm: it is a dense optimizer. Wrap it first, such as "
             "tx = jaxsparse.rigl(optimizer, sparsity=0.9, key=0)."
         )
+    everywhere = _everywhere(params)
     if holds_kernels(opt_state):
         params, opt_state = take_out(params, opt_state)
     else:
         params = apply(params, get_masks(opt_state, params))
 
     def copy(leaf: Any) -> Any:
-        return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else leaf
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        own = jnp.array(leaf, copy=True)
+        settled = everywhere is None or own.committed
+        return own if settled else jax.device_put(own, everywhere)
 
     return jax.tree.map(copy, params), jax.tree.map(copy, opt_state)
+
+
+def _everywhere(params: Params) -> NamedSharding | None:
+    """All devices of the mesh that the parameters lie on; None where they are on none."""
+    on_mesh = filter(None, map(mesh_sharding, jax.tree.leaves(params)))
+    return next((NamedSharding(at.mesh, PartitionSpec()) for at in on_mesh), None)
 
 
 def reset(tx: Any, opt_state: Any, params: Params) -> Any:

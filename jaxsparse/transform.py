@@ -20,9 +20,10 @@ from jaxsparse.mask_update import (
     no_update,
 )
 from jaxsparse.masks import check_boolean, zero_dead
+from jaxsparse.meshes import beside
 from jaxsparse.sparse._flat import is_place
 from jaxsparse.sparse._values import expand
-from jaxsparse.state_tree import FORMAT, SparseState, find, is_state, starting_masks
+from jaxsparse.state_tree import FORMAT, SparseState, check_copies, find, is_state, starting_masks
 from jaxsparse.storage import Storage, start, storage_of
 from jaxsparse.types import Array, AxesSpec, Key, Masks, Params, Rule
 
@@ -104,7 +105,8 @@ def sparsify(
     check_flag("skip_update", skip_update)
     if first_value is not None:
         check_function("first_value", first_value, "(key, params) -> tree of values")
-    prng.as_key(key)
+    # Checked without an array: `jax.distributed.initialize` may come after this.
+    jax.eval_shape(lambda: prng.as_key(key))
     inner = optax.with_extra_args_support(inner)
     kept = storage_of(
         storage,
@@ -122,7 +124,7 @@ def sparsify(
         dense = expand(params)
         masks, rule_state = rule.init(random, dense)
         check_boolean(masks, "the masks of rule.init")
-        masks = starting_masks(masks)
+        masks = beside(starting_masks(masks), dense)
         if kept is None:
             living = zero_dead(params, masks, rules.sparse_leaves(rule, params))
         else:
@@ -288,6 +290,7 @@ def _fitting(grads: Params, state: Any, params: Params | None, kept: Storage | N
     params = trees.cut(params, masks)
     trees.check_same(params, grads, "grads")
     trees.check_same(params, masks, "masks", shapes=kept is None)
+    check_copies(params, grads, state.count)
     return params
 
 

@@ -46,8 +46,12 @@ def is_array(leaf: Any) -> bool:
 
 
 def is_float(leaf: Any) -> bool:
-    """Whether a leaf is a real floating array, the only kind that can be sparse."""
-    return is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+    """Whether a leaf is a real floating array of 16 bits or more, the only kind that can be sparse.
+
+    Fewer bits are a number's stored form, which means nothing without its scale.
+    """
+    floating = is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return bool(floating) and jnp.finfo(leaf.dtype).bits >= 16
 
 
 def wide(leaf: Array) -> jnp.dtype:

@@ -15,6 +15,7 @@ LEVELS = {
     "prng": 1,
     "trees": 1,
     "schedules": 1,
+    "meshes": 1,
     "axes": 2,
     "jaxprs": 2,
     "recognition": 2,

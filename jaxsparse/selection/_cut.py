@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsparse.meshes import varying_like
 from jaxsparse.selection._rank_keys import tie_orders
 from jaxsparse.types import Array
 
@@ -33,7 +34,8 @@ class Cut(NamedTuple):
 def above_cut(keys: Sequence[Array], k: Array, axis: int | None) -> tuple[Array, ...]:
     """The masks of the `k` largest (key, order); key 0 is never marked."""
     size = sum(x.size for x in keys) if axis is None else keys[0].shape[axis]
-    cut = find_cut(keys, None, k, jnp.full(k.shape, size, jnp.int32), axis)
+    k = varying_like(k, keys)
+    cut = find_cut(keys, None, k, jnp.full_like(k, size), axis)
 
     def among_ties() -> tuple[Array, ...]:
         orders, ties = tie_orders(keys), [x == cut.bound for x in keys]
@@ -97,7 +99,7 @@ def find_cut(
             digit, above, at = _by_histogram(found, cut, k)
         return Cut(cut.digits + 1, cut.bound | (digit.astype(unsigned) << shift), above, at)
 
-    start = Cut(jnp.int32(0), jnp.zeros(k.shape, unsigned), jnp.zeros_like(k), at)
+    start = Cut(jnp.int32(0), jnp.zeros_like(k, unsigned), jnp.zeros_like(k), at)
     return lax.while_loop(unfinished, settle, start)
 
 

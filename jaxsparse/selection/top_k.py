@@ -1,16 +1,15 @@
 """The k largest scores, exactly: of one array, along an axis, or of all leaves of a tree."""
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
 from jaxsparse import trees
 from jaxsparse.checks import check_array, check_rank, check_size
+from jaxsparse.meshes import automatic, varying_like
 from jaxsparse.selection._cut import above_cut, find_cut
 from jaxsparse.selection._rank_keys import rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
@@ -128,20 +127,20 @@ def _is_mask_of(scores: Array, where: Any) -> bool:
 
 @partial(jax.jit, static_argnames="dtype")
 def _kth(keys: Array, k: int | Array, dtype: np.dtype) -> Array:
-    k = jnp.clip(jnp.asarray(k, jnp.int32), 1, keys.size)
+    k = varying_like(jnp.clip(jnp.asarray(k, jnp.int32), 1, keys.size), keys)
     return score_of(_kth_key(keys, k), dtype)
 
 
 @jax.custom_batching.sequential_vmap
 def _kth_key(keys: Array, k: Array) -> Array:
-    return find_cut([keys], None, k, jnp.full((), keys.size, jnp.int32), whole=True).bound
+    return find_cut([keys], None, k, jnp.full_like(k, keys.size), whole=True).bound
 
 
 @jax.jit
 def _masks(keys: list[Array], k: int | Array) -> list[Array]:
     """Masks of the `k` largest keys over all arrays together."""
     arrays = [x for x in keys if x.size]
-    select = _automatic(_select, arrays)
+    select = automatic(_select, tuple(arrays))
     found = iter(select(jnp.asarray(k, jnp.int32), *arrays) if arrays else ())
     return [next(found) if x.size else jnp.zeros(x.shape, bool) for x in keys]
 
@@ -156,12 +155,4 @@ def _select(k: Array, *keys: Array) -> tuple[Array, ...]:
 def _rows_mask(keys: Array, k: int | Array, axis: int) -> Array:
     shape = keys.shape[:axis] + keys.shape[axis + 1 :]
     k = jnp.expand_dims(jnp.broadcast_to(jnp.asarray(k, jnp.int32), shape), axis)
-    return _automatic(lambda k, x: above_cut([x], k, axis), [keys])(k, keys)[0]
-
-
-def _automatic(function: Callable[..., Any], outputs: Sequence[Array]) -> Callable[..., Any]:
-    """Lets the compiler shard what is between explicitly sharded keys and masks: mere counts."""
-    shardings = tuple(jax.typeof(x).sharding for x in outputs)
-    if any(AxisType.Explicit in sharding.mesh.axis_types for sharding in shardings):
-        return jax.sharding.auto_axes(function, out_sharding=shardings)
-    return function
+    return automatic(lambda k, x: above_cut([x], k, axis), (keys,))(k, keys)[0]
