@@ -48,9 +48,11 @@ def opened(jaxpr: Any) -> Any:
 def called(eqn: Any) -> Any:
     """The jaxpr that an equation calls with its own inputs (`jit`, `checkpoint`, `custom_jvp`), or
     None."""
+    shapes = [var.aval.shape for var in eqn.invars]
     for key in _CALLS:
-        if key in eqn.params and len(opened(eqn.params[key]).invars) == len(eqn.invars):
-            return eqn.params[key]
+        if key in eqn.params:
+            if [var.aval.shape for var in opened(eqn.params[key]).invars] == shapes:
+                return eqn.params[key]
     return None
 
 

@@ -1,6 +1,7 @@
 """A traced function as one straight list of steps: calls and branches inlined, loops taken once."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -129,13 +130,29 @@ def _outputs(eqn: Any, given: tuple[Value, ...], steps: list[Step]) -> Sequence[
             step("branches", options, [out])
         return outputs
     inner = jaxprs.called(eqn)
-    if inner is not None and name != "while":
+    if inner is not None:
         return _inline(inner, given, steps)
     return step(name, given, [_value(var) for var in eqn.outvars])
 
 
 def _value(var: Any, constant: Any = None) -> Value:
     return Value(tuple(var.aval.shape), var.aval.dtype, constant)
+
+
+def reshaped(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The axes of an array, and those that they become, in groups of equal size; no sizes of 1."""
+    left = [(k, n) for k, n in enumerate(old) if n != 1]
+    right = [(k, n) for k, n in enumerate(new) if n != 1]
+    groups = []
+    while left and right:
+        sources, targets = [left.pop(0)], [right.pop(0)]
+        while (a := math.prod(n for _, n in sources)) != (b := math.prod(n for _, n in targets)):
+            if a < b:
+                sources.append(left.pop(0))
+            else:
+                targets.append(right.pop(0))
+        groups.append(([k for k, _ in sources], [k for k, _ in targets]))
+    return groups
 
 
 def difference(

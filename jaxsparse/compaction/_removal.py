@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsparse.compaction._facts import Facts, along_all
-from jaxsparse.compaction._program import Program, Step, Value
-from jaxsparse.compaction._units import KEPT, Partition, Units, reshaped
+from jaxsparse.compaction._facts import Facts
+from jaxsparse.compaction._partition import Partition
+from jaxsparse.compaction._program import Program, Step, Value, reshaped
+from jaxsparse.compaction._slices import along_all
+from jaxsparse.compaction._units import KEPT, Units
 
 
 class Fold(NamedTuple):
