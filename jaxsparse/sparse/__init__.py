@@ -8,9 +8,11 @@ from jaxsparse.sparse._condensed import Condensed
 from jaxsparse.sparse._csr import CSR
 from jaxsparse.sparse._kernels import Backend, KernelError, backends, kernels
 from jaxsparse.sparse._layout import is_compressed, nbytes
+from jaxsparse.sparse._masked import Masked
 from jaxsparse.sparse._n_m import NM
 from jaxsparse.sparse._values import expand, values, with_values
 from jaxsparse.sparse.compression import compress, fix_places, free_places
+from jaxsparse.sparse.explain import Explanation, Row, explain
 from jaxsparse.sparse.training import apply_updates, fit, train_step
 
 __all__ = [
@@ -20,12 +22,16 @@ __all__ = [
     "Block",
     "Channels",
     "Condensed",
+    "Explanation",
     "KernelError",
+    "Masked",
+    "Row",
     "accelerate",
     "apply_updates",
     "backends",
     "compress",
     "expand",
+    "explain",
     "export",
     "fit",
     "fix_places",

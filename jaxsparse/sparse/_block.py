@@ -96,6 +96,11 @@ class Block(_layout.Compressed):
     values: Array
     places: BlockPlaces
 
+    @property
+    def format(self) -> str:
+        """As `compress` takes it."""
+        return f"block:{self.places.size[0]}x{self.places.size[1]}"
+
     @classmethod
     def from_dense(
         cls,

@@ -98,6 +98,7 @@ class Channels(_layout.Compressed):
 
     values: Array
     places: ChannelsPlaces
+    format = "channels"
 
     @classmethod
     def from_dense(

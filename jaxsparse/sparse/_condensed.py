@@ -130,6 +130,7 @@ class Condensed(_layout.Compressed):
 
     values: Array
     places: CondensedPlaces
+    format = "condensed"
 
     @classmethod
     def from_dense(

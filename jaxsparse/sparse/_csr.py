@@ -87,6 +87,7 @@ class CSR(_layout.Compressed):
 
     values: Array
     places: CSRPlaces
+    format = "csr"
 
     @classmethod
     def from_dense(

@@ -16,6 +16,22 @@ from jaxsparse.sparse import _rules
 from jaxsparse.sparse._views import View
 
 
+class Product(NamedTuple):
+    """A product in two forms, to measure one by the other.
+
+    Attributes:
+      x: what the kernel was multiplied with, as a `jax.ShapeDtypeStruct`.
+      sparse: `(kernel, x) -> y`.
+      dense: `(array, x) -> y`, with an array of the shape that the function sees.
+      view: makes a kernel that array.
+    """
+
+    x: Any
+    sparse: Callable[..., Any]
+    dense: Callable[..., Any]
+    view: Callable[..., Any]
+
+
 class Met(NamedTuple):
     """One operation that met a compressed kernel.
 
@@ -23,21 +39,13 @@ class Met(NamedTuple):
       name: the path of the leaf.
       kernel: the leaf.
       operation: the primitive and the shapes of its operands.
-      x: what it was multiplied with, as a `jax.ShapeDtypeStruct`; None for other operations.
-      sparse: whether the kernel's own product was taken; else it was made dense.
-      product: `(kernel, x) -> y`, to measure it by.
-      dense: `(array, x) -> y`, the same with a dense array of the shape that the function sees.
-      view: makes the kernel that array.
+      product: the kernel's own that was taken; None where it was made dense.
     """
 
     name: str
     kernel: Any
     operation: str
-    x: Any
-    sparse: bool
-    product: Callable[..., Any] | None = None
-    dense: Callable[..., Any] | None = None
-    view: Callable[..., Any] | None = None
+    product: Product | None = None
 
 
 class Interpreter:
@@ -93,18 +101,13 @@ class Interpreter:
         y = product(view.kernel, x)
         if y is None:
             return None
-        self.met.append(
-            Met(
-                name=view.name,
-                kernel=view.kernel,
-                operation=_told(eqn),
-                x=jax.ShapeDtypeStruct(x.shape, x.dtype),
-                sparse=True,
-                product=product,
-                dense=lambda array, x: bind([array, x] if first else [x, array])[0],
-                view=lambda kernel: view.on(kernel).dense(),
-            )
+        both = Product(
+            x=jax.ShapeDtypeStruct(x.shape, x.dtype),
+            sparse=product,
+            dense=lambda array, x: bind([array, x] if first else [x, array])[0],
+            view=lambda kernel: view.on(kernel).dense(),
         )
+        self.met.append(Met(view.name, view.kernel, _told(eqn), both))
         return [y.astype(eqn.outvars[0].aval.dtype)]
 
     def _arrays(self, eqn: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -124,7 +127,7 @@ class Interpreter:
                     f"{x.kernel.shape} and {x.kernel.places.axes}. Leave this leaf dense, tell "
                     'compress what its axes mean (axes=), or accelerate with fallback="dense".'
                 )
-            self.met.append(Met(x.name, x.kernel, told, None, False))
+            self.met.append(Met(x.name, x.kernel, told))
             return x.dense()
 
         return [array(x) for x in inputs]

@@ -165,6 +165,11 @@ def call(
     return function(*operands, sizes=np.array(window.numbers(), np.int64))
 
 
+def cache_folder() -> Path:
+    """Where what was built and measured on this machine is kept."""
+    return Path(os.environ.get("JAXSPARSE_CACHE") or Path.home() / ".cache" / "jaxsparse")
+
+
 def _built(compiler: str) -> Path:
     """The shared library of this source, by this compiler, for this processor."""
     command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
@@ -172,7 +177,7 @@ def _built(compiler: str) -> Path:
     what = [*command, version.stdout, _processor(), jax.__version__]
     source = b"".join(file.read_bytes() for file in sorted(_SOURCE.parent.glob("*.[ch]*")))
     digest = hashlib.sha256(source + "\n".join(what).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("JAXSPARSE_CACHE") or Path.home() / ".cache" / "jaxsparse")
+    folder = cache_folder()
     file = folder / f"kernels-{digest}.so"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,8 @@ class Compressed:
 
     values: Array
     places: Any
+    format: Any
+    """As `compress` takes it."""
 
     def product(self, x: Array) -> Array:
         """`x @ kernel`."""

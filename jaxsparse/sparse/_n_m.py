@@ -87,6 +87,11 @@ class NM(_layout.Compressed):
     values: Array
     places: NMPlaces
 
+    @property
+    def format(self) -> str:
+        """As `compress` takes it."""
+        return f"n_m:{self.places.size[0]}:{self.places.size[1]}"
+
     @classmethod
     def from_dense(
         cls,

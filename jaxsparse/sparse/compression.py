@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsparse import trees
-from jaxsparse.checks import check_regexes
+from jaxsparse.axes import leaf_axes
+from jaxsparse.checks import check_regexes, check_size
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._channels import Channels
+from jaxsparse.sparse._choice import choose
 from jaxsparse.sparse._condensed import Condensed
 from jaxsparse.sparse._csr import CSR
 from jaxsparse.sparse._layout import Compressed, map_compressed
+from jaxsparse.sparse._masked import Masked
 from jaxsparse.sparse._n_m import NM
 from jaxsparse.types import Array, AxesSpec, Masks, Params
 
@@ -45,6 +48,7 @@ _FORMATS: Mapping[str, _Format] = {
     "condensed": _Format("condensed", lambda: Condensed.from_dense),
     "n_m:N:M": _Format(r"n_m:(\d+):(\d+)", lambda n, m: functools.partial(NM.from_dense, n=n, m=m)),
     "channels": _Format("channels", lambda: Channels.from_dense),
+    "masked": _Format("masked", lambda: Masked.from_dense),
 }
 
 
@@ -54,6 +58,7 @@ def compress(
     *,
     format: str | Mapping[str, str] = "csr",
     axes: AxesSpec = "flax",
+    batch: int = 128,
 ) -> Params:
     """Parameters in which every leaf with dead weights is kept as its living values.
 
@@ -63,9 +68,13 @@ def compress(
       format: "csr", for any mask; "block:RxC" for masks of the pattern `block(R, C)`; "condensed"
         for `fan_in`, also with output units without a weight; "n_m:N:M" for `n_m(N, M)`;
         "channels" for `channel`, also with dead input units. Or `{path regex: format}`; the first
-        that matches counts, and every leaf with dead weights needs one.
+        that matches counts, and every leaf with dead weights needs one. "auto" takes for every
+        leaf the fastest that holds its mask, by a table of costs: the one that ships, or what
+        `python -m benchmarks.sparse --tune` measured on this machine; it is "masked", a dense
+        product beside a mask, where no other is faster. `explain` says why.
       axes: what the axes of the kernels mean. Layers along stacked axes have one format and room
         for as much as the fullest of them; see `Compressed.layers`.
+      batch: for "auto": examples that a product sees at once, times positions of a convolution.
 
     Returns:
       The same structure, compressed kernels at fixed places where a leaf is sparse: `jax.grad`,
@@ -90,7 +99,10 @@ def compress(
       >>> optax.apply_updates(small, updates)["kernel"].shape
       (8, 8)
     """
-    find = _finder(format, [trees.name(path) for path, _ in jax.tree.flatten_with_path(params)[0]])
+    check_size("batch", batch, 1)
+    find = _finder(
+        format, batch, [trees.name(path) for path, _ in jax.tree.flatten_with_path(params)[0]]
+    )
 
     def leaf(path: str, value: Any, mask: Any) -> Any:
         trees.boolean(path, mask)
@@ -156,13 +168,15 @@ def movable(format: str) -> Callable[..., Compressed]:
     return kernel
 
 
-def _finder(format: str | Mapping[str, str], paths: list[str]) -> Callable[[str], _Maker]:
+def _finder(
+    format: str | Mapping[str, str], batch: int, paths: list[str]
+) -> Callable[[str], _Maker]:
     """What makes the kernel of a path."""
     if not isinstance(format, Mapping):
-        maker = _maker(format)
+        maker = _maker(format, batch)
         return lambda path: maker
     check_regexes("format", format)
-    makers = {regex: _maker(name) for regex, name in format.items()}
+    makers = {regex: _maker(name, batch) for regex, name in format.items()}
     for regex in makers:
         if not any(re.search(regex, path) for path in paths):
             raise ValueError(f"format: {regex!r} matches none of {', '.join(paths)}.")
@@ -179,9 +193,16 @@ def _finder(format: str | Mapping[str, str], paths: list[str]) -> Callable[[str]
     return find
 
 
-def _maker(format: str) -> _Maker:
+def _maker(format: str, batch: int) -> _Maker:
+    if format == "auto":
+        return functools.partial(_fastest, batch)
     found, numbers = _read(format)
     return found.make(*numbers)
+
+
+def _fastest(batch: int, values: Array, mask: Array, *, axes: AxesSpec, path: str) -> Any:
+    format = choose(mask, leaf_axes(axes, path, values), batch).format
+    return _maker(format, batch)(values, mask, axes=axes, path=path)
 
 
 def _read(format: str) -> tuple[_Format, list[int]]:
@@ -190,6 +211,6 @@ def _read(format: str) -> tuple[_Format, list[int]]:
         if found:
             return known, [int(number) for number in found.groups()]
     raise ValueError(
-        f"format must be one of {', '.join(_FORMATS)} with numbers, such as block:32x32 and "
-        f"n_m:2:4, or {{path regex: format}}; got {format!r}."
+        f"format must be auto or one of {', '.join(_FORMATS)} with numbers, such as block:32x32 "
+        f"and n_m:2:4, or {{path regex: format}}; got {format!r}."
     )
