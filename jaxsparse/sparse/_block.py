@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import patterns
-from jaxsparse.sparse import _layout
+from jaxsparse.sparse import _kernels, _layout
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
 
@@ -134,17 +135,19 @@ class Block(_layout.Compressed):
         )
         return _layout.unflat(blocks.transpose(0, 2, 1, 3).reshape(inputs, outputs), places)
 
-    def product(self, x: Array) -> Array:
+    def product(self, x: Array, *, via: str = "auto") -> Array:
         """`x @ kernel`, without a dense kernel in either direction.
 
         Args:
           x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
+          via: "compiled", "xla", or "auto" for the compiled kernel where there is one.
 
         Returns:
-          `(..., outputs)`.
+          `(..., outputs)`. The compiled kernel computes types below float32 in float32.
 
         Raises:
           ValueError: shapes that do not fit.
+          KernelError: no compiled kernel, and `via` asks for it.
 
         Example:
           >>> import jax.numpy as jnp
@@ -155,31 +158,67 @@ class Block(_layout.Compressed):
         """
         inputs, outputs = _layout.sizes(self.places.shape, self.places.axes)
         rows = _layout.as_rows(x, inputs)
-        tiles = rows.reshape(rows.shape[0], -1, self.places.size[0]).transpose(1, 0, 2)
-        kind = jnp.promote_types(x.dtype, self.dtype)
-        shape = (outputs // self.places.size[1], rows.shape[0], self.places.size[1])
+        found = self._pair(_PRODUCT.product, via, rows, (rows.shape[0], outputs))
+        return found.reshape(*x.shape[:-1], outputs)
+
+    def product_transposed(self, g: Array, *, via: str = "auto") -> Array:
+        """`g @ kernel.T`: `(..., outputs) -> (..., inputs)`; else as `product`."""
+        inputs, outputs = _layout.sizes(self.places.shape, self.places.axes)
+        rows = _layout.as_rows(g, outputs, "g", "outputs")
+        found = self._pair(_PRODUCT.transposed, via, rows, (rows.shape[0], inputs))
+        return found.reshape(*g.shape[:-1], inputs)
+
+    def _pair(self, form: Any, via: str, x: Array, shape: tuple[int, int]) -> Array:
+        out = jnp.promote_types(x.dtype, self.dtype)
+        fast = _kernels.choose(via) and _kernels.accumulator(out) == jnp.float32
+        kind = jnp.float32 if fast else out
         living = self.values.astype(kind)
-        y = _PRODUCT.product(None, shape, self.places, living, tiles.astype(kind))
-        return y.transpose(1, 0, 2).reshape(*x.shape[:-1], outputs)
+        return form(fast, shape, self.places, living, x.astype(kind)).astype(out)
 
 
-def _forward(_: None, shapes: Shapes, places: BlockPlaces, values: Array, x: Array) -> Array:
-    """`(rows of blocks, batch, inputs of one) -> (columns of blocks, batch, outputs of one)`."""
-    each = jnp.einsum("nbi,nio->nbo", x[places.inputs], values)
-    return jax.ops.segment_sum(each, places.outputs, shapes.g.shape[0], indices_are_sorted=True)
+def _forward(fast: bool, shapes: Shapes, places: BlockPlaces, values: Array, x: Array) -> Array:
+    """`(batch, inputs) -> (batch, outputs)`."""
+    if fast:
+        return _compiled(shapes.g, places, values, x, transposed=False)
+    tiles = _tiles(x, places.size[0])
+    each = jnp.einsum("nbi,nio->nbo", tiles[places.inputs], values)
+    return _sum(each, places.outputs, shapes.g.shape)
 
 
-def _backward(_: None, shapes: Shapes, places: BlockPlaces, values: Array, grads: Array) -> Array:
-    order = places.order
-    each = jnp.einsum("nbo,nio->nbi", grads[places.outputs[order]], values[order])
-    rows = places.inputs[order]
-    return jax.ops.segment_sum(each, rows, shapes.x.shape[0], indices_are_sorted=True)
+def _backward(fast: bool, shapes: Shapes, places: BlockPlaces, values: Array, g: Array) -> Array:
+    """`(batch, outputs) -> (batch, inputs)`."""
+    if fast:
+        return _compiled(shapes.x, places, values, g, transposed=True)
+    order, tiles = places.order, _tiles(g, places.size[1])
+    each = jnp.einsum("nbo,nio->nbi", tiles[places.outputs[order]], values[order])
+    return _sum(each, places.inputs[order], shapes.x.shape)
 
 
-def _of_values(_: None, shapes: Shapes, places: BlockPlaces, x: Array, grads: Array) -> Array:
-    found = jnp.einsum("nbi,nbo->nio", x[places.inputs], grads[places.outputs])
+def _of_values(fast: bool, shapes: Shapes, places: BlockPlaces, x: Array, g: Array) -> Array:
+    if fast:
+        operands = places.inputs, places.outputs, places.count, x, g
+        return _kernels.call("block_values", shapes.values, *operands, batched=(3, 4))
+    inputs, outputs = _tiles(x, places.size[0]), _tiles(g, places.size[1])
+    found = jnp.einsum("nbi,nbo->nio", inputs[places.inputs], outputs[places.outputs])
     living = jnp.arange(len(found)) < places.count
     return jnp.where(living[:, None, None], found, jnp.zeros((), found.dtype))
 
 
-_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values)
+def _compiled(shape: Any, places: BlockPlaces, values: Array, x: Array, *, transposed: bool) -> Any:
+    found = places.inputs, places.outputs, places.order, places.count
+    return _kernels.call(
+        "block_product", shape, *found, values, x, batched=(5, -1), transposed=transposed
+    )
+
+
+def _tiles(x: Array, size: int) -> Array:
+    """`(blocks, batch, size)`."""
+    return x.reshape(x.shape[0], -1, size).transpose(1, 0, 2)
+
+
+def _sum(each: Array, to: Array, shape: tuple[int, int]) -> Array:
+    found = jax.ops.segment_sum(each, to, shape[1] // each.shape[2], indices_are_sorted=True)
+    return found.transpose(1, 0, 2).reshape(shape)
+
+
+_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values, folds=(0, 0))
