@@ -1,38 +1,49 @@
-"""A training step on compressed kernels against the dense step and the masked one.
+"""Training steps and convolutions on compressed kernels against dense ones and masked ones.
 
     python -m benchmarks.sparse
-    python -m benchmarks.sparse --sizes 784,300,100,10 --batch 100
+    python -m benchmarks.sparse --table convolutions --sparsity 0.95
 
-A multilayer perceptron with ReLU and SGD: forward, both gradients, update; float32, donated, in
-turns within one run. Bytes are what is kept of the parameters, values and places.
+Networks: forward, both gradients, SGD; donated. Convolutions: forward and both gradients, images in
+the layout that XLA gives them between two convolutions of the same kind. Everything in float32, in
+turns within one run. Bytes are what is kept of the parameters, values and places, and the peak of
+the compiled program beside its arguments.
 """
 
 import argparse
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Format, Layout
 
 import jaxsparse
 from benchmarks.timing import chain, ratio, take_turns
 from experiments.common.report.tables import markdown, size
 from jaxsparse import sparse
 
-SPARSITIES = (0.9, 0.95, 0.98)
+NETWORKS = {  # units of the layers, batch
+    "MLP": ((1024, 4096, 1024), 128),
+    "LeNet-300-100": ((784, 300, 100, 10), 100),
+    "feed-forward": ((512, 2048, 512), 1024),
+    "attention projections": ((512, 512, 512, 512, 512), 1024),
+}
+CONVOLUTIONS = {  # channels in and out, side of the image, window, stride, batch
+    "64, 32x32": (64, 64, 32, 3, 1, 64),
+    "128, 16x16": (128, 128, 16, 3, 1, 64),
+    "256, 8x8": (256, 256, 8, 3, 1, 64),
+    "512, 4x4": (512, 512, 4, 3, 1, 64),
+    "128 to 256, 32x32, stride 2": (128, 256, 32, 3, 2, 128),
+    "128 to 256, 32x32, 1x1, stride 2": (128, 256, 32, 1, 2, 128),
+}
+BLOCKS = (64, 32)
+Calls = dict[str, Callable[[], None]]
 
 
-def network(sizes: list[int]) -> dict[str, Any]:
-    """Kernels by name, in the order of the layers."""
-    keys = jax.random.split(jax.random.key(0), len(sizes))
-    pairs = enumerate(itertools.pairwise(sizes))
-    return {f"fc{i}": jax.random.normal(keys[i], pair) / pair[0] ** 0.5 for i, pair in pairs}
-
-
-def loss(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
+def loss(params: Mapping[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
     """Mean squared error; `@` takes arrays and compressed kernels alike."""
     *hidden, last = params.values()
     for kernel in hidden:
@@ -40,83 +51,127 @@ def loss(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean((x @ last - y) ** 2)
 
 
-def loss_of_columns(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
-    """The same with the batch as the last axis, as the compiled kernel has it."""
-    *hidden, last = params.values()
-    for kernel in hidden:
-        x = jax.nn.relu(kernel.product_of_columns(x))
-    return jnp.mean((last.product_of_columns(x) - y) ** 2)
-
-
-def step(of: Callable[..., jax.Array], tx: optax.GradientTransformation) -> Callable[..., Any]:
-    """`(params, state, *rest) -> (params, state)`, compiled and donated."""
+def training(tx: optax.GradientTransformation, state: tuple, *rest: Any) -> tuple[Any, Any]:
+    """A call of the compiled step, and the peak bytes of the program."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train(params: Any, state: Any, *rest: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(jax.grad(of)(params, *rest), state, params)
+        updates, state = tx.update(jax.grad(loss)(params, *rest), state, params)
         return optax.apply_updates(params, updates), state
 
-    return train
+    program = train.lower(*state, *rest).compile()
+    return chain(program, state, *rest), program.memory_analysis().temp_size_in_bytes
 
 
-def measure(
-    sizes: list[int], batch: int, sparsity: float, block: int, turns: int
-) -> list[list[str]]:
-    """The rows of one sparsity: form, milliseconds, times as fast as dense, bytes kept."""
-    x = jax.random.normal(jax.random.key(1), (batch, sizes[0]))
-    y = jax.random.normal(jax.random.key(2), (batch, sizes[-1]))
-    params, tx = network(sizes), optax.sgd(0.1)
-    masks = jaxsparse.random_masks(3, params, sparsity, prunable=lambda path, leaf: True)
-    fixed = jaxsparse.fixed(tx, masks=masks)
-    copy = functools.partial(jax.tree.map, jnp.copy)
-    calls = {"dense": chain(step(loss, tx), (copy(params), tx.init(params)), x, y)}
-    calls["masks"] = chain(step(loss, fixed), jaxsparse.init(fixed, params), x, y)
-    kept = {"dense": sparse.nbytes(params), "masks": sparse.nbytes((params, masks))}
-    forms = {"csr": (masks, "csr", loss), "csr, batch last": (masks, "csr", loss_of_columns)}
-    if all(n % block == 0 for n in sizes):
-        pattern = {"pattern": jaxsparse.block(block, block), "axes": "flax"}
-        blocks = jaxsparse.random_masks(
-            3, params, sparsity, prunable=lambda path, leaf: True, **pattern
-        )
-        forms[f"blocks of {block}"] = (blocks, f"block:{block}x{block}", loss)
-    for name, (chosen, form, function) in forms.items():
-        small = sparse.compress(params, chosen, format=form)
-
-        def of(living: Any, x: Any, y: Any, places: Any, function: Any = function) -> jax.Array:
-            return function(sparse.with_values(places, living), x, y)
-
-        examples = (x.T, y.T) if function is loss_of_columns else (x, y)
-        living = copy(sparse.values(small))
-        calls[name] = chain(step(of, tx), (living, tx.init(living)), *examples, small)
-        kept[name] = sparse.nbytes(small)
-    take_turns(calls, 2)  # compiles
-    spent = take_turns(calls, turns)
-    return [
-        [
-            f"{100 * sparsity:g}%, {name}",
-            f"{1000 * sorted(found)[len(found) // 2]:.2f}",
-            f"{1 / ratio(found, spent['dense']):.1f}",
-            size(kept[name]),
-        ]
-        for name, found in spent.items()
+def network(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]]:
+    """The calls of every form, and what each keeps and needs."""
+    sizes, batch = NETWORKS[name]
+    keys = jax.random.split(jax.random.key(0), len(sizes) + 2)
+    pairs = enumerate(itertools.pairwise(sizes))
+    params = {f"fc{i}": jax.random.normal(keys[i], pair) / pair[0] ** 0.5 for i, pair in pairs}
+    examples = [
+        jax.random.normal(keys[-2], (batch, sizes[0])),
+        jax.random.normal(keys[-1], (batch, sizes[-1])),
     ]
+    tx, copy = optax.sgd(0.1), functools.partial(jax.tree.map, jnp.copy)
+
+    def random(**pattern: Any) -> Any:
+        every = {"prunable": lambda path, leaf: True, "axes": "flax"}
+        return jaxsparse.random_masks(3, params, sparsity, **every, **pattern)
+
+    masks = random()
+    fixed = jaxsparse.fixed(tx, masks=masks)
+    forms = {
+        "dense": (tx, (copy(params), tx.init(params)), params),
+        "masks": (fixed, jaxsparse.init(fixed, params), (params, masks)),
+    }
+    compressed = {"csr": sparse.compress(params, masks)}
+    for block in BLOCKS:
+        if all(n % block == 0 for n in sizes):
+            chosen = random(pattern=jaxsparse.block(block, block))
+            form = f"block:{block}x{block}"
+            compressed[form] = sparse.compress(params, chosen, format=form)
+    for form, small in compressed.items():
+        forms[form] = tx, (copy(small), tx.init(small)), small
+    calls, notes = {}, {}
+    for form, (wrapped, state, kept) in forms.items():
+        calls[form], peak = training(wrapped, state, *examples)
+        notes[form] = [size(sparse.nbytes(kept)), size(peak)]
+    return calls, notes
+
+
+def convolution(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]]:
+    """The same for a convolution."""
+    inputs, outputs, side, window, stride, batch = CONVOLUTIONS[name]
+    keys = jax.random.split(jax.random.key(0), 3)
+    values = jax.random.normal(keys[0], (window, window, inputs, outputs))
+    mask = jax.random.bernoulli(keys[1], 1 - sparsity, values.shape)
+    x = jax.random.normal(keys[2], (batch, side, side, inputs))
+    kernel, strides = sparse.CSR.from_dense(values, mask), (stride, stride)
+    pads = jax.lax.padtype_to_pads((side, side), (window, window), strides, "SAME")
+    kept = Format(Layout((3, 1, 2, 0)), x.sharding)
+
+    def dense(x: jax.Array, values: Any) -> jax.Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, values, strides, pads, dimension_numbers=numbers)
+
+    def masked(x: jax.Array, values: Any) -> jax.Array:
+        return dense(x, jnp.where(mask, values, 0.0))
+
+    def csr(x: jax.Array, kernel: Any) -> jax.Array:
+        return kernel.convolve(x, strides=strides, padding=pads)
+
+    calls, notes = {}, {}
+    for form, function, weights, order in (
+        ("dense", dense, values, x.format),
+        ("masks", masked, values, x.format),
+        ("csr", csr, kernel, kept),
+    ):
+
+        def step(x: jax.Array, weights: Any, grads: Any, function: Any = function) -> Any:
+            found, pull = jax.vjp(function, x, weights)
+            return found, *pull(grads)
+
+        grads = jax.jit(function)(x, weights)
+        program = jax.jit(
+            step, in_shardings=(order, None, order), out_shardings=(order, order, None)
+        )
+        given = jax.device_put(x, order), weights, jax.device_put(grads, order)
+        compiled = program.lower(*given).compile()
+        calls[form] = lambda run=compiled, given=given: jax.block_until_ready(run(*given))
+        peak = compiled.memory_analysis().temp_size_in_bytes
+        notes[form] = [size(sparse.nbytes(weights)), size(peak)]
+    return calls, notes
+
+
+TABLES = {"networks": (NETWORKS, network), "convolutions": (CONVOLUTIONS, convolution)}
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="1024,4096,1024", help="units of the layers")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--block", type=int, default=64, help="side of a block")
+    parser.add_argument("--table", default=",".join(TABLES), help="networks, convolutions")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--sparsity", default="0.8,0.9,0.95,0.98")
     parser.add_argument("--turns", type=int, default=15)
     args = parser.parse_args()
-    sizes = [int(text) for text in args.sizes.split(",")]
-    found = sparse.backends()["csr"]
-    print(f"csr kernel: {'compiled' if found.compiled else 'that of XLA'}, {found.why}\n")
-    rows = []
-    for sparsity in SPARSITIES:
-        rows += measure(sizes, args.batch, sparsity, args.block, args.turns)
-    print(markdown(["", "ms a step", "times as fast as dense", "bytes kept"], rows))
+    for name, found in sparse.backends().items():
+        print(f"{name}: {'compiled' if found.compiled else 'XLA'}, {found.why}")
+    for table in args.table.split(","):
+        names, make = TABLES[table]
+        names = [name for name in names if args.only in name]
+        rows = []
+        for name, text in itertools.product(names, args.sparsity.split(",")):
+            calls, notes = make(name, float(text))
+            take_turns(calls, 2)  # compiles
+            spent = take_turns(calls, args.turns)
+            for form, seconds in spent.items():
+                median = 1000 * sorted(seconds)[len(seconds) // 2]
+                fast = 1 / ratio(seconds, spent["dense"])
+                what = f"{name}, {100 * float(text):g}%, {form}"
+                rows.append([what, f"{median:.2f}", f"{fast:.1f}", *notes[form]])
+        head = ["", "ms a step", "times as fast as dense", "bytes kept", "peak bytes"]
+        print(f"\n{markdown(head, rows)}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import patterns
-from jaxsparse.sparse import _layout, _pallas
+from jaxsparse.sparse import _kernels, _layout, _pallas
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
 
@@ -66,14 +67,14 @@ class BlockPlaces(_layout.Places):
         return self.inputs.shape[-1:]
 
     def gather_layer(self, matrix: Array) -> Array:
-        rows, columns = _tiles(matrix.shape, self.size)
+        rows, columns = _grid(matrix.shape, self.size)
         blocks = matrix.reshape(rows, self.size[0], columns, self.size[1]).transpose(0, 2, 1, 3)
         living = (jnp.arange(len(self.inputs)) < self.count)[:, None, None]
         return jnp.where(living, blocks[self.inputs, self.outputs], jnp.zeros((), matrix.dtype))
 
     def spread_layer(self, values: Array) -> Array:
         sizes = _layout.sizes(self.shape, self.axes)
-        rows, columns = _tiles(sizes, self.size)
+        rows, columns = _grid(sizes, self.size)
         living = jnp.arange(len(values)) < self.count
         where = jnp.where(living, self.inputs, rows), self.outputs
         blocks = jnp.zeros((rows, columns, *self.size), values.dtype)
@@ -151,17 +152,18 @@ class Block(_layout.Compressed):
 
         Args:
           x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
-          via: "xla" for one batched product of gathered tiles; "pallas" for the kernels of
-            `_pallas.py`, which nobody has measured yet, compiled on a GPU or a TPU and interpreted
-            (slowly: for tests) elsewhere; "auto" for these on a GPU or a TPU where they hold such
-            blocks, else for "xla".
+          via: "compiled" for the C++ kernel of a CPU; "xla" for one batched product of gathered
+            tiles; "pallas" for the kernels of `_pallas.py`, which nobody has measured yet, compiled
+            on a GPU or a TPU and interpreted (slowly: for tests) elsewhere; "auto" for the first of
+            these that this backend has for such blocks.
 
         Returns:
-          `(..., outputs)`.
+          `(..., outputs)`. The compiled kernel computes types below float32 in float32.
 
         Raises:
           ValueError: shapes that do not fit, or blocks that the Pallas kernel of the device
             cannot hold, asked for by name.
+          KernelError: no compiled kernel, and `via` asks for it.
 
         Example:
           >>> import jax.numpy as jnp
@@ -172,46 +174,65 @@ class Block(_layout.Compressed):
         """
         inputs, outputs = _layout.sizes(self.places.shape, self.places.axes)
         rows = _layout.as_rows(x, inputs)
-        tiles = rows.reshape(rows.shape[0], -1, self.places.size[0]).transpose(1, 0, 2)
-        kind = jnp.promote_types(x.dtype, self.dtype)
+        found = self._pair(_PRODUCT.product, via, rows, (rows.shape[0], outputs))
+        return found.reshape(*x.shape[:-1], outputs)
+
+    def _pair(self, product: Any, via: str, x: Array, shape: tuple[int, int]) -> Array:
+        out = jnp.promote_types(x.dtype, self.dtype)
+        form = self._form(via, out)
+        kind = jnp.float32 if form == "compiled" else out
         living = self.values.astype(kind)
-        pallas = _pallas.choose(via, self.places.size, kind)
-        shape = (outputs // self.places.size[1], rows.shape[0], self.places.size[1])
-        y = _PRODUCT.product(pallas, shape, self.places, living, tiles.astype(kind))
-        return y.transpose(1, 0, 2).reshape(*x.shape[:-1], outputs)
+        return product(form, shape, self.places, living, x.astype(kind)).astype(out)
+
+    def _form(self, via: str, kind: Any) -> str:
+        if via == "auto" and _kernels.portable():
+            return "xla"
+        if via in ("auto", "pallas") and _pallas.choose(via, self.places.size, kind):
+            return "pallas"
+        compiled = _kernels.choose(via) and _kernels.accumulator(kind) == jnp.float32
+        return "compiled" if compiled else "xla"
 
 
-def _forward(pallas: bool, shapes: Shapes, places: BlockPlaces, values: Array, x: Array) -> Array:
-    """`(rows of blocks, batch, inputs of one) -> (columns of blocks, batch, outputs of one)`."""
-    if pallas:
+def _forward(form: str, shapes: Shapes, places: BlockPlaces, values: Array, x: Array) -> Array:
+    """`(batch, inputs) -> (batch, outputs)`."""
+    if form == "compiled":
+        return _compiled(shapes.g, places, values, x, transposed=False)
+    tiles = _tiles(x, places.size[0])
+    if form == "pallas":
         every = jnp.arange(len(values), dtype=jnp.int32)
         pairs = every, places.inputs, places.outputs, places.count
-        return _pallas.product(shapes.g.shape, pairs, values, x, turned=False)
-    each = jnp.einsum("nbi,nio->nbo", x[places.inputs], values)
-    return jax.ops.segment_sum(each, places.outputs, shapes.g.shape[0], indices_are_sorted=True)
+        to = _sizes(shapes.g.shape, places.size[1])
+        return _untiled(_pallas.product(to, pairs, values, tiles, turned=False))
+    each = jnp.einsum("nbi,nio->nbo", tiles[places.inputs], values)
+    return _sum(each, places.outputs, shapes.g.shape)
 
 
-def _backward(
-    pallas: bool, shapes: Shapes, places: BlockPlaces, values: Array, grads: Array
-) -> Array:
-    order = places.order
+def _backward(form: str, shapes: Shapes, places: BlockPlaces, values: Array, g: Array) -> Array:
+    """`(batch, outputs) -> (batch, inputs)`."""
+    if form == "compiled":
+        return _compiled(shapes.x, places, values, g, transposed=True)
+    order, tiles = places.order, _tiles(g, places.size[1])
     outputs, rows = places.outputs[order], places.inputs[order]
-    if pallas:
+    if form == "pallas":
         pairs = order, outputs, rows, places.count
-        return _pallas.product(shapes.x.shape, pairs, values, grads, turned=True)
-    each = jnp.einsum("nbo,nio->nbi", grads[outputs], values[order])
-    return jax.ops.segment_sum(each, rows, shapes.x.shape[0], indices_are_sorted=True)
+        to = _sizes(shapes.x.shape, places.size[0])
+        return _untiled(_pallas.product(to, pairs, values, tiles, turned=True))
+    each = jnp.einsum("nbo,nio->nbi", tiles[outputs], values[order])
+    return _sum(each, rows, shapes.x.shape)
 
 
-def _of_values(pallas: bool, shapes: Shapes, places: BlockPlaces, x: Array, grads: Array) -> Array:
-    if pallas:
-        return _pallas.of_values((places.inputs, places.outputs, places.count), x, grads)
-    found = jnp.einsum("nbi,nbo->nio", x[places.inputs], grads[places.outputs])
+def _of_values(form: str, shapes: Shapes, places: BlockPlaces, x: Array, g: Array) -> Array:
+    if form == "compiled":
+        operands = places.inputs, places.outputs, places.count, x, g
+        return _kernels.call("block_values", shapes.values, *operands, batched=(3, 4))
+    inputs, outputs = _tiles(x, places.size[0]), _tiles(g, places.size[1])
+    if form == "pallas":
+        return _pallas.of_values((places.inputs, places.outputs, places.count), inputs, outputs)
+    found = jnp.einsum("nbi,nbo->nio", inputs[places.inputs], outputs[places.outputs])
     living = jnp.arange(len(found)) < places.count
     return jnp.where(living[:, None, None], found, jnp.zeros((), found.dtype))
 
 
-_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values, folds=(1, 1))
 _MATRIX = Axes((0,), (1,))
 
 
@@ -221,6 +242,36 @@ def _chosen(alive: Array, size: tuple[int, ...]) -> tuple[patterns.Pattern, Arra
     return pattern, pattern.gather(alive.astype(jnp.float32), _MATRIX) > 0
 
 
-def _tiles(sizes: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, int]:
+def _grid(sizes: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of blocks."""
     return sizes[0] // size[0], sizes[1] // size[1]
+
+
+def _compiled(shape: Any, places: BlockPlaces, values: Array, x: Array, *, transposed: bool) -> Any:
+    found = places.inputs, places.outputs, places.order, places.count
+    return _kernels.call(
+        "block_product", shape, *found, values, x, batched=(5, -1), transposed=transposed
+    )
+
+
+def _tiles(x: Array, size: int) -> Array:
+    """`(blocks, batch, size)`."""
+    return x.reshape(x.shape[0], -1, size).transpose(1, 0, 2)
+
+
+def _sum(each: Array, to: Array, shape: tuple[int, int]) -> Array:
+    count = shape[1] // each.shape[2]
+    return _untiled(jax.ops.segment_sum(each, to, count, indices_are_sorted=True))
+
+
+def _sizes(shape: tuple[int, int], size: int) -> tuple[int, int, int]:
+    """Of the tiles of a matrix `(batch, units)`."""
+    return shape[1] // size, shape[0], size
+
+
+def _untiled(tiles: Array) -> Array:
+    """`(batch, units)`."""
+    return tiles.transpose(1, 0, 2).reshape(tiles.shape[1], -1)
+
+
+_PRODUCT = Trilinear("block_product", _forward, _backward, _of_values, folds=(0, 0))

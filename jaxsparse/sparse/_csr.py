@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import sparse as jax_sparse
 
-from jaxsparse.sparse import _kernels, _layout, _portable
+from jaxsparse.sparse import _kernels, _layout, _portable, _windows
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.sparse._windows import Window
 from jaxsparse.types import Array, Axes, AxesSpec
@@ -156,14 +156,14 @@ class CSR(_layout.Compressed):
         return found.reshape(*x.shape[:-1], outputs)
 
     def _convolution(self, x: Array, window: Window, shape: tuple[int, ...], via: str) -> Array:
-        kind = jnp.promote_types(x.dtype, self.dtype)
-        if not _kernels.choose(via) or _layout.computed_in(kind) != jnp.float32:
-            return super()._convolution(x, window, shape, "xla")
+        kind = _kernels.accumulator(jnp.promote_types(x.dtype, self.dtype))
+        if not _kernels.choose(via) or kind != jnp.float32:
+            return self.product(_windows.patches(x, window, shape[1:-1]), via="xla")
         return self._pair(_PRODUCT.product, via, window, x, shape)
 
     def _pair(self, form: Any, via: str, window: Window, x: Array, shape: tuple[int, ...]) -> Array:
         out = jnp.promote_types(x.dtype, self.dtype)
-        kind = _layout.computed_in(out)
+        kind = _kernels.accumulator(out)
         fast = _kernels.choose(via) and kind == jnp.float32
         living = self.values.astype(kind)
         return form((fast, window), shape, self.places, living, x.astype(kind)).astype(out)
@@ -174,21 +174,22 @@ _Static = tuple[bool, Window]
 
 def _forward(static: _Static, shapes: Shapes, places: CSRPlaces, values: Array, x: Array) -> Array:
     """`(batch, inputs) -> (batch, outputs)`, or images likewise."""
-    if not static[0]:
-        return _xla(places.ends, places.inputs, values, x)
-    return _kernels.call(
-        "csr_forward", shapes.g, static[1], places.ends, places.inputs, values, x, batched=(3,)
-    )
+    fast, window = static
+    rows = places.ends, places.inputs
+    if not fast:
+        return _xla(*rows, values, x)
+    sizes = window.numbers()
+    return _kernels.call("csr_forward", shapes.g, *rows, values, x, batched=(3, -1), sizes=sizes)
 
 
 def _backward(static: _Static, shapes: Shapes, places: CSRPlaces, values: Array, g: Array) -> Array:
     """`(batch, outputs) -> (batch, inputs)`, or images likewise."""
+    fast, window = static
     rows = places.ends_of_inputs, places.outputs
-    if not static[0]:
+    if not fast:
         return _xla(*rows, values[places.order], g)
-    return _kernels.call(
-        "csr_transposed", shapes.x, static[1], *rows, places.order, values, g, batched=(4,)
-    )
+    operands, sizes = (*rows, places.order, values, g), window.numbers()
+    return _kernels.call("csr_transposed", shapes.x, *operands, batched=(4, -1), sizes=sizes)
 
 
 def _xla(ends: Array, columns: Array, values: Array, x: Array) -> Array:
@@ -201,9 +202,10 @@ def _xla(ends: Array, columns: Array, values: Array, x: Array) -> Array:
 
 def _of_values(static: _Static, shapes: Shapes, places: CSRPlaces, x: Array, g: Array) -> Array:
     """The gradient of the values: of each the inner product of its input and its output."""
-    if static[0]:
-        entries = places.ends, places.inputs
-        return _kernels.call("csr_values", shapes.values, static[1], *entries, x, g, batched=(2, 3))
+    fast, window = static
+    if fast:
+        operands, sizes = (places.ends, places.inputs, x, g), window.numbers()
+        return _kernels.call("csr_values", shapes.values, *operands, batched=(2, 3), sizes=sizes)
     rows = _rows_of(places)
     found = (g.T @ x)[jnp.minimum(rows, g.shape[1] - 1), places.inputs]
     living = jnp.arange(len(places.inputs)) < places.ends[-1]

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jaxsparse.checks import check_choice
-from jaxsparse.sparse._windows import Window
 from jaxsparse.types import Array
 
 _SOURCE = Path(__file__).parent / "_cpu" / "kernels.cc"
@@ -31,7 +30,7 @@ _FLAGS = (
     *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"),
     "-ffp-contract=fast",
 )
-_TARGETS = ("csr_forward", "csr_transposed", "csr_values")
+_TARGETS = ("csr_forward", "csr_transposed", "csr_values", "block_product", "block_values")
 _KERNELS = ("auto", "compiled", "xla")
 _PORTABLE = "portable"
 _meant = jax.make_user_context(default_value="auto")
@@ -136,33 +135,34 @@ def choose(kernel: str) -> bool:
     return found.compiled
 
 
-def call(
-    target: str, shape: Any, window: Window, *operands: Array, batched: Sequence[int]
-) -> Array:
+def call(target: str, shape: Any, *operands: Array, batched: Sequence[int], **given: Any) -> Array:
     """The result of a kernel.
 
     Args:
       target: its name.
-      shape: of the result, which is numbered by examples unless it has one axis.
-      window: over images.
+      shape: of the result.
       operands: in its order.
-      batched: those that are numbered by examples, whose first axis is the fastest in memory.
+      batched: the operands whose first axis numbers examples, which is the fastest in memory; -1
+        for the result.
+      given: its attributes.
     """
 
-    def order(ndim: int) -> tuple[int, ...]:
-        return (ndim - 1, *range(1, ndim - 1), 0) if ndim > 1 else (0,)
+    def order(ndim: int, last: bool) -> tuple[int, ...]:
+        return (ndim - 1, *range(1, ndim - 1), 0) if last else tuple(range(ndim))
 
-    layouts = [
-        order(x.ndim) if i in batched else tuple(range(x.ndim)) for i, x in enumerate(operands)
-    ]
     function = jax.ffi.ffi_call(
         f"jaxsparse_{target}",
         shape,
         vmap_method="sequential",
-        input_layouts=layouts,
-        output_layouts=order(len(shape.shape)),
+        input_layouts=[order(x.ndim, i in batched) for i, x in enumerate(operands)],
+        output_layouts=order(len(shape.shape), -1 in batched),
     )
-    return function(*operands, sizes=np.array(window.numbers(), np.int64))
+    return function(*operands, **given)
+
+
+def accumulator(dtype: Any) -> Any:
+    """The type that products of this one are computed in."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def cache_folder() -> Path:

@@ -32,7 +32,6 @@ __all__ = [
     "as_rows",
     "by_layer",
     "checked",
-    "computed_in",
     "each",
     "flat",
     "is_compressed",
@@ -277,8 +276,3 @@ def as_rows(x: Array, size: int, name: str = "x", what: str = "inputs") -> Array
     if x.ndim < 1 or x.shape[-1] != size:
         raise ValueError(f"{name} must end with the {size} {what} of the kernel, got {x.shape}.")
     return x.reshape(-1, size)
-
-
-def computed_in(kind: Any) -> Any:
-    """The type that a product of this type is computed in: float32 at least."""
-    return kind if jnp.finfo(kind).bits >= 32 else jnp.dtype(jnp.float32)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.types import Array, Axes
 
@@ -26,12 +27,13 @@ class Window(NamedTuple):
     pads: tuple[int, ...] = ()
     units: tuple[int, ...] = (1,)
 
-    def numbers(self) -> tuple[int, ...]:
+    def numbers(self) -> np.ndarray:
         """As the compiled kernels take it: of two axes size, stride and padding, then units."""
         axes = list(zip(self.sizes, self.strides, self.pads, strict=True))
         missing = 2 - len(axes)
         units = (0,) * missing + self.units
-        return tuple(n for axis in [(1, 1, 0)] * missing + axes for n in axis) + units
+        first = [n for axis in [(1, 1, 0)] * missing + axes for n in axis]
+        return np.array([*first, *units], np.int64)
 
 
 def window(
@@ -61,11 +63,7 @@ def window(
             f"shape {image}."
         )
     strides = (1,) * count if strides is None else tuple(strides)
-    padding = (
-        ((0, 0),) * count
-        if padding is None
-        else tuple((before, after) for before, after in padding)
-    )
+    padding = ((0, 0),) * count if padding is None else tuple((*pair,) for pair in padding)
     if len(strides) != count or any(s < 1 for s in strides):
         raise ValueError(f"strides must be {count} numbers of at least 1, got {strides}.")
     if len(padding) != count or any(len(p) != 2 or min(p) < 0 for p in padding):

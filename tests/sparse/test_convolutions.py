@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsparse import sparse
@@ -49,47 +49,54 @@ def check(values, mask, x, strides, padding, axes, via):
         small = dataclasses.replace(kernel, values=living)
         return small.convolve(x, strides=strides, padding=padding, via=via)
 
-    found, pull = jax.vjp(convolve, x, kernel.values)
-    want, back = jax.vjp(lambda x, w: reference(x, w, mask, strides, padding, axes), x, values)
-    close(found, want)
-    grads = jnp.sin(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
-    (of_x, of_living), (want_x, want_w) = pull(grads), back(grads)
-    close(of_x, want_x)
-    close(kernel.spread(of_living), want_w)
+    def dense(x, values):
+        return reference(x, values, mask, strides, padding, axes)
+
+    @jax.jit
+    def both(x, living, values):
+        found, pull = jax.vjp(convolve, x, living)
+        want, back = jax.vjp(dense, x, values)
+        grads = jnp.sin(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
+        of_x, of_living = pull(grads)
+        return (found, of_x, kernel.spread(of_living)), (want, *back(grads))
+
+    jax.tree.map(close, *both(x, kernel.values, values))
 
 
+CASES = {  # window, channels, image, batch, strides, padding, axes, sparsity
+    "same": ((3, 3), (5, 6), (6, 6), 64, (1, 1), (1, 1, 1, 1), "flax", 0.7),
+    "strides 2": ((3, 3), (3, 4), (7, 9), 130, (2, 2), (1, 1, 0, 1), "equinox", 0.7),
+    "5x5": ((5, 5), (3, 2), (8, 8), 7, (1, 1), (2, 2, 2, 2), "equinox", 0.5),
+    "1x1, strides 2": ((1, 1), (16, 8), (5, 5), 64, (2, 2), (0, 0, 0, 0), "flax", 0.9),
+    "1x1": ((1, 1), (4, 3), (5, 4), 20, (1, 1), (0, 0, 0, 0), "equinox", 0.5),
+    "more padding than image": ((3, 2), (4, 3), (1, 1), 1, (3, 2), (2, 1, 1, 1), "flax", 0.5),
+    "dead": ((3, 3), (3, 2), (4, 13), 64, (2, 3), (1, 1, 1, 1), "flax", 1.0),
+    "empty rows": ((2, 2), (70, 20), (2, 2), 300, (1, 1), (0, 1, 0, 1), "flax", 0.99),
+    "a slice of the batch": ((3, 3), (256, 6), (3, 7), 136, (1, 1), (1, 1, 1, 1), "flax", 0.95),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("via", VIA)
-@settings(max_examples=12, deadline=None)
-@example((3, 3), (5, 6), (6, 6), 64, (1, 1), (1, 1, 1, 1), "flax", 0.7)
-@example((3, 3), (3, 4), (7, 9), 130, (2, 2), (1, 1, 0, 1), "equinox", 0.7)
-@example((5, 5), (3, 2), (8, 8), 7, (1, 1), (2, 2, 2, 2), "equinox", 0.5)
-@example((1, 1), (16, 8), (5, 5), 64, (2, 2), (0, 0, 0, 0), "flax", 0.9)
-@example((1, 1), (4, 3), (5, 4), 20, (1, 1), (0, 0, 0, 0), "equinox", 0.5)
-@example((3, 2), (4, 3), (1, 1), 1, (3, 2), (2, 1, 1, 1), "flax", 0.5)
-@example((3, 3), (3, 2), (4, 13), 64, (2, 3), (1, 1, 1, 1), "flax", 1.0)
-@example((2, 2), (70, 20), (2, 2), 300, (1, 1), (0, 1, 0, 1), "flax", 0.98)
+def test_of_any_geometry(via, name):
+    *_, strides, pads, axes, sparsity = found = CASES[name]
+    values, mask, x = case(*found[:4], sparsity, axes)
+    check(values, mask, x, strides, (pads[:2], pads[2:]), axes, via)
+
+
+@COMPILED
+@settings(max_examples=5, deadline=None)
 @given(
     window=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     image=st.tuples(st.integers(5, 9), st.integers(5, 9)),
     batch=st.sampled_from([1, 7, 16, 64, 130]),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     pads=st.tuples(*[st.integers(0, 3)] * 4),
     axes=st.sampled_from(["flax", "equinox"]),
-    sparsity=st.sampled_from([0.5, 0.95]),
 )
-def test_of_any_geometry(via, window, channels, image, batch, strides, pads, axes, sparsity):
-    """Windows, strides, paddings, batches, axes; empty rows and kernels that are dead."""
-    values, mask, x = case(window, channels, image, batch, sparsity, axes)
-    check(values, mask, x, strides, (pads[:2], pads[2:]), axes, via)
-
-
-@pytest.mark.parametrize("via", VIA)
-def test_a_slice_of_the_batch_at_a_time(via):
-    """Where rows of the input are more than the cache holds."""
-    values, mask, x = case((3, 3), (256, 6), (3, 7), 136, 0.95)
-    check(values, mask, x, (1, 1), ((1, 1), (1, 1)), "flax", via)
-    check(values, mask, x, (2, 2), ((1, 1), (1, 1)), "flax", via)
+def test_of_geometries_that_nobody_thought_of(window, image, batch, strides, pads, axes):
+    values, mask, x = case(window, (3, 2), image, batch, 0.5, axes)
+    check(values, mask, x, strides, (pads[:2], pads[2:]), axes, "compiled")
 
 
 @pytest.mark.parametrize("via", VIA)

@@ -16,9 +16,10 @@ struct Rows {
   const int32_t* starts;   // of tap t of row o: starts[o * taps + t]; they end where the next begin
   const int32_t* columns;  // where a weight reads, in units of `unit` floats
   const int32_t* order;    // which value is whose; null where they are in turn
-  const float* values;
+  const float* values;     // in turn, whatever the order
   int64_t unit, shift;     // `shift` floats are added for all
   std::vector<int32_t> kept_starts, kept_columns, kept_order;
+  std::vector<float> kept_values;
 
   Rows(const Plan& plan, const Image& in, const int32_t* starts, const int32_t* columns,
        const int32_t* order, const float* values)
@@ -27,7 +28,18 @@ struct Rows {
   Rows(const Rows&) = delete;
 
   int64_t count(int64_t rows) const { return starts[rows * taps]; }
-  float value(int64_t k) const { return values[order ? order[k] : k]; }
+
+  // The values into the order once, where every tile would look for them.
+  void SortValues(ffi::ThreadPool pool, int64_t count) {
+    if (!order || !values) return;
+    constexpr int64_t kPiece = 1 << 14;
+    kept_values.resize(count);
+    InParallel(pool, (count + kPiece - 1) / kPiece, count * 4, [&](int64_t i) {
+      for (int64_t k = i * kPiece; k < std::min(count, (i + 1) * kPiece); ++k)
+        kept_values[k] = values[order[k]];
+    });
+    values = kept_values.data();
+  }
 
   void Keep(int64_t rows, int64_t count, int64_t batch) {
     kept_starts.resize(rows * taps + 1);
@@ -106,7 +118,7 @@ inline void ProductTile(const Rows& w, const Tile& t, int64_t o, const float* x,
     for (const auto& [a, b] : t.taps)
       for (int64_t k = starts[a]; k < starts[b]; ++k) {
         const float* from = x + w.columns[k] * w.unit;
-        const float value = w.value(k);
+        const float value = w.values[k];
         for (int i = 0; i < t.length; ++i) y[i] += value * from[i];
       }
   } else {
@@ -115,7 +127,7 @@ inline void ProductTile(const Rows& w, const Tile& t, int64_t o, const float* x,
     for (const auto& [a, b] : t.taps)
       for (int64_t k = starts[a]; k < starts[b]; ++k) {
         const float* from = x + w.columns[k] * w.unit;
-        const float value = w.value(k);
+        const float value = w.values[k];
         for (int p = 0; p < P; ++p)
           for (int j = 0; j < V; ++j) sum[p][j] += value * Load(from + p * step + kLanes * j);
       }

@@ -138,7 +138,9 @@ struct Plan {
       }
     for (int& r : rank)
       if (r < 0) r = base++;  // no pixel of the output has this tap
-    const int64_t row = in.channels * g.rows.size * in.width * sizeof(float);
+    // Of matrices nothing is read again, and wide tiles are worth more.
+    const int64_t row =
+        in.plane() == 1 ? 0 : in.channels * g.rows.size * in.width * int64_t{sizeof(float)};
     int64_t slice = out.batch;
     while (slice > kSlice && row * slice > kCache) slice = (slice / 2 + kSlice - 1) / kSlice * kSlice;
     for (int64_t first = 0; first < out.batch; first += slice)

@@ -1,6 +1,7 @@
 // Sparse products on a CPU, as XLA custom calls. Compiled on the machine that runs them, so that the
 // compiler knows its instructions.
 
+#include "block.h"
 #include "csr.h"
 #include "images.h"
 #include "vectors.h"
@@ -9,6 +10,9 @@ namespace {
 
 using Ints = ffi::Buffer<ffi::S32, 1>;
 using Floats = ffi::Buffer<ffi::F32, 1>;
+using Count = ffi::Buffer<ffi::S32, 0>;
+using Matrix = ffi::Buffer<ffi::F32, 2>;
+using Cube = ffi::Buffer<ffi::F32, 3>;
 using Sizes = ffi::Span<const int64_t>;
 
 inline float* Data(ffi::Result<ffi::AnyBuffer>& b) { return b->typed_data<float>(); }
@@ -22,6 +26,7 @@ ffi::Error CsrForward(ffi::ThreadPool pool, Ints ends, Ints inputs, Floats value
   const Plan plan(g, out, in, false);
   Rows w(plan, in, ends.typed_data(), inputs.typed_data(), nullptr, values.typed_data());
   SortTaps(pool, g, plan, in, out.channels, w);
+  w.SortValues(pool, w.count(out.channels));
   CsrProduct(pool, plan, w, in, out, Data(x), Data(y));
   return ffi::Error::Success();
 }
@@ -35,6 +40,7 @@ ffi::Error CsrTransposed(ffi::ThreadPool pool, Ints ends, Ints outputs, Ints ord
   Rows w(plan, in, ends.typed_data(), outputs.typed_data(), order.typed_data(),
          values.typed_data());
   JoinTaps(pool, g, plan, in, out.channels, w);
+  w.SortValues(pool, w.count(out.channels));
   CsrProduct(pool, plan, w, in, out, Data(y), Data(x));
   return ffi::Error::Success();
 }
@@ -52,8 +58,70 @@ ffi::Error CsrValues(ffi::ThreadPool pool, Ints ends, Ints inputs, ffi::AnyBuffe
   return ffi::Error::Success();
 }
 
+// y of x, or x of y where `transposed`; `order` sorts the blocks by inputs.
+ffi::Error BlockProducts(ffi::ThreadPool pool, Ints inputs, Ints outputs, Ints order,
+                         Count count, Cube values, Matrix x,
+                         ffi::Result<Matrix> y, bool transposed) {
+  const Blocks w{values.dimensions()[1], values.dimensions()[2], values.typed_data()};
+  const int64_t batch = x.dimensions()[0], units = y->dimensions()[1];
+  const int32_t* to = (transposed ? inputs : outputs).typed_data();
+  const int32_t* from = (transposed ? outputs : inputs).typed_data();
+  const int32_t* turns = transposed ? order.typed_data() : nullptr;
+  const int32_t living = *count.typed_data();
+  std::vector<int32_t> sorted;
+  if (transposed) {  // without the empty ones
+    for (int64_t k = 0; k < inputs.element_count(); ++k)
+      if (turns[k] < living) sorted.push_back(turns[k]);
+    turns = sorted.data();
+  }
+  const Groups groups(units / (transposed ? w.inputs : w.outputs), living, to, turns);
+  if (batch >= kLanes) {
+    BlockProduct(pool, w, transposed, groups, turns, from, batch, x.typed_data(), y->typed_data());
+    return ffi::Error::Success();
+  }
+  const auto in = Widened(x.typed_data(), x.dimensions()[1], batch);
+  std::vector<float> out(units * kLanes);
+  BlockProduct(pool, w, transposed, groups, turns, from, kLanes, in.data(), out.data());
+  for (int64_t i = 0; i < units; ++i)
+    std::copy_n(&out[i * kLanes], batch, y->typed_data() + i * batch);
+  return ffi::Error::Success();
+}
+
+// Of the values; of those behind the last living one 0.
+ffi::Error BlockValues(ffi::ThreadPool pool, Ints inputs, Ints outputs,
+                       Count count, Matrix x, Matrix y,
+                       ffi::Result<Cube> d) {
+  const Blocks w{d->dimensions()[1], d->dimensions()[2], nullptr};
+  const int64_t living = *count.typed_data();
+  const Groups groups(y.dimensions()[1] / w.outputs, living, outputs.typed_data(), nullptr);
+  std::fill(d->typed_data() + living * w.size(), d->typed_data() + d->element_count(), 0.0f);
+  BlockGradient(pool, w, groups, inputs.typed_data(), x.dimensions()[0], x.typed_data(),
+                y.typed_data(), d->typed_data());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(block_product, BlockProducts,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Count>()
+                                  .Arg<Cube>()
+                                  .Arg<Matrix>()
+                                  .Ret<Matrix>()
+                                  .Attr<bool>("transposed"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(block_values, BlockValues,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Count>()
+                                  .Arg<Matrix>()
+                                  .Arg<Matrix>()
+                                  .Ret<Cube>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(csr_forward, CsrForward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
