@@ -68,13 +68,13 @@ class BlockPlaces(_layout.Places):
     def gather_layer(self, matrix: Array) -> Array:
         rows, columns = _tiles(matrix.shape, self.size)
         blocks = matrix.reshape(rows, self.size[0], columns, self.size[1]).transpose(0, 2, 1, 3)
-        living = (jnp.arange(len(self.inputs)) < self.count)[:, None, None]
+        living = (jnp.arange(len(self.inputs), dtype=jnp.int32) < self.count)[:, None, None]
         return jnp.where(living, blocks[self.inputs, self.outputs], jnp.zeros((), matrix.dtype))
 
     def spread_layer(self, values: Array) -> Array:
         sizes = _layout.sizes(self.shape, self.axes)
         rows, columns = _tiles(sizes, self.size)
-        living = jnp.arange(len(values)) < self.count
+        living = jnp.arange(len(values), dtype=jnp.int32) < self.count
         where = jnp.where(living, self.inputs, rows), self.outputs
         blocks = jnp.zeros((rows, columns, *self.size), values.dtype)
         blocks = blocks.at[where].set(values, mode="drop")
@@ -202,7 +202,7 @@ def _of_values(pallas: bool, shapes: Shapes, places: BlockPlaces, x: Array, grad
     if pallas:
         return _pallas.of_values((places.inputs, places.outputs, places.count), x, grads)
     found = jnp.einsum("nbi,nbo->nio", x[places.inputs], grads[places.outputs])
-    living = jnp.arange(len(found)) < places.count
+    living = jnp.arange(len(found), dtype=jnp.int32) < places.count
     return jnp.where(living[:, None, None], found, jnp.zeros((), found.dtype))
 
 

@@ -176,7 +176,7 @@ class CSR(_layout.Compressed):
         if x.ndim != 2 or x.shape[0] != inputs:
             raise ValueError(f"x must be ({inputs} inputs, batch), got {x.shape}.")
         out = jnp.promote_types(x.dtype, self.dtype)
-        kind = jnp.promote_types(out, jnp.float32)
+        kind = jnp.dtype(jnp.float64 if out == jnp.float64 else jnp.float32)
         fast = _kernels.choose(via) and kind == jnp.float32
         shape = (len(self.places.ends) - 1, x.shape[1])
         living = self.values.astype(kind)
@@ -215,7 +215,7 @@ def _of_values(fast: bool, _: Any, places: CSRPlaces, x: Array, grads: Array) ->
     else:
         rows = _rows_of(places)
         found = (grads @ x.T)[jnp.minimum(rows, grads.shape[0] - 1), places.inputs]
-    living = jnp.arange(len(places.inputs)) < places.ends[-1]
+    living = jnp.arange(len(places.inputs), dtype=jnp.int32) < places.ends[-1]
     return jnp.where(living, found, jnp.zeros((), found.dtype))
 
 

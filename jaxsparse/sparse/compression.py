@@ -53,7 +53,7 @@ def compress(
         "channels" for `channel`, also with dead input units. Or `{path regex: format}`; the first
         that matches counts, and every leaf with dead weights needs one.
       axes: what the axes of the kernels mean. Layers along stacked axes have one format and room
-        for as much as the fullest of them; see `Compressed.layers`.
+        for as much as the fullest of them; `kernel.layers()` is what `scan` takes apart.
 
     Returns:
       The same structure, compressed kernels at fixed places where a leaf is sparse: `jax.grad`,
