@@ -69,13 +69,13 @@ class BlockPlaces(_layout.Places):
     def gather_layer(self, matrix: Array) -> Array:
         rows, columns = _grid(matrix.shape, self.size)
         blocks = matrix.reshape(rows, self.size[0], columns, self.size[1]).transpose(0, 2, 1, 3)
-        living = (jnp.arange(len(self.inputs)) < self.count)[:, None, None]
+        living = (jnp.arange(len(self.inputs), dtype=jnp.int32) < self.count)[:, None, None]
         return jnp.where(living, blocks[self.inputs, self.outputs], jnp.zeros((), matrix.dtype))
 
     def spread_layer(self, values: Array) -> Array:
         sizes = _layout.sizes(self.shape, self.axes)
         rows, columns = _grid(sizes, self.size)
-        living = jnp.arange(len(values)) < self.count
+        living = jnp.arange(len(values), dtype=jnp.int32) < self.count
         where = jnp.where(living, self.inputs, rows), self.outputs
         blocks = jnp.zeros((rows, columns, *self.size), values.dtype)
         blocks = blocks.at[where].set(values, mode="drop")
@@ -229,7 +229,7 @@ def _of_values(form: str, shapes: Shapes, places: BlockPlaces, x: Array, g: Arra
     if form == "pallas":
         return _pallas.of_values((places.inputs, places.outputs, places.count), inputs, outputs)
     found = jnp.einsum("nbi,nbo->nio", inputs[places.inputs], outputs[places.outputs])
-    living = jnp.arange(len(found)) < places.count
+    living = jnp.arange(len(found), dtype=jnp.int32) < places.count
     return jnp.where(living[:, None, None], found, jnp.zeros((), found.dtype))
 
 

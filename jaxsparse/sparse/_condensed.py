@@ -63,7 +63,7 @@ class CondensedPlaces(_layout.Places):
         # Weights are listed unit after unit; each goes to its unit's row, behind those before it.
         rows, columns = jnp.nonzero(alive.T, size=units * fan, fill_value=(outputs, 0))
         last = jnp.minimum(rows, outputs - 1)
-        behind = jnp.arange(units * fan) - (jnp.cumsum(fans) - fans)[last]
+        behind = jnp.arange(units * fan, dtype=jnp.int32) - (jnp.cumsum(fans) - fans)[last]
         row = jnp.where(rows < outputs, (jnp.cumsum(fans > 0) - 1)[last], units)
         table = jnp.full((units, fan), inputs, jnp.int32)
         table = table.at[row, behind].set(columns.astype(jnp.int32), mode="drop")

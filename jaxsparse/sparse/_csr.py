@@ -208,7 +208,7 @@ def _of_values(static: _Static, shapes: Shapes, places: CSRPlaces, x: Array, g: 
         return _kernels.call("csr_values", shapes.values, *operands, batched=(2, 3), sizes=sizes)
     rows = _rows_of(places)
     found = (g.T @ x)[jnp.minimum(rows, g.shape[1] - 1), places.inputs]
-    living = jnp.arange(len(places.inputs)) < places.ends[-1]
+    living = jnp.arange(len(places.inputs), dtype=jnp.int32) < places.ends[-1]
     return jnp.where(living, found, jnp.zeros((), found.dtype))
 
 

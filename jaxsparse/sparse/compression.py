@@ -73,7 +73,7 @@ def compress(
         `python -m benchmarks.sparse --tune` measured on this machine; it is "masked", a dense
         product beside a mask, where no other is faster. `explain` says why.
       axes: what the axes of the kernels mean. Layers along stacked axes have one format and room
-        for as much as the fullest of them; see `Compressed.layers`.
+        for as much as the fullest of them; `kernel.layers()` is what `scan` takes apart.
       batch: for "auto": examples that a product sees at once, times positions of a convolution.
 
     Returns:
