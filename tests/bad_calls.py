@@ -48,6 +48,17 @@ CALLS = {
         {"params": PARAMS, "sparsity": {"kernel": 0.5}},
         WHERE | {"params": bad.TREE, "sparsity": bad.REGEXES},
     ),
+    "compact": (
+        {"fn": lambda params: loss(params, BATCH), "params": PARAMS, "masks": MASKS},
+        {
+            "fn": bad.FUNCTION,
+            "params": bad.TREE,
+            "masks": bad.FITTING,
+            "fold_constants": bad.FLAG,
+            "zeros": bad.FLAG,
+            "rebuild": [value for value in bad.FUNCTION if value is not None],
+        },
+    ),
     "constant": ({"fraction": 0.5}, {"fraction": bad.FRACTION}),
     "cosine": (
         {"fraction": 0.5, "stop": 9},

@@ -13,6 +13,7 @@ from jaxsparse.compaction._program import Value, difference, program
 from jaxsparse.compaction._removal import families, find_folds, remove
 from jaxsparse.compaction._units import Units
 from jaxsparse.inner_state import owner_of
+from jaxsparse.masks import check_masks
 from jaxsparse.types import Masks, Params
 
 
@@ -122,6 +123,8 @@ def compact(
       [0, 1, 2]
     """
     check_function("fn", fn, "(params, *args)")
+    trees.check_tree(params)
+    check_masks(masks)
     check_flag("fold_constants", fold_constants)
     check_flag("zeros", zeros)
     if rebuild is not None:
@@ -224,10 +227,10 @@ def _living(params: Params, masks: Masks) -> tuple[list[Any], list[Any]]:
     """
     leaves, alive = [], []
     found = trees.check_same(params, masks, "masks")
-    for (path, leaf), mask in zip(jax.tree.leaves_with_path(params), found, strict=True):
+    for leaf, mask in zip(jax.tree.leaves(params), found, strict=True):
         if not trees.is_array(leaf):
             continue
-        mask = np.ones(leaf.shape, bool) if mask is None else trees.boolean(trees.name(path), mask)
+        mask = np.ones(leaf.shape, bool) if mask is None else mask
         if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (leaf, mask)):
             raise TypeError("params and masks must be arrays, and not traced: they decide shapes.")
         if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):

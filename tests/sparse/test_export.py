@@ -43,9 +43,14 @@ X = jax.device_put(np.random.default_rng(7).normal(size=(5, 12)).astype(np.float
 
 
 @pytest.mark.parametrize(
-    "axes, shape", [("flax", (12, 8)), ("equinox", (8, 12)), ("flax", (2, 2, 3, 8))]
+    "kind, axes, shape",
+    [
+        ("bcoo", "flax", (12, 8)),
+        ("bcsr", "flax", (12, 8)),
+        ("scipy", "equinox", (8, 12)),
+        ("scipy", "flax", (2, 2, 3, 8)),
+    ],
 )
-@pytest.mark.parametrize("kind", ["bcoo", "bcsr", "scipy"])
 def test_matrices(kind, axes, shape):
     """Equal to the masked product, and back to the same kernel, explicit zeros too."""
     values, mask = random_kernel(shape)
@@ -157,7 +162,7 @@ def test_packed_files_that_are_wrong(tmp_path):
         export.save_packed(file, params, params)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.integers(0, 99))
 def test_2_4(groups, outputs, fan_in, seed):
     """Values and two-bit indices, and back; groups may hold fewer than two."""
@@ -211,13 +216,15 @@ def test_portable_products(density, fixed):
         sparse.kernels("fast")
 
 
-def test_a_process_without_the_library(tmp_path):
-    """The file alone gives the outputs, for any batch size."""
+@pytest.mark.parametrize("kernels", ["portable", "xla"])
+def test_a_process_without_the_library(tmp_path, kernels):
+    """The file alone gives the outputs, and with operations of XLA alone for any batch size."""
     params, masks = network()
     masks["fc"]["bias"] = np.ones(8, bool)
     small = sparse.compress(params, masks)
-    batch = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), 12), jnp.float32)
-    export.save(tmp_path / "net", mlp, small, batch)
+    size = jax_export.symbolic_shape("b") if kernels == "portable" else (len(X),)
+    batch = jax.ShapeDtypeStruct((*size, 12), jnp.float32)
+    export.save(tmp_path / "net", mlp, small, batch, kernels=kernels)
     np.save(tmp_path / "x.npy", X)
     program = f"""
         import sys, jax, numpy as np
@@ -225,14 +232,19 @@ def test_a_process_without_the_library(tmp_path):
         np.save(r"{tmp_path}/y.npy", run(np.load(r"{tmp_path}/x.npy")))
         assert not any(name.startswith("jaxsparse") for name in sys.modules)
     """
-    lines = "import jax.export\n" + textwrap.dedent(program)
+    needed = "export" if kernels == "portable" else "experimental.sparse"
+    lines = f"import jax.export, jax.{needed}\n" + textwrap.dedent(program)
     subprocess.run([sys.executable, "-c", lines], check=True, cwd=tmp_path, timeout=120)
     want = mlp(jaxsparse.apply(params, masks), X)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), want, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(export.load(tmp_path / "net")(X[:2]), want[:2], rtol=1e-4, atol=1e-5)
+    if kernels == "portable":
+        found = export.load(tmp_path / "net")(X[:2])
+        np.testing.assert_allclose(found, want[:2], rtol=1e-4, atol=1e-5)
 
 
 def test_programs_that_no_file_can_hold(tmp_path):
+    with pytest.raises(ValueError, match="kernels must be one of"):
+        export.save(tmp_path / "net", mlp, network()[0], X, kernels="compiled")
     (tmp_path / "net").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="damaged"):
         export.load(tmp_path / "net")

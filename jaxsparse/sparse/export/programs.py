@@ -7,9 +7,11 @@ from typing import Any
 import jax
 from jax import export as jax_export
 
-from jaxsparse.checks import check_function
-from jaxsparse.sparse._kernels import kernels
+from jaxsparse.checks import check_choice, check_function
+from jaxsparse.sparse import _kernels
 from jaxsparse.types import Params
+
+_JAXLIB = "cpu_csr_sparse_dense_ffi"
 
 
 def save(
@@ -17,6 +19,7 @@ def save(
     fn: Callable[..., Any],
     params: Params,
     *args: Any,
+    kernels: str = "portable",
     platforms: Sequence[str] | None = None,
 ) -> None:
     """Writes `fn(params, ...)` as a function of the other arguments, the parameters with it.
@@ -26,8 +29,7 @@ def save(
         jax.export.deserialize(bytearray(open(path, "rb").read())).call(*args)
 
     The compiled kernels of this library cannot go with it, because they are code of this machine;
-    so products are traced in operations of XLA, under `jaxsparse.sparse.kernels("portable")`, which
-    is slower on a CPU. It needs flatbuffers: `pip install 'jaxsparse[export]'`.
+    products are traced without them. It needs flatbuffers: `pip install 'jaxsparse[export]'`.
 
     Args:
       path: of the file, which is written over.
@@ -35,11 +37,15 @@ def save(
       params: its parameters, compressed or not; they become constants of the program.
       *args: examples of the other arguments, arrays or `jax.ShapeDtypeStruct`, whose shapes may be
         symbolic (`jax.export.symbolic_shape`): of any batch size, for instance.
+      kernels: "portable" for operations of XLA alone; in csr they pay for single examples, and are
+        slower than a dense product for many. "xla" takes jaxlib's own sparse product on a CPU,
+        which is fast for many; its reader must `import jax.experimental.sparse`, and JAX promises
+        it to no other version.
       platforms: such as ("cpu", "cuda", "tpu"); None for that of this process.
 
     Raises:
-      ValueError: `fn` asks for a compiled kernel by name, or calls other code that no file can
-        hold.
+      ValueError: an unknown word for `kernels`; or `fn` asks for a compiled kernel by name, or
+        calls other code that no file can hold.
 
     Example:
       >>> import tempfile, jax.numpy as jnp, jaxsparse
@@ -51,13 +57,16 @@ def save(
       [[12.0, 13.0, 14.0, 15.0]]
     """
     check_function("fn", fn, "(params, *args)")
+    check_choice("kernels", kernels, ("portable", "xla"))
+    known = [jax_export.DisabledSafetyCheck.custom_call(_JAXLIB)] if kernels == "xla" else []
 
     def call(*args: Any) -> Any:
         return fn(params, *args)
 
-    with kernels("portable"):
+    with _kernels.kernels(kernels):
         try:
-            exported = jax_export.export(jax.jit(call), platforms=platforms)(*args)
+            program = jax_export.export(jax.jit(call), platforms=platforms, disabled_checks=known)
+            exported = program(*args)
         except ValueError as error:
             if "custom call" not in str(error):
                 raise
