@@ -100,8 +100,9 @@ class Finished(NamedTuple):
     @property
     def made_by(self) -> str:
         """A sentence with the command of every cell."""
-        if len(self.commands) == 1:
-            return f"Made by `{next(iter(self.commands)) or self.command}`."
+        first, *others = self.commands or [self.command]
+        if first and not others:
+            return f"Made by `{first}`."
         parts = [
             (f"`{command}`" if command else "a command that was not kept") + f": {', '.join(names)}"
             for command, names in self.commands.items()
