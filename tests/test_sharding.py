@@ -140,19 +140,30 @@ def test_shards_inside_shard_map():
     mesh, rows, whole = devices((8,), ("batch",)), PartitionSpec("batch"), PartitionSpec()
     tx = jaxsparse.rigl(optax.sgd(0.1), 0.75, key=0, every=2)
     params, state = jaxsparse.init(tx, {"kernel": jnp.ones((16, 8))})
-    over = state._replace(masks={"kernel": rows})
-    over = jax.tree.map(lambda leaf: leaf if leaf is rows else whole, over)
+    over = jax.tree.map(lambda leaf: rows if leaf.ndim == 2 else whole, state)
 
-    def step(grads, state, params):
-        return tx.update(grads, state, params)
+    def shards(params, state):
+        return tx.update(params, state, params)
 
-    for given, error in (
-        (rows, "params at 'kernel' vary over .'batch',. inside shard_map.*End the shard_map"),
-        (whole, r"grads at 'kernel' vary .* jax.lax.pmean\(grads, \('batch',\)\)"),
+    def own_gradients(params, state):
+        own = jax.tree.map(lambda p: p * jax.lax.axis_index("batch").astype(p.dtype), params)
+        return tx.update(own, state, params)
+
+    for step, specs, error in (
+        (
+            shards,
+            (rows, over),
+            r"params at 'kernel' vary over \('batch',\).*End the shard_map before",
+        ),
+        (
+            own_gradients,
+            (whole, whole),
+            r"grads at 'kernel' vary .* jax.lax.pmean\(grads, \('batch",
+        ),
     ):
-        specs = {"in_specs": (rows, over, given), "out_specs": (given, over)}
+        spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs)
         with pytest.raises(ValueError, match=error):
-            jax.eval_shape(jax.shard_map(step, mesh=mesh, **specs), params, state, params)
+            jax.eval_shape(spread, params, state)
 
 
 def test_data_parallel(params):
