@@ -41,7 +41,7 @@ CASES = {
         rigl(pattern=fan_in, min_salient=0.6, keep_units=(), axes=AXES),
     ),
     "rigl channel": ("rows", "Auto", rigl(pattern=channel, axes=AXES)),
-    "rigl block": ("tensor", "Explicit", rigl(pattern=block(4, 4), axes=AXES)),
+    "rigl block": ("rows", "Explicit", rigl(pattern=block(4, 4), axes=AXES)),
     "rigl n:m": ("rows", "Explicit", rigl(pattern=n_m(1, 4), axes=AXES)),
     "sparse_momentum by neuron": (
         "tensor",
