@@ -133,6 +133,29 @@ def test_init_puts_the_state_beside_the_parameters(layout, kind):
 SMALL = {"layers": {"kernel": (2, 8, 8)}, "experts": {"kernel": (2, 8, 8)}}
 
 
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs eight devices")
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_inside_shard_map(case):
+    """With parameters that all devices share, and with runs of which every device has its own."""
+    tx = CASES[case][2]
+    mesh, step = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,)), step_of(tx)
+    start = jax.eval_shape(partial(jaxsparse.init, tx), initial(SMALL))
+    own = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, *a.shape), a.dtype), start)
+
+    def alone(*start):
+        new = step(*jax.tree.map(lambda a: a[0], start))
+        return jax.tree.map(lambda a: a[None], new)
+
+    for function, given, spec in (
+        (step, start, PartitionSpec()),
+        (alone, own, PartitionSpec("devices")),
+    ):
+        spread = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+        found = jax.eval_shape(spread, *given)
+        shapes = jax.tree.map(lambda a: (a.shape, a.dtype), (found, given))
+        assert shapes[0] == shapes[1]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_lowers_for_every_platform(case):
     tx = CASES[case][2]
