@@ -40,8 +40,9 @@ def automatic(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
       function: of arrays and trees of them.
       like: arrays that lie as the results are to lie, in their structure.
     """
-    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
-    if any(AxisType.Explicit in at.mesh.axis_types for at in jax.tree.leaves(shardings)):
+    arrays = [leaf for leaf in jax.tree.leaves(like) if isinstance(leaf, jax.Array)]
+    if any(AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types for x in arrays):
+        shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
         return jax.sharding.auto_axes(function, out_sharding=shardings)
     return function
 

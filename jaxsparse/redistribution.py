@@ -7,6 +7,7 @@ from jax import lax
 
 from jaxsparse import counts
 from jaxsparse.checks import check_array, traced
+from jaxsparse.meshes import varying_like
 from jaxsparse.selection import top_k_mask
 from jaxsparse.types import Array
 
@@ -67,6 +68,7 @@ def redistribute(total: int | Array, shares: Array, room: Array, cap: Array | No
         return (carry[1] >= 1) & (carry[2] < 1000)
 
     start = (shares * counts.as_float(goal), jnp.float32(jnp.inf), jnp.int32(0))
+    start = varying_like(start, shares, goal, cap)
     quotas, _, _ = lax.while_loop(unfinished, spread, start)
     below = jnp.clip(jnp.floor(quotas).astype(jnp.int32), 0, room)
     return _settle(jnp.where(quotas < room.astype(jnp.float32), below, room), quotas, room, goal)

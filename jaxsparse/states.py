@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse import trees
+from jaxsparse.checks import traced
 from jaxsparse.inner_state import project
 from jaxsparse.masks import apply, density
 from jaxsparse.meshes import mesh_sharding
@@ -195,7 +196,7 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
         if not isinstance(leaf, jax.Array):
             return leaf
         own = jnp.array(leaf, copy=True)
-        settled = everywhere is None or own.committed
+        settled = everywhere is None or traced(own) or own.committed
         return own if settled else jax.device_put(own, everywhere)
 
     return jax.tree.map(copy, params), jax.tree.map(copy, opt_state)

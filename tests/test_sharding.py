@@ -20,16 +20,6 @@ SHAPES = {"fc1": (384, 512), "fc2": (512, 64)}
 SPECS = {"fc1": PartitionSpec("rows", "columns"), "fc2": PartitionSpec(None, "rows")}
 BIAS = PartitionSpec("columns")
 
-METHODS = {
-    "rigl": lambda inner: jaxsparse.rigl(inner, 0.9, key=0, every=2),
-    "sparse_momentum": lambda inner: jaxsparse.sparse_momentum(
-        inner, 0.9, key=0, every=2, growth="random"
-    ),
-    "gradual": lambda inner: jaxsparse.gradual(
-        inner, 0.9, start=0, stop=4, every=1, scope="global"
-    ),
-}
-
 
 def devices(shape, names):
     if len(jax.devices()) < 8:
@@ -107,20 +97,19 @@ def same_place(leaf, sharding):
     assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), (leaf.shape, leaf.sharding)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_sharded_parameters(mesh, params, method):
-    tx, placed = METHODS[method](optax.sgd(0.1, 0.9)), shardings(mesh)
+def test_large_kernels(mesh, params):
+    tx, placed = jaxsparse.rigl(optax.sgd(0.1, 0.9), 0.9, key=0, every=2), shardings(mesh)
     alone, alone_state, _ = train(tx, params)
     sharded = jax.device_put(params, placed)
-    jax.tree.map(same_place, jaxsparse.init(tx, sharded)[1].masks, placed)
+    start = jaxsparse.init(tx, sharded)
+    jax.tree.map(same_place, start[1].masks, placed)
+    assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(start))
     weights, state, text = train(tx, sharded)
 
     jax.tree.map(same_place, weights, placed)
     jax.tree.map(same_place, state.masks, placed)
     jax.tree.map(same_place, state.inner_state[0].trace, placed)
-    for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(alone_state), strict=True):
-        if mine.dtype == bool:
-            np.testing.assert_array_equal(mine, theirs)
+    jax.tree.map(np.testing.assert_array_equal, state.masks, alone_state.masks)
     for mine, theirs in zip(jax.tree.leaves(weights), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     check(text)
@@ -134,7 +123,7 @@ def test_a_gather_would_be_seen(mesh, params):
 
 def test_init_under_jit(mesh, params):
     placed = shardings(mesh)
-    tx = METHODS["rigl"](optax.sgd(0.1))
+    tx = jaxsparse.rigl(optax.sgd(0.1), 0.9, key=0)
     start = jax.jit(partial(jaxsparse.init, tx)).lower(jax.device_put(params, placed)).compile()
     weights, state = start(jax.device_put(params, placed))
     _, alone = jaxsparse.init(tx, params)
@@ -145,15 +134,36 @@ def test_init_under_jit(mesh, params):
     check(start.as_text())
 
 
-def test_explicit_axes(params):
-    """Meshes whose axes are part of the types, which is what `jax.make_mesh` gives by default."""
-    explicit = (jax.sharding.AxisType.Explicit,) * 2
-    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=explicit)
-    scores = params["fc2"]["kernel"]
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(scores, NamedSharding(mesh, PartitionSpec("rows", "columns")))
-        mask = jax.jit(jaxsparse.selection.top_k_mask)(placed, 1000)
-    np.testing.assert_array_equal(mask, jaxsparse.selection.top_k_mask(scores, 1000))
+def test_shards_inside_shard_map():
+    """Masks are chosen among all weights of a leaf: what to do is said where only shards are known,
+    or gradients of which every device has its own."""
+    mesh, rows, whole = devices((8,), ("batch",)), PartitionSpec("batch"), PartitionSpec()
+    tx = jaxsparse.rigl(optax.sgd(0.1), 0.75, key=0, every=2)
+    params, state = jaxsparse.init(tx, {"kernel": jnp.ones((16, 8))})
+    over = jax.tree.map(lambda leaf: rows if leaf.ndim == 2 else whole, state)
+
+    def shards(params, state):
+        return tx.update(params, state, params)
+
+    def own_gradients(params, state):
+        own = jax.tree.map(lambda p: p * jax.lax.axis_index("batch").astype(p.dtype), params)
+        return tx.update(own, state, params)
+
+    for step, specs, error in (
+        (
+            shards,
+            (rows, over),
+            r"params at 'kernel' vary over \('batch',\).*End the shard_map before",
+        ),
+        (
+            own_gradients,
+            (whole, whole),
+            r"grads at 'kernel' vary .* jax.lax.pmean\(grads, \('batch",
+        ),
+    ):
+        spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs)
+        with pytest.raises(ValueError, match=error):
+            jax.eval_shape(spread, params, state)
 
 
 def test_data_parallel(params):
@@ -190,6 +200,7 @@ def test_data_parallel(params):
     runs = [
         (jax.jit(step), start),
         (spread(partial(step, of_loss=average), whole), start),
+        (spread(own_step, batch), copies),
         (spread(own_step, batch, check=False), copies),
     ]
     for _ in range(5):
