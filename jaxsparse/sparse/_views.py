@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -117,35 +117,46 @@ class View:
           An array of the common axes, those of the view that are left, and those of x that are
           left; None where the product contracts neither all inputs nor all outputs.
         """
-        axes, shape = self.kernel.places.axes, self.kernel.shape
         free = [d for d in range(len(self.dims)) if d not in (*contracted[0], *batch[0])]
-        summed, common, left = (
+        summed, common, kept = (
             [atom for d in dims for atom in self.dims[d]]
             for dims in (contracted[0], batch[0], free)
         )
-        inputs = {a for a in range(len(shape)) if a not in axes.outputs + axes.stacked}
-        if not _covers(common, set(axes.stacked), shape):
-            return None
-        if _covers(summed, inputs, shape) and _covers(left, set(axes.outputs), shape):
-            product = self.kernel.product
-        elif _covers(summed, set(axes.outputs), shape) and _covers(left, inputs, shape):
-            product = self.kernel.product_transposed
-        else:
+        product, stack, left = self._product(summed, common, kept)
+        if product is None:
             return None
         others = [d for d in range(x.ndim) if d not in (*contracted[1], *batch[1])]
+        rest = [x.shape[d] for d in others]
         x = jnp.transpose(x, (*batch[1], *others, *contracted[1]))
-        rest = x.shape[len(batch[1]) : x.ndim - len(contracted[1])]
-        x = x.reshape(*(a.size for a in common), *rest, *(a.size for a in summed))
-        start, end = len(common), len(common) + len(rest)
-        last = [end + i for i in _sorting(summed)]
-        x = jnp.transpose(x, (*_sorting(common), *range(start, end), *last))
-        stack = [a.size for a in sorted(common, key=_order)]
-        sizes = [shape[a] for a in axes.stacked]
+        x = x.reshape(*(a.size for a in common), math.prod(rest), *(a.size for a in summed))
+        count = len(common)
+        last = [count + 1 + i for i in _sorting(summed)]
+        x = jnp.transpose(x, (*_sorting(common), count, *last))
+        if not common:  # layers that all read the same
+            x = jnp.broadcast_to(x, (*(a.size for a in stack), *x.shape))
+        sizes = [self.kernel.shape[a] for a in self.kernel.places.axes.stacked]
         y = product(x.reshape(*sizes, math.prod(rest), math.prod(a.size for a in summed)))
-        y = y.reshape(*stack, math.prod(rest), *(a.size for a in sorted(left, key=_order)))
-        back, after = _inverse(_sorting(common)), _inverse(_sorting(left))
-        y = jnp.transpose(y, (*back, *(len(back) + 1 + i for i in after), len(back)))
+        y = y.reshape(*(a.size for a in stack), math.prod(rest), *(a.size for a in left))
+        found = [*stack, None, *left]
+        y = jnp.transpose(y, [found.index(atom) for atom in (*common, *kept, None)])
         return y.reshape(*(self.shape[d] for d in (*batch[0], *free)), *rest)
+
+    def _product(
+        self, summed: list[Atom], common: list[Atom], kept: list[Atom]
+    ) -> tuple[Callable[..., Array] | None, list[Atom], list[Atom]]:
+        """The kernel's own product for these factors, with those of its layers and of its result,
+        in the order in which they come out."""
+        axes, shape = self.kernel.places.axes, self.kernel.shape
+        inputs = {a for a in range(len(shape)) if a not in axes.outputs + axes.stacked}
+        layers = common or [atom for atom in kept if atom.axis in axes.stacked]
+        left = [atom for atom in kept if atom not in layers]
+        stack, left = sorted(layers, key=_order), sorted(left, key=_order)
+        if _covers(layers, set(axes.stacked), shape):
+            if _covers(summed, inputs, shape) and _covers(left, set(axes.outputs), shape):
+                return self.kernel.product, stack, left
+            if _covers(summed, set(axes.outputs), shape) and _covers(left, inputs, shape):
+                return self.kernel.product_transposed, stack, left
+        return None, [], []
 
 
 def _whole(axis: int, size: int) -> tuple[Atom, ...]:
@@ -158,10 +169,6 @@ def _order(atom: Atom) -> tuple[int, int]:
 
 def _sorting(atoms: list[Atom]) -> list[int]:
     return sorted(range(len(atoms)), key=lambda i: _order(atoms[i]))
-
-
-def _inverse(order: list[int]) -> list[int]:
-    return [order.index(i) for i in range(len(order))]
 
 
 def _covers(atoms: list[Atom], axes: set[int], shape: tuple[int, ...]) -> bool:
