@@ -117,6 +117,31 @@ def test_csr_of_any_shape(via, inputs, outputs, batch, sparsity, seed):
 
 
 @pytest.mark.parametrize("via", VIA)
+@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("name", FORMATS)
+def test_from_either_side(name, batch, via):
+    """`x @ kernel`, `g @ kernel.T`, `kernel @ g.T` and the gradient, with room to spare."""
+    values, mask = masked(name)
+    room = len(FORMATS[name][1](values, mask).values) + 3
+    kernel, weights = FORMATS[name][1](values, mask, capacity=room), jnp.where(mask, values, 0.0)
+    x = jax.random.normal(jax.random.key(1), (batch, 16))
+    g = jax.random.normal(jax.random.key(2), (batch, 24))
+
+    @jax.jit
+    def products(x, g, living):
+        small = dataclasses.replace(kernel, values=living)
+        y, pull = jax.vjp(
+            lambda v: dataclasses.replace(kernel, values=v).product(x, via=via), living
+        )
+        return y, small.product_transposed(g, via=via), small @ g.T, small.spread(*pull(g))
+
+    found = products(x, g, kernel.values)
+    want = x @ weights, g @ weights.T, weights @ g.T, jnp.where(mask, x.T @ g, 0.0)
+    for one, other in zip(found, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("via", VIA)
 def test_what_is_not_finite_stays_so(via):
     kernel = sparse.CSR.from_dense(
         jnp.ones((3, 2)), jnp.array([[True, False], [True, True]] + [[False] * 2])
