@@ -1,4 +1,4 @@
-"""Every optimizer times RigL, every algorithm times three optimizers, times the invariants.
+"""Every optimizer times RigL, every algorithm times two optimizers of three, times the invariants.
 
 A cell is one compiled program: it trains a small net for some steps with several mask updates and
 answers one bool per invariant.
@@ -207,9 +207,12 @@ def test_the_table_holds_every_optimizer_that_optax_exports():
     assert found <= OPTIMIZERS.keys() | IMPOSSIBLE.keys()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("inner", INNERS)
-def test_every_algorithm(name, inner):
+@pytest.mark.parametrize(
+    ("inner", "name"),
+    [("sgd", name) for name in ALGORITHMS]
+    + [(("adamw", "clipped")[i % 2], name) for i, name in enumerate(ALGORITHMS)],
+)
+def test_every_algorithm(inner, name):
     make = ALGORITHMS[name]
 
     @jax.jit
