@@ -10,6 +10,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "experiments" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "frameworks").glob("*.md")),
 ]
 pytestmark = pytest.mark.standard_promotion
 
