@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import sparse as jax_sparse
 
 from jaxsparse.sparse import _kernels, _layout
+from jaxsparse.sparse._bits import Bits
 from jaxsparse.sparse._trilinear import Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
 
@@ -212,14 +213,17 @@ _PRODUCT = Trilinear("csr_product", _forward, _backward, _of_values, folds=(1, 1
 
 def _places(alive: Array, shape: tuple[int, ...], axes: Axes, capacity: int) -> CSRPlaces:
     units, inputs = alive.shape
-    rows, columns = jnp.nonzero(alive, size=capacity, fill_value=(units, 0))
-    order = jnp.argsort(jnp.where(rows < units, columns, inputs), stable=True)
+    bits, entries = Bits.of(alive), jnp.arange(capacity, dtype=jnp.int32)
+    living = entries < bits.alive
+    columns = jnp.where(living, bits.places(capacity) % max(inputs, 1), 0)
+    turned = Bits.of(alive.T).places(capacity)
+    outputs, across = turned % max(units, 1), turned // max(units, 1)
     return CSRPlaces(
         ends=_ends(jnp.sum(alive, 1, dtype=jnp.int32)),
-        inputs=columns.astype(jnp.int32),
+        inputs=columns,
         ends_of_inputs=_ends(jnp.sum(alive, 0, dtype=jnp.int32)),
-        outputs=jnp.minimum(rows, units - 1)[order].astype(jnp.int32),
-        order=order.astype(jnp.int32),
+        outputs=jnp.where(living, outputs, max(units - 1, 0)),
+        order=jnp.where(living, bits.rank(outputs * inputs + across), entries),
         shape=shape,
         axes=axes,
     )
