@@ -277,12 +277,17 @@ def _move(
     fired = functools.reduce(jnp.logical_and, fits, decided.fired)
     before = at_kernels(living.kernels, step.state.masks)
     masks = [jnp.where(fired, new, was) for new, was in zip(masks, before, strict=True)]
-    values_then = at_kernels(living.kernels, dense)
-    new = [k.moved(p, mask) for k, p, mask in zip(old, values_then, masks, strict=True)]
+    here = at_kernels(living.kernels, dense)
+    new = [k.moved(p, mask) for k, p, mask in zip(old, here, masks, strict=True)]
+    move = Move(old, new)
+    new = [
+        type(k)(move.carry(i, was.values, jnp.zeros((), k.dtype)), k.places)
+        for i, (was, k) in enumerate(zip(old, new, strict=True))
+    ]
     grads = [
         k.gather(g) for k, g in zip(new, at_kernels(living.kernels, step.adjusted), strict=True)
     ]
-    kernels, move = with_kernels(living.kernels, new), Move(old, new)
+    kernels = with_kernels(living.kernels, new)
     fresh = jax.tree.leaves(method.optimizer.init(values(kernels)))
     leaves = jax.tree.leaves(living.inner_state)
     first: list[Array] = []

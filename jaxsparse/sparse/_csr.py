@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import sparse as jax_sparse
 
 from jaxsparse.sparse import _kernels, _layout, _portable, _windows
+from jaxsparse.sparse._bits import Bits
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.sparse._windows import Window
 from jaxsparse.types import Array, Axes, AxesSpec
@@ -46,14 +47,17 @@ class CSRPlaces(_layout.Places):
     @classmethod
     def of_layer(cls, alive: Array, room: tuple[int, ...], layer: _layout.Layer) -> "CSRPlaces":
         inputs, units = alive.shape
-        rows, columns = jnp.nonzero(alive.T, size=room[0], fill_value=(units, 0))
-        order = jnp.argsort(jnp.where(rows < units, columns, inputs), stable=True)
+        by_output, by_input = Bits.of(alive.T), Bits.of(alive)
+        entries = jnp.arange(room[0], dtype=jnp.int32)
+        living = entries < by_input.alive
+        turned = by_input.places(room[0])
+        outputs, across = turned % max(units, 1), turned // max(units, 1)
         return cls(
             ends=_ends(jnp.sum(alive, 0, dtype=jnp.int32)),
-            inputs=columns.astype(jnp.int32),
+            inputs=jnp.where(living, by_output.places(room[0]) % max(inputs, 1), 0),
             ends_of_inputs=_ends(jnp.sum(alive, 1, dtype=jnp.int32)),
-            outputs=jnp.minimum(rows, units - 1)[order].astype(jnp.int32),
-            order=order.astype(jnp.int32),
+            outputs=jnp.where(living, outputs, max(units - 1, 0)),
+            order=jnp.where(living, by_output.rank(outputs * inputs + across), entries),
             shape=layer.shape,
             axes=layer.axes,
         )

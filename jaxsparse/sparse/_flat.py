@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.sparse import _layout
+from jaxsparse.sparse._bits import Bits
 from jaxsparse.types import Array, Masks, Params
 
 
@@ -52,10 +53,9 @@ class Flat(_layout.Compressed):
     def from_dense(cls, values: Array, mask: Array, *, capacity: int) -> "Flat":
         """The living values of an array, with room for so many."""
         size = math.prod(values.shape)
-        found = jnp.nonzero(mask.ravel(), size=capacity, fill_value=size)[0]
+        found, entries = Bits.of(mask).places(capacity), jnp.arange(capacity, dtype=jnp.int32)
         # Different ones out of range as well, so that all are known to be unique.
-        empty = jnp.arange(capacity) >= jnp.sum(mask, dtype=jnp.int32)
-        indices = jnp.where(empty, size + jnp.arange(capacity), found).astype(jnp.int32)
+        indices = jnp.where(found < size, found, size + entries)
         places = FlatPlaces(indices, values.shape)
         return cls(cls(values, places).gather(values), places)
 

@@ -56,22 +56,33 @@ class Move:
     """
 
     def __init__(self, old: list[Any], new: list[Any]):
-        self._old, self._new = old, new
-        self.born = [~n.gather(o.mask) for o, n in zip(old, new, strict=True)]
+        self._from = [_numbers(o, n) for o, n in zip(old, new, strict=True)]
+        self._ndims = [kernel.values.ndim for kernel in old]
+        self.born = [
+            jnp.broadcast_to(_column(where < 0, n.values.ndim), n.values.shape)
+            for where, n in zip(self._from, new, strict=True)
+        ]
 
     def carry(self, which: int, values: Array, fresh: Array) -> Array:
         """Values of the old kernel of that number at the new places; fresh ones at new weights.
 
         Values may have more axes in front than those of a kernel.
         """
-        old, new = self._old[which], self._new[which]
+        axis = values.ndim - self._ndims[which]
+        found = jnp.take(values, jnp.maximum(self._from[which], 0), axis, mode="clip")
+        return jnp.where(self.born[which], fresh.astype(values.dtype), found)
 
-        def one(values: Array) -> Array:
-            if values.ndim > old.values.ndim:
-                return jax.vmap(one)(values)
-            return new.gather(old.spread(values))
 
-        return jnp.where(self.born[which], fresh.astype(values.dtype), one(values))
+def _numbers(old: Any, new: Any) -> Array:
+    """Which entry of the old kernel each entry of the new one was; -1 where it was none."""
+    count, ndim = len(old.values), old.values.ndim
+    ones = jnp.arange(1, count + 1, dtype=jnp.int32)
+    spread = old.spread(jnp.broadcast_to(_column(ones, ndim), old.values.shape))
+    return new.gather(spread).reshape(len(new.values), -1)[:, 0] - 1
+
+
+def _column(vector: Array, ndim: int) -> Array:
+    return vector.reshape(-1, *[1] * (ndim - 1))
 
 
 def moments(inner_state: Any, params: Params, values: Params) -> dict[int, int]:
