@@ -98,7 +98,7 @@ def _leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes | None:
 
 
 def check_axes(axes: AxesSpec, argument: str = "axes") -> None:
-    """Raises for what no leaf can make sense of: it is told before any parameters are seen."""
+    """Raises for values that fit no leaf, before any parameters are seen."""
     if axes is None or (callable(axes) and not isinstance(axes, type)):
         return
     if isinstance(axes, Mapping):

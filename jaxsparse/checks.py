@@ -137,7 +137,7 @@ def check_regex(argument: str, regex: Any) -> None:
     try:
         re.compile(regex)
     except re.error as error:
-        raise ValueError(f"{argument}: {regex!r} is no regular expression: {error}.") from None
+        raise ValueError(f"{argument}: {regex!r} is not a regular expression: {error}.") from None
 
 
 def check_regexes(argument: str, values: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def by_path(
     Prunable leaves that no expression matches stay dense.
 
     Raises:
-      ValueError: a sparsity out of range, or an expression that decides no leaf.
+      ValueError: a sparsity out of range, or an expression that is the first match of no leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -145,7 +145,7 @@ def first_match(
     An expression that finds dense leaves only is left with a warning, which says why they are so.
 
     Raises:
-      ValueError: no value, or an expression that decides no leaf.
+      ValueError: no value, or an expression that is the first match of no leaf.
     """
     check_regexes(argument, values)
     chosen = sparse_leaves(params, prunable)
@@ -158,7 +158,7 @@ def first_match(
         dense = [name for name in leaves if name not in used and re.search(regex, name)]
         if not dense or any(re.search(regex, name) for name in sparse):
             raise ValueError(
-                f"{argument}: {regex!r} decides no prunable leaf; the leaves are "
+                f"{argument}: {regex!r} is the first match of no prunable leaf; the leaves are "
                 f"{', '.join(leaves)}."
             )
         told = [f"{name} ({why(name, leaves[name], prunable)[1]})" for name in dense[:5]]
@@ -179,7 +179,7 @@ def target_count(size: int, sparsity: float | Array) -> int | Array:
     exact. A traced sparsity gives the same number as a traced int32, for sizes below 2^31.
 
     Raises:
-      TypeError: a size that is no int, a sparsity that is no number.
+      TypeError: a size that is not an int, or a sparsity that is not a number.
       ValueError: a negative size, a sparsity outside [0, 1), or a traced one of more than
         2^31 - 1 weights.
 

@@ -198,8 +198,8 @@ def _check_alive(path: str, mask: Array) -> None:
         alive = bool(jnp.any(mask))
     if not alive:
         raise ValueError(
-            f"masks leave no weight of {path!r}: nothing passes it. Lower its sparsity, or leave "
-            "it out with prunable=."
+            f"masks leave no weight of {path!r}, so no signal passes it. Lower its sparsity, or "
+            "leave it out with prunable=."
         )
 
 

@@ -144,7 +144,7 @@ def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, 
       prunable: `(path, leaf) -> bool`; None asks the state, or else the default filter.
 
     Returns:
-      Those that are let through; all, where that are none.
+      The masks that the filter accepts; all masks where it accepts none.
 
     Raises:
       TypeError: masks that are not boolean.

@@ -101,7 +101,9 @@ def own_masks(masks: Masks) -> OwnMasks:
     found = {trees.name(path): leaf for path, leaf in jax.tree.leaves_with_path(masks)}
     found = {path: leaf for path, leaf in found.items() if trees.is_array(leaf)}
     if not found and None not in jax.tree.leaves(masks, is_leaf=lambda leaf: leaf is None):
-        raise ValueError(f"masks: there is no boolean array in {type(masks).__name__} {masks!r}.")
+        raise ValueError(
+            f"masks must hold boolean arrays, got none in {type(masks).__name__} {masks!r}."
+        )
     if any(isinstance(mask, jax.core.Tracer | jax.ShapeDtypeStruct) for mask in found.values()):
         return OwnMasks(masks, None)
     with jax.ensure_compile_time_eval():  # the caller may be traced where the masks are not
@@ -122,7 +124,7 @@ def _check_pattern(entry: Any, mask: Array) -> None:
     if not whole:
         raise ValueError(
             f"masks at {entry.path!r} do not fit pattern {pattern.name}: some of its groups of "
-            "weights live in part only. Prune with the same pattern= and axes=."
+            "weights are only partly alive. Prune with the same pattern= and axes=."
         )
     if not pattern.by_rows or (alike and most == (pattern.fixed or most)):
         return

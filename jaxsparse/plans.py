@@ -65,8 +65,8 @@ class LeafPlan(NamedTuple):
             )
         if count < self.least:
             warnings.warn(
-                f"sparsity {sparsity} leaves {count} in {self.path!r}; it keeps {self.least} "
-                "by min_alive.",
+                f"sparsity {sparsity} leaves {count} in {self.path!r}; min_alive keeps "
+                f"{self.least}.",
                 stacklevel=2,
             )
         return min(max(count, self.least), self.groups.columns)

@@ -253,8 +253,8 @@ def _warn_of_signs(plan: Plan, scores: Scores) -> None:
     if both:
         warnings.warn(
             "scores have both signs, and the most negative weights go first. To prune weights by "
-            "their size, call jaxsparse.prune_by_magnitude(params, ...); scores that are meant so, "
-            "like those of grasp, take signed=True.",
+            "their size, call jaxsparse.prune_by_magnitude(params, ...); where such scores "
+            "are meant, as those of grasp are, pass signed=True.",
             stacklevel=3,
         )
 

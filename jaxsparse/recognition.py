@@ -76,7 +76,7 @@ def filter_of(prunable: Prunable | None) -> Prunable:
     """The filter, or the default one.
 
     Raises:
-      TypeError: it is no function.
+      TypeError: it is not a function.
     """
     if prunable is not None:
         check_function("prunable", prunable, "(path, leaf) -> bool")

@@ -13,10 +13,10 @@ _NUMBERS = ("grows", "gradients", "window")
 
 
 def check_rule(rule: Any) -> None:
-    """Raises for what is no rule.
+    """Raises unless it is a rule.
 
     Raises:
-      TypeError: another type, or a field that is no function.
+      TypeError: another type, or a field that is not a function.
       ValueError: only one of `update` and `fires` is given.
     """
     if not isinstance(rule, Rule):
@@ -71,8 +71,8 @@ def sparse_leaves(rule: Rule, params: Params) -> list[bool]:
         return recognition.sparse_leaves(params, None)
     except ValueError as error:
         raise ValueError(
-            "rule.sparse must be given, (params) -> tree of bools, because the default filter lets "
-            "no leaf through."
+            "rule.sparse must be given, (params) -> tree of bools, because the default filter "
+            "accepts no leaf."
         ) from error
 
 

@@ -28,7 +28,7 @@ class Declared(NamedTuple):
       last_update: int32, the count of the last mask update, -1 before the first.
       churn: float32 in [0, 1], the fraction of living weights that were dead before it.
       sparse: the paths of the leaves that count in a density. It may be missing, or None, and is
-        then told from the masks.
+        then read from the masks.
     """
 
     masks: Masks
@@ -98,7 +98,7 @@ def replaced(old: Masks, masks: Masks) -> Masks:
 
     Raises:
       ValueError: a mask is missing or has another shape.
-      TypeError: a mask is no boolean array.
+      TypeError: a mask is not a boolean array.
     """
     given = {trees.name(path): mask for path, mask in jax.tree.leaves_with_path(masks)}
 
@@ -108,7 +108,7 @@ def replaced(old: Masks, masks: Masks) -> Masks:
         if not trees.is_array(mask):
             return mask
         if new is None:
-            raise ValueError(f"masks: there is none for {path!r}.")
+            raise ValueError(f"masks: the leaf {path!r} has no mask.")
         if not trees.is_array(new):
             raise TypeError(f"masks at {path!r} must be a boolean array, got {new!r}.")
         if trees.boolean(path, new).shape != mask.shape:

@@ -104,7 +104,7 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
     Raises:
       ValueError: no sparse state, or a mask is missing or has another shape; `tx` without `params`,
         or with a state that is not of its making.
-      TypeError: a mask is not boolean, or `tx` is no transformation.
+      TypeError: a mask is not boolean, or `tx` is not a transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxsparse
@@ -121,7 +121,7 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
             "shapes. Begin with them: masks= of the method, and jaxsparse.init(tx, params)."
         )
     if (tx is None) != (params is None):
-        raise ValueError("tx and params go together: both make the state of weights that revive.")
+        raise ValueError("tx and params go together: weights that come to life need both.")
 
     def state(node: Any, fresh: Any = None) -> Any:
         if not is_state(node):
@@ -169,7 +169,7 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       at free places.
 
     Raises:
-      TypeError: `tx` is no transformation.
+      TypeError: `tx` is not a transformation.
       ValueError: `tx` holds no sparse algorithm.
 
     Example:
@@ -233,7 +233,7 @@ def reset(tx: Any, opt_state: Any, params: Params) -> Any:
 def metrics(
     opt_state: Any, *, params: Params | None = None, prunable: Prunable | None = None
 ) -> dict[str, Array]:
-    """What a log wants to know of the masks, as scalars; works under `jit`.
+    """The numbers about masks that belong into a log, as scalars; works under `jit`.
 
     Args:
       opt_state: any state that holds the state of a sparse algorithm.

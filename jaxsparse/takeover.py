@@ -29,7 +29,7 @@ def take_over(tx: Any, dense_state: Any, params: Params) -> tuple[Params, Any]:
       their own.
 
     Raises:
-      TypeError: `tx` is no transformation.
+      TypeError: `tx` is not a transformation.
       ValueError: `tx` holds no sparse algorithm or several, or `dense_state` is not the state of
         the optimizer inside it; the first path that differs is named.
 
@@ -51,7 +51,7 @@ def take_over(tx: Any, dense_state: Any, params: Params) -> tuple[Params, Any]:
     places = [i for i, leaf in enumerate(leaves) if is_state(leaf)]
     if len(places) > 1:
         raise ValueError(
-            f"tx holds {len(places)} sparse algorithms: take over each of them by itself."
+            f"tx holds {len(places)} sparse algorithms: take over each of them separately."
         )
     state = leaves[places[0]]
     fresh = field(state, "inner_state", "take_over")

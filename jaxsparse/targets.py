@@ -74,7 +74,7 @@ class Target(NamedTuple):
     masks: OwnMasks | None = None
 
     def checked(self) -> "Target":
-        """Raises for whatever can be told to be wrong without parameters."""
+        """Raises for what is wrong whatever the parameters are."""
         if self.masks is None:
             values: Iterable[Any] = [self.sparsity]
             if isinstance(self.sparsity, Mapping):

@@ -88,9 +88,9 @@ def boolean(path: str, mask: Any, what: str = "masks") -> Any:
     if is_array(mask) and mask.dtype != jnp.bool_:
         hint = "True where a weight is alive"
         if mask.dtype == jnp.uint8:
-            hint = "packed masks are to be unpacked first: jaxsparse.unpack(packed, params)"
+            hint = "unpack packed masks first: jaxsparse.unpack(packed, params)"
         elif jnp.issubdtype(mask.dtype, jnp.inexact):
-            hint = "parameters or scores are no masks; jaxsparse.prune makes them of scores"
+            hint = "parameters and scores are not masks; jaxsparse.prune turns scores into masks"
         raise TypeError(f"{what} at {path!r} must be boolean, got {mask.dtype}; {hint}.")
     return mask
 

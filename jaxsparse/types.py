@@ -103,7 +103,7 @@ class RuleAlive(Protocol):
 
 
 class RuleLeaves(Protocol):
-    """A choice of leaves: a tree of bools, told without the values of the parameters."""
+    """A choice of leaves, as a tree of bools; it must not depend on the parameters' values."""
 
     def __call__(self, params: Params, /) -> Any: ...
 
@@ -126,7 +126,7 @@ class Rule(NamedTuple):
         a tree of ints, or one int where only the total is fixed. For tests and reports; never
         traced. None means what the masks of `init` hold.
       sparse: `(params) -> tree of bool`: the leaves that may be sparse. The others cost nothing.
-        None means those that `jaxsparse.default_prunable` lets through.
+        None means those that `jaxsparse.default_prunable` accepts.
       grows: whether `update` may bring weights to life.
       adjust: `(key, count, masks, params, grads, rule_state) -> grads` as the inner optimizer sees
         them, on living weights; None leaves them alone. For methods that add noise or a penalty.

@@ -72,7 +72,7 @@ MASKED = {
 WRONG = {
     "float32": PARAMS,
     "int32": jax.tree.map(lambda m: m.astype(jnp.int32), MASKS),
-    "uint8; packed masks are to be unpacked": jax.tree.map(lambda m: m.astype(jnp.uint8), MASKS),
+    "uint8; unpack packed masks first": jax.tree.map(lambda m: m.astype(jnp.uint8), MASKS),
 }
 
 

@@ -20,7 +20,7 @@ def net(seed=0):
 
 
 def test_one_weight_is_kept_with_a_warning_by_default():
-    with pytest.warns(UserWarning, match="leaves 0 in 'head/kernel'; it keeps 1 by min_alive"):
+    with pytest.warns(UserWarning, match="leaves 0 in 'head/kernel'; min_alive keeps 1"):
         masks = jaxsparse.prune(jaxsparse.magnitude(net()), 0.999)
     assert masks["head"]["kernel"].sum() == 1
 

@@ -130,7 +130,7 @@ def test_raises(method):
         make()
     with pytest.raises(TypeError, match="masks at 'fc1/bias' must be boolean, got float32"):
         make(masks=PARAMS)
-    with pytest.raises(ValueError, match="masks: there is no boolean array in dict {}"):
+    with pytest.raises(ValueError, match="masks must hold boolean arrays, got none in dict {}"):
         make(masks={})
     with pytest.raises(TypeError, match=f"sparsity of {own} must be a number.*pass masks="):
         make(TICKET)

@@ -91,8 +91,8 @@ def groups(flow: Flow, left: Sequence[str]) -> list[Group]:
 def _run(flow: Flow, names: Sequence[str], state: None) -> dict[str, Content]:
     if names[0] in _ANALYSES:
         return {name: Content(_ANALYSES[name](flow)) for name in names}
-    # Each on a device of its own: two CPU devices that add up the parts of one product can wait for
-    # each other for ever.
+    # Each on a device of its own: two CPU devices that add up the parts of one product can
+    # deadlock.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         found = pool.map(functools.partial(spectrum, flow), names, jax.local_devices())
         return dict(zip(names, map(Content, found), strict=True))

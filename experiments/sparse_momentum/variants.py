@@ -12,7 +12,7 @@ from typing import Any
 import optax
 
 OWN_LENGTHS = ("period",)
-"""Floats that are part of a program all the same, for they say when something happens in it."""
+"""Floats that are compiled into the program, because they say when something happens."""
 
 _MOMENTA = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

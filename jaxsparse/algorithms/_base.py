@@ -55,7 +55,7 @@ def target_of(
     """The target of a rule, from the sparsity and the options that the rule is called with.
 
     Raises:
-      TypeError, ValueError: it is not told either how sparse it is or which masks it starts from,
+      TypeError, ValueError: neither a sparsity nor masks are given, or both,
         or one of them is wrong.
     """
     check_options(rule, options)

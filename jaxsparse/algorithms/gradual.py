@@ -56,7 +56,7 @@ def gradual(
       A `GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: a value out of range, or a pattern (N:M) that knows no sparsity in between; later,
+      ValueError: a value out of range, or a pattern (N:M) without intermediate sparsities; later,
         scope "global" over more than 2^31 - 1 weights.
       TypeError: a value of the wrong kind.
 
@@ -103,8 +103,8 @@ def gradual_rule(
             )
     if target.pattern.fixed is not None:
         raise ValueError(
-            f"gradual does not go with pattern {target.pattern.name}, which knows no sparsity in "
-            "between; prune once with jaxsparse.prune and train with jaxsparse.fixed."
+            f"gradual does not go with pattern {target.pattern.name}, which supports no "
+            "intermediate sparsity; prune once with jaxsparse.prune and train with jaxsparse.fixed."
         )
     ramp = cubic(1.0, start, stop)
     moments = [*range(start, stop, every), stop]

@@ -67,7 +67,7 @@ def rigl(
         parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
-        defaults to `every`, and without `stop` updates go on for ever.
+        defaults to `every`, and without `stop` updates never end.
       drop_fraction: f, in [0, 1] or a schedule of the count; by default 0.3, annealed to 0 at
         `stop` by a cosine.
       accumulate: grow by the gradients averaged over that many steps up to the update, in
@@ -156,7 +156,7 @@ def rigl_rule(
             raise ValueError("min_salient must be in (0, 1], got 0; None removes no unit.")
         if target.pattern is not fan_in:
             raise ValueError(
-                f"min_salient needs pattern=fan_in, of which units can be removed; it is "
+                f"min_salient needs pattern=fan_in, because only there units can be removed; got "
                 f"{target.pattern.name}."
             )
     keeping = _regexes(keep_units, min_salient)
@@ -210,7 +210,8 @@ def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) 
     if min_salient is None:
         if keep_units is not None:
             raise ValueError(
-                f"keep_units needs min_salient, without which no unit goes, got {keep_units!r}."
+                "keep_units needs min_salient, because nothing else removes units; got "
+                f"{keep_units!r}."
             )
         return ()
     if keep_units is None:
@@ -235,7 +236,8 @@ def _staying(plan: Plan, regexes: tuple[str, ...]) -> Any:
     for regex in regexes:
         if plan.leaves and not any(re.search(regex, path) for path in paths):
             raise ValueError(
-                f"keep_units: {regex!r} is found in no sparse leaf; these are {', '.join(paths)}."
+                f"keep_units: {regex!r} matches no sparse leaf; the sparse leaves are "
+                f"{', '.join(paths)}."
             )
     return plan.tree(any(re.search(regex, path) for regex in regexes) for path in paths)
 

@@ -209,7 +209,7 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
     """Counts the bytes of parameters, masks and optimizer state.
 
     Args:
-      params: arrays or `jax.ShapeDtypeStruct`; leaves that are no arrays take no room here.
+      params: arrays or `jax.ShapeDtypeStruct`; leaves that are not arrays take no room.
       masks: boolean arrays in the structure of `params`; None, whole or for one leaf: all alive.
       opt_state: the state of an optimizer, or None.
 

@@ -191,7 +191,7 @@ def _fewer(count: int, rate: float, least: int, number: int, what: str) -> int:
     left = int(target_count(count, rate))
     if left < max(least, 1):
         warnings.warn(
-            f"round {number} of pruning would leave {what} empty; it keeps {least} by min_alive.",
+            f"round {number} of pruning would leave {what} empty; min_alive keeps {least}.",
             stacklevel=3,
         )
     return max(left, least)

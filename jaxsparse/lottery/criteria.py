@@ -86,7 +86,7 @@ def movement(key: Key, initial: Params, trained: Params) -> Scores:
 
 
 def chance(key: Key, initial: Params, trained: Params) -> Scores:
-    """Random scores: pruning that knows nothing.
+    """Random scores: pruning without any information.
 
     Example:
       >>> import jax.numpy as jnp

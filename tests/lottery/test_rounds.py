@@ -239,7 +239,11 @@ BAD = [
     ({"rates": 1.0}, ValueError, r"rates must be in \(0, 1\)"),
     ({"rates": {"fc": 1.2}}, ValueError, r"rates must be in \(0, 1\)"),
     ({"rates": "much"}, TypeError, "rates must be a number"),
-    ({"rates": {"nowhere": 0.2}}, ValueError, "rates: 'nowhere' decides no prunable leaf"),
+    (
+        {"rates": {"nowhere": 0.2}},
+        ValueError,
+        "rates: 'nowhere' is the first match of no prunable leaf",
+    ),
     ({"rates": {"fc": 0.2}, "scope": "global"}, TypeError, "rates must be a number"),
     ({"rewind": "start"}, ValueError, "rewind must be one of init, continue, learning_rate"),
     ({"rewind": 5}, TypeError, "needs steps="),

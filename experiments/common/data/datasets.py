@@ -251,7 +251,7 @@ def _characters(name: str, prepared: tfds_source.Prepared) -> Dataset:
         if unknown:
             raise ValueError(
                 f"the split {split!r} of {name!r} in {prepared.folder} has the character "
-                f"{unknown[0]!r}, which the training text has not"
+                f"{unknown[0]!r}, but the training text does not contain it"
             )
     vocabulary = "".join(sorted(set(texts["train"])))
     code = {character: token for token, character in enumerate(vocabulary)}

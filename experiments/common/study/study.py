@@ -43,7 +43,7 @@ class Group(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the cells together; it also says whose a checkpoint is."""
+        """The names of the cells together; it identifies the checkpoint."""
         more = len(self.cells) - SHOWN
         return ", ".join(self.cells[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 

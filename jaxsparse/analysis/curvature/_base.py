@@ -68,9 +68,9 @@ def hessian_product(
       loss: `(params, batch) -> scalar`, a mean over the batch.
       params: where the Hessian is taken; floating leaves, dead weights count as zero.
       batches: a pytree of arrays, batches on the first axis, all of one size. Where that axis is
-        sharded, every device goes through its own batches; spare the devices of one CPU that, for
-        under load they can wait for each other for ever. On a CPU batches of about a hundred
-        examples stay in its cache.
+        sharded, every device goes through its own batches. Do not shard over virtual devices of
+        one CPU: under load they can deadlock. On a CPU, batches of about a hundred examples fit
+        into the cache.
       masks: concrete boolean arrays; None takes all weights.
 
     Returns:
@@ -115,7 +115,7 @@ def product_of(
     n, first = sum(sizes), jax.tree.leaves(batches)[0]
     count = len(first)
     if n == 0:
-        raise ValueError("masks leave no living weight: there is no Hessian to look at.")
+        raise ValueError("masks have no living weight, so there is no Hessian.")
 
     def along(v: Array, floats: list[Array], places: list[Array], batches: Any) -> Array:
         gradient = jax.grad(lambda floats, batch: loss(whole(floats), batch))
