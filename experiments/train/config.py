@@ -40,6 +40,12 @@ class Config:
         "which weights live or die together: unstructured, channel, fan_in, N:M such as 2:4, or "
         "block:RxC such as block:4x4",
     )
+    storage: str = option(
+        "masked",
+        "how the living weights are kept: masked, dense arrays beside masks; compressed, their "
+        "values only, with products that skip zeros; compressed_state, in the optimizer only",
+        choices=methods.STORAGES,
+    )
     dense_layers: str = option(
         "", "regular expression; weights whose name it matches stay dense (default: none)"
     )
@@ -159,7 +165,7 @@ def _given(value: Any, default: Any) -> Any:
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
-_SPARSE = ("sparsity", "distribution", "pattern", "dense_layers")
+_SPARSE = ("sparsity", "distribution", "pattern", "storage", "dense_layers")
 _UPDATES = ("every", "start", "stop", "drop_fraction")
 _RANGES = (
     ("sparsity", lambda s: 0 <= s < 1, "in [0, 1)"),

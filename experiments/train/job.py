@@ -1,5 +1,6 @@
 """One training job, put together from a configuration: data, network and methods."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 import jaxsparse
 from experiments.common.data import datasets
-from experiments.common.models.network import make_network
+from experiments.common.models.network import accelerated, make_network
 from experiments.common.training import evaluation, loop, methods
 from experiments.common.training.execution import execution, replicate_keys
 from experiments.train.config import Config
@@ -60,6 +61,7 @@ def build(config: Config) -> Job:
     updates = mask_updates(config, steps)
     pixels = datasets.pixel_statistics(dataset)
     network = make_network(config.model, dataset, *pixels)
+    as_values = accelerated(make_network(config.model, dataset, *pixels, convolution="conv"))
     prunable = methods.prunable(config.dense_layers)
     if not any(
         prunable(weight_name(path), leaf)
@@ -90,20 +92,26 @@ def build(config: Config) -> Job:
                 pattern=pattern,
                 prunable=prunable,
                 updates=updates,
+                **({} if dense else {"storage": methods.storage(config.storage, config.pattern)}),
             )
 
+        dense = methods.METHODS[method].dense
+        compressed = config.storage == "compressed" and not dense
+        chosen = as_values if compressed else network
         made = loop.make_trainer(
-            network.apply,
-            network.init_params,
+            chosen.apply,
+            chosen.init_params,
             make_tx,
             *examples,
             batch_size=config.batch_size,
             execution=execution(config.model, jax.default_backend()),
-            start=loop.start_dense if methods.METHODS[method].dense else jaxsparse.init,
-            forward=network.forward,
+            start=loop.start_dense if dense else jaxsparse.init,
+            forward=chosen.forward,
+            compressed=compressed,
         )
         try:
-            jax.eval_shape(made.init, keys_of(config))
+            begin = made.init if compressed else functools.partial(jax.eval_shape, made.init)
+            begin(keys_of(config)[:1])
         except ValueError as error:  # a pattern or a sparsity that does not fit the network
             raise ValueError(str(error).replace("prunable=", "--dense-layers")) from error
         return made

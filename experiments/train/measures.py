@@ -1,6 +1,6 @@
 """What is measured of a job: how sparse its networks are, what they cost, how well they do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from experiments.common.report.tables import STATISTICS, statistics
 from experiments.common.training.loop import Metrics, TrainState
 from experiments.common.training.methods import METHODS
 from experiments.train.job import Job, weight_name
-from jaxsparse import analysis
+from jaxsparse import analysis, sparse
 
 _METHOD = {"algorithm": str, "test_accuracy": STATISTICS} | dict.fromkeys(
     ("sparsity", "weights", "alive", "flops", "training_flops", "bytes_stored", "bytes_training"),
@@ -30,13 +30,14 @@ SUMMARY = _METHOD | {
 
 def masks_by_name(job: Job, method: str, state: TrainState) -> dict[str, jax.Array]:
     """The masks of the weights that may be sparse, replicates on the first axis."""
+    params = jax.vmap(sparse.expand)(state.params)
     if METHODS[method].dense:
-        masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), state.params)
+        masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
     else:
         masks = jax.vmap(jaxsparse.get_masks)(state.opt_state, state.params)
     found = {}
     for (path, mask), leaf in zip(
-        jax.tree.leaves_with_path(masks), jax.tree.leaves(state.params), strict=True
+        jax.tree.leaves_with_path(masks), jax.tree.leaves(params), strict=True
     ):
         name = weight_name(path)
         if job.prunable(name, jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)):
@@ -70,7 +71,11 @@ def observer(job: Job, method: str) -> Callable[[TrainState], Metrics]:
 
 
 def summarize(
-    job: Job, states: dict[str, TrainState], lines: Sequence[dict[str, Any]], seconds: float
+    job: Job,
+    states: dict[str, TrainState],
+    lines: Sequence[dict[str, Any]],
+    seconds: float,
+    paces: Mapping[str, Sequence[float]] = {},
 ) -> dict[str, Any]:
     """The summary of a finished job: its method, and the dense twin under `dense`.
 
@@ -79,6 +84,7 @@ def summarize(
       states: the last state of every method.
       lines: all metric lines.
       seconds: how long it took, all starts together.
+      paces: by method, seconds of a step of one replicate, one number a call of the loop.
     """
     config = job.config
     found = {}
@@ -89,6 +95,8 @@ def summarize(
             accuracies = [line[f"{name}_accuracy"] for line in last]
             found[method][f"{name}_accuracy"] = statistics(accuracies)
         found[method] |= costs(job, method, state, lines)
+        if paces.get(method):
+            found[method]["seconds_per_step"] = float(np.median(paces[method]))
     dense = found.get("dense") if config.method != "dense" else None
     return {
         "dataset": config.dataset,
@@ -122,8 +130,9 @@ def costs(
         one = jax.tree.map(lambda leaf: leaf[i], state)  # noqa: B023
         tree = None if METHODS[method].dense else jaxsparse.get_masks(one.opt_state, one.params)
         inputs = job.sets["test"].inputs[0, :1]
-        cost = analysis.flops(job.apply, one.params, tree, inputs)
-        memory = analysis.memory(one.params, tree, one.opt_state)
+        params = sparse.expand(one.params)
+        cost = analysis.flops(job.apply, params, tree, inputs)
+        memory = analysis.memory(params, tree, one.opt_state)
         one_bit_each = memory.weights - 4 * round(weights - alive) + memory.packed_masks
         sparsities = [1 - line["density"] for line in lines if line["method"] == method]
         found.append(
@@ -137,7 +146,7 @@ def costs(
                     sparsities=sparsities,
                 ),
                 "bytes_stored": min(memory.weights, memory.living_weights, one_bit_each),
-                "bytes_training": memory.weights + memory.optimizer,
+                "bytes_training": sparse.nbytes(one.params) + memory.optimizer,
             }
         )
     means = {key: _number(np.mean([one[key] for one in found])) for key in found[0]}

@@ -28,10 +28,10 @@ def execute(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     Returns:
       The summary, as in `summary.json`.
     """
-    trained = _train(job, folder, console)
+    trained, paces = _train(job, folder, console)
     lines = folder.metrics()
     _draw(job, folder.path, lines, trained.states)
-    summary = measures.summarize(job, trained.states, lines, trained.seconds)
+    summary = measures.summarize(job, trained.states, lines, trained.seconds, paces)
     folder.finish(summary)
     return summary
 
@@ -55,7 +55,11 @@ def _draw(
     figures.masks(path / "masks.png", first, f"{title}, {where}", shape)
 
 
-def _train(job: Job, folder: RunFolder, console: Console) -> engine.Trained:
+def _train(
+    job: Job, folder: RunFolder, console: Console
+) -> tuple[engine.Trained, dict[str, list[float]]]:
+    """What is trained, and by method the seconds of a step of one replicate, call by call."""
+    paces: dict[str, list[float]] = {name: [] for name in job.trainers}
     keys, names = keys_of(job.config), list(job.trainers)
     replicates = f"{job.config.seeds} replicate{'s' * (job.config.seeds > 1)}"
     what = f"{replicates} of {' and '.join(names)}, {job.steps:,} steps each"
@@ -73,12 +77,14 @@ def _train(job: Job, folder: RunFolder, console: Console) -> engine.Trained:
     def show(name: str, chunk: engine.Chunk) -> str:
         lines = _lines(job, name, chunk)
         folder.append(lines)
+        if chunk.seconds_per_step is not None:
+            paces[name].append(chunk.seconds_per_step / job.config.seeds)
         accuracy = sum(line["test_accuracy"] for line in lines) / len(lines)
         loss = float(chunk.metrics["loss"].mean())
         return f"{name} {100 * accuracy:.2f}%, loss {loss:.3f}"
 
     with Display(console, what, job.steps * len(names)) as display:
-        return engine.train(
+        trained = engine.train(
             trainings,
             folder,
             display,
@@ -86,6 +92,7 @@ def _train(job: Job, folder: RunFolder, console: Console) -> engine.Trained:
             checkpoint_every=job.config.checkpoint_every,
             longest=engine.CHUNK_SECONDS,
         )
+    return trained, paces
 
 
 def _lines(job: Job, method: str, chunk: engine.Chunk) -> list[dict[str, Any]]:

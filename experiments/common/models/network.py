@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.common.models import registry
+from jaxsparse import sparse
 
 Array = jax.Array
 VARIABLES = (nnx.Param, nnx.BatchStat)
@@ -71,6 +72,11 @@ def trained(net: Network) -> Callable[[Any, Array], Array]:
     if net.forward is None:
         return net.apply
     return lambda params, inputs: net.forward(params, jax.random.key(0), inputs)[0]
+
+
+def accelerated(network: Network) -> Network:
+    """The same network for compressed parameters; its convolutions must have the form "conv"."""
+    return network._replace(apply=sparse.accelerate(network.apply))
 
 
 def make_network(

@@ -140,13 +140,16 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         first, *others = (method[key] for method in methods)
         shares = (f"{show(value)} ({100 * value / first:.3g}%)" for value in others)
         rows.append([label, show(first), *shares])
+    if all("seconds_per_step" in method for method in methods):
+        first, *others = (method["seconds_per_step"] for method in methods)
+        shares = (f"{1000 * spent:.3g} ms ({spent / first:.2f}x)" for spent in others)
+        rows.append(["time of a step", f"{1000 * first:.3g} ms", *shares])
     title = f"{summary['model']} on {summary['dataset']}"
     print_table(console, title, header, rows, markdown(header, rows))
     console.print(
         f"Mean{' ± standard error' if n > 1 else ''} of {n} replicate{'s' * (n > 1)}; "
         f"{duration(summary['seconds'])} in all. Data: {summary['dataset_description']}. FLOPs "
-        "count living weights only, which arrays with masks do not save. Training keeps dense "
-        "arrays, masks and the optimizer's state.",
+        "count living weights only, which arrays with masks do not save.",
         highlight=False,
     )
 

@@ -21,6 +21,7 @@ import optax
 from experiments.common.data.batches import batch_indices
 from experiments.common.training.evaluation import EvaluationSet, cross_entropy, evaluate
 from experiments.common.training.execution import Execution, compiled_once, over_replicates, place
+from jaxsparse import sparse
 
 Array = jax.Array
 Metrics = dict[str, Any]
@@ -101,6 +102,7 @@ def make_trainer(
     augment: Callable[[Array, Array], Array] | None = None,
     forward: Callable[[Any, Array, Array], tuple[Array, Any]] | None = None,
     track: Track | None = None,
+    compressed: bool = False,
 ) -> Trainer:
     """The training functions of one method.
 
@@ -121,6 +123,8 @@ def make_trainer(
       forward: `(params, key, inputs) -> (logits, moved)`, what a training step computes instead of
         `apply` where that differs; see `network.Network`.
       track: what to measure inside the loop, where a call for each measurement is too slow.
+      compressed: whether the optimizer keeps parameters as their living values
+        (`storage="compressed"`); `apply` is then that of `network.accelerated`.
 
     Raises:
       ValueError: a batch size below 1 or above the number of examples.
@@ -131,10 +135,8 @@ def make_trainer(
             f"batch_size must be in [1, {n}], the training examples, got {batch_size}."
         )
     steps_per_epoch = n // batch_size
-    update = make_tx(0).update
+    tx = make_tx(0)
 
-    @compiled_once
-    @jax.vmap
     def begin(key: Array, params: Any, data_key: Array) -> TrainState:
         params, opt_state = start(make_tx(key), params)
         order = jnp.zeros((steps_per_epoch, batch_size), jnp.int32)
@@ -144,9 +146,20 @@ def make_trainer(
             params, opt_state, jax.random.key_data(data_key), order, loss_sum, tracked
         )
 
+    begin_all = compiled_once(jax.vmap(begin))
+
     def init(keys: Array) -> TrainState:
         init_keys, method_keys, data_keys = _fold(keys)
-        return begin(method_keys, _init_params(init_params, init_keys), data_keys)
+        given = method_keys, _init_params(init_params, init_keys), data_keys
+        return _begin_each(begin, given) if compressed else begin_all(*given)
+
+    def mean_loss(params: Any, key: Array, inputs: Array, labels: Array) -> tuple[Array, Any]:
+        if forward is None:
+            return loss(apply(params, inputs), labels).mean(), None
+        logits, moved = forward(params, key, inputs)
+        return loss(logits, labels).mean(), moved
+
+    train = (sparse.train_step if compressed else _train_step)(mean_loss, tx, has_aux=True)
 
     def step(row: Array, state: TrainState, epoch_key: Array, examples: Any) -> TrainState:
         inputs, labels = (part[state.order[row]] for part in examples)
@@ -154,17 +167,15 @@ def make_trainer(
         if augment is not None:
             inputs = augment(key, inputs)
 
-        def mean_loss(params: Any) -> tuple[Array, Any]:
-            if forward is None:
-                return loss(apply(params, inputs), labels).mean(), None
-            logits, moved = forward(params, jax.random.fold_in(key, 1), inputs)
-            return loss(logits, labels).mean(), moved
-
-        (value, moved), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        updates, opt_state = update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        given = jax.random.fold_in(key, 1), inputs, labels
+        params, opt_state, (value, moved) = train(state.params, state.opt_state, *given)
         if forward is not None:
-            params = jax.tree.map(lambda p, new: p if new is None else new, params, moved)
+            params = jax.tree.map(
+                lambda p, new: p if new is None else new,
+                params,
+                moved,
+                is_leaf=sparse.is_compressed,
+            )
         return state._replace(params=params, opt_state=opt_state, loss_sum=state.loss_sum + value)
 
     def measure(state: TrainState, count: Array, data: Any) -> TrainState:
@@ -211,6 +222,25 @@ def make_trainer(
     return Trainer(
         init, advance, functools.partial(evaluate, apply, loss, execution), steps_per_epoch
     )
+
+
+def _begin_each(begin: Callable[..., TrainState], given: Any) -> TrainState:
+    """Replicates begun one after the other, outside of `jit`: how many weights live in a leaf of
+    one decides its shapes, which are the same for all."""
+    count = len(jax.tree.leaves(given)[0])
+    each = [begin(*jax.tree.map(lambda leaf: leaf[i], given)) for i in range(count)]  # noqa: B023
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def _train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool) -> Callable[..., Any]:
+    """The ordinary step, of dense parameters: `sparse.train_step` without its detour."""
+
+    def step(params: Any, opt_state: Any, *args: Any) -> tuple[Any, Any, Any]:
+        value, grads = jax.value_and_grad(loss, has_aux=has_aux)(params, *args)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    return step
 
 
 @jax.jit

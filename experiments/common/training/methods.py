@@ -8,6 +8,7 @@ import optax
 
 import jaxsparse
 
+STORAGES = ("masked", "compressed", "compressed_state")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
@@ -177,6 +178,11 @@ def sparse_method(
         axes="flax",
         **options | own,
     )
+
+
+def storage(name: str, pattern: str) -> str:
+    """One of `STORAGES`, as the methods take it: blocks are kept as the pattern has them."""
+    return f"compressed:{pattern}" if (name, pattern[:5]) == ("compressed", "block") else name
 
 
 def pattern(text: str) -> Any:
