@@ -49,7 +49,7 @@ ALGORITHMS = {
     ),
 }
 REFUSED = {
-    ("2:4", "gradual"): "no sparsity in between",
+    ("2:4", "gradual"): "no intermediate sparsity",
     ("2:4", "gradual global"): "scope",
     ("2:4", "sparse_momentum"): "redistribution",
     ("fan_in", "gradual global"): "scope",
