@@ -141,7 +141,10 @@ SHARED = {
 def calls():
     """A call of every method, and of its rule, with every option that it shares."""
     for name in METHODS:
-        left_out = {"fixed": {"regrown_state", "first_value", "room", "window"}, "gradual": {"masks"}}.get(name, ())
+        left_out = {
+            "fixed": {"regrown_state", "first_value", "room", "window"},
+            "gradual": {"masks"},
+        }.get(name, ())
         given = {k: v for k, v in SHARED.items() if k not in left_out}
         given |= {"start": "0", "stop": "9"} if name == "gradual" else {}
         yield f"jaxsparse.{name}(sgd, 0.9, key=0, {spelled(given)})"
