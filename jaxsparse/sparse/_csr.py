@@ -53,9 +53,9 @@ class CSRPlaces(_layout.Places):
         turned = by_input.places(room[0])
         outputs, across = turned % max(units, 1), turned // max(units, 1)
         return cls(
-            ends=_ends(jnp.sum(alive, 0, dtype=jnp.int32)),
+            ends=_ends(by_output, units, inputs),
             inputs=jnp.where(living, by_output.places(room[0]) % max(inputs, 1), 0),
-            ends_of_inputs=_ends(jnp.sum(alive, 1, dtype=jnp.int32)),
+            ends_of_inputs=_ends(by_input, inputs, units),
             outputs=jnp.where(living, outputs, max(units - 1, 0)),
             order=jnp.where(living, by_output.rank(outputs * inputs + across), entries),
             shape=layer.shape,
@@ -219,11 +219,17 @@ def _of_values(static: _Static, shapes: Shapes, places: CSRPlaces, x: Array, g: 
 _PRODUCT = Trilinear("csr_product", _forward, _backward, _of_values, folds=(0, 0))
 
 
-def _ends(counts: Array) -> Array:
-    return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+def _ends(bits: Bits, rows: int, columns: int) -> Array:
+    """How many live before each row, and in all."""
+    before = bits.rank(jnp.arange(rows, dtype=jnp.int32) * columns)
+    return jnp.append(before, bits.alive)
 
 
 def _rows_of(places: CSRPlaces) -> Array:
     """The output of every weight; the number of outputs where there is none."""
-    entries = jnp.arange(len(places.inputs), dtype=jnp.int32)
-    return jnp.searchsorted(places.ends[1:], entries, side="right")
+    units, capacity = len(places.ends) - 1, len(places.inputs)
+    begins = jnp.where(places.ends[:-1] < places.ends[1:], places.ends[:-1], capacity)
+    numbers = jnp.arange(units, dtype=jnp.int32)
+    firsts = jnp.zeros(capacity, jnp.int32).at[begins].set(numbers, mode="drop")
+    living = jnp.arange(capacity, dtype=jnp.int32) < places.ends[-1]
+    return jnp.where(living, jax.lax.cummax(firsts), units)

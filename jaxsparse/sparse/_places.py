@@ -71,14 +71,12 @@ class Places:
         Raises:
           ValueError: a mask that the format cannot hold, or that has no room.
         """
-        alive, layer = flat(mask, axes), Layer(*one_layer(mask.shape, axes), size)
-        depth = len(axes.stacked)
         if not isinstance(mask, jax.core.Tracer):
-            held = each(depth, lambda alive: cls.held_of_layer(alive, layer), alive)
-            _refuse_other(mask, unflat(held, mask.shape, axes), path, cls, size)
-        room = cls._room(alive, layer, capacity, path)
-        found = each(depth, lambda alive: cls.of_layer(alive, room, layer), alive)
-        found = dataclasses.replace(found, shape=mask.shape, axes=axes)
+            held, needs = _survey(cls, axes, size, mask)
+            _refuse_other(mask, held, path, cls, size)
+        else:
+            needs = None
+        found = _places_of(cls, axes, size, cls._room(needs, mask, axes, capacity, path), mask)
         return found.fix() if capacity is None else found
 
     def of_same_room(self, mask: Array) -> Self:
@@ -87,20 +85,18 @@ class Places:
         return self.of(mask, self.axes, room, "kernel", size)
 
     @classmethod
-    def _room(cls, alive: Array, layer: Layer, capacity: int | None, path: str) -> tuple[int, ...]:
-        if capacity is not None:
-            check_size("capacity", capacity, 0)
-            if isinstance(alive, jax.core.Tracer):
-                return (*cls.spare_of_layer(layer), capacity)
-        needs = each(alive.ndim - 2, lambda alive: cls.room_of_layer(alive, layer), alive)
-        most = [int(need) for need in jnp.max(needs.reshape(-1, needs.shape[-1]), 0, initial=0)]
+    def _room(
+        cls, needs: Array | None, mask: Array, axes: Axes, capacity: int | None, path: str
+    ) -> tuple[int, ...]:
+        most = None if needs is None else [int(need) for need in needs]
         if capacity is None:
-            return tuple(most)
-        if capacity < most[-1]:
+            return tuple(most or ())
+        check_size("capacity", capacity, 0)
+        if most is not None and capacity < most[-1]:
             raise ValueError(
                 f"capacity must be at least {most[-1]}, what lives at {path!r}; got {capacity}."
             )
-        return (*cls.spare_of_layer(layer), capacity)
+        return (*cls.spare_of_layer(Layer(*one_layer(mask.shape, axes))), capacity)
 
     @classmethod
     def held_of_layer(cls, alive: Array, layer: Layer) -> Array:
@@ -136,8 +132,7 @@ class Places:
 
     def gather(self, dense: Array) -> Array:
         """The values of a dense kernel at the places, zeros where there is room to spare."""
-        matrices = flat(dense, self.axes)
-        return each(self.depth, type(self).gather_layer, self.layers(), matrices)
+        return _gather(self.layers(), self.axes, dense)
 
     def spread(self, values: Array) -> Array:
         """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
@@ -254,6 +249,34 @@ def register_places(*leaves: str) -> Callable[[type], type]:
         return cls
 
     return register
+
+
+# What is done with a concrete mask is compiled as a whole: operation by operation, every new shape
+# would compile dozens of small programs.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _survey(cls: Any, axes: Axes, size: tuple[int, ...], mask: Array) -> tuple[Array, Array]:
+    """The mask that a format makes of this one, and the room that the fullest layer takes."""
+    alive, layer = flat(mask, axes), Layer(*one_layer(mask.shape, axes), size)
+    depth = len(axes.stacked)
+    held = each(depth, lambda alive: cls.held_of_layer(alive, layer), alive)
+    needs = each(depth, lambda alive: cls.room_of_layer(alive, layer), alive)
+    most = jnp.max(needs.reshape(-1, needs.shape[-1]), 0, initial=0)
+    return unflat(held, mask.shape, axes), most
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _places_of(
+    cls: Any, axes: Axes, size: tuple[int, ...], room: tuple[int, ...], mask: Array
+) -> Any:
+    """Free places of a mask, with so much room."""
+    alive, layer = flat(mask, axes), Layer(*one_layer(mask.shape, axes), size)
+    found = each(len(axes.stacked), lambda alive: cls.of_layer(alive, room, layer), alive)
+    return dataclasses.replace(found, shape=mask.shape, axes=axes)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _gather(layers: Any, axes: Axes, dense: Array) -> Array:
+    return each(len(axes.stacked), type(layers).gather_layer, layers, flat(dense, axes))
 
 
 def each(depth: int, function: Callable[..., Any], *args: Any) -> Any:
