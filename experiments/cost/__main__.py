@@ -16,7 +16,7 @@ from experiments.common.study.options import option
 from experiments.common.study.study import Group
 from experiments.common.training.methods import METHODS
 from experiments.cost import cells, report
-from experiments.cost.settings import PRESETS
+from experiments.cost.settings import BLOCKS, COMPRESSED, NAMES, PRESETS
 
 PROG = "python -m experiments.cost"
 
@@ -27,7 +27,11 @@ class Options(command.StudyOptions):
 
     seeds: int = option(3, "runs of every cell, each with weights and batches of its own")
     preset: str = option("digits", "what to train", choices=tuple(PRESETS))
-    method: str = option(",".join(METHODS), "methods, with commas between them")
+    method: str | None = option(
+        None,
+        f"methods, with commas between them; {COMPRESSED} or {BLOCKS} behind one keeps it as its "
+        "living values, or as living blocks (default: the preset's)",
+    )
     sparsity: float = option(0.95, "fraction of zeros, in [0, 1)")
     epochs: int | None = option(None, "passes over the training set (default: the preset's)")
 
@@ -50,7 +54,9 @@ def prepare(options: Options) -> command.Study:
     settings = dataclasses.replace(PRESETS[options.preset], sparsity=options.sparsity)
     if options.epochs is not None:
         settings = dataclasses.replace(settings, epochs=options.epochs)
-    names = [name for name in options.method.split(",") if name]
+    names = [*NAMES.get(options.preset, METHODS)]
+    if options.method is not None:
+        names = [name for name in options.method.split(",") if name]
     settings.check(names)
 
     def begin(site: Site, left: Sequence[str]) -> tuple[str, list[Group]]:

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse
+from experiments.common.models.network import Network, accelerated, make_network
 from experiments.common.study.content import Content, measured
 from experiments.common.study.lab import Lab, Site, cut, make_lab
 from experiments.common.study.study import Group
 from experiments.common.training import loop, sources
 from experiments.common.training.methods import METHODS
 from experiments.common.training.tracking import track
-from experiments.cost.settings import Settings
-from jaxsparse import analysis
+from experiments.cost.settings import Settings, parse
+from jaxsparse import analysis, sparse
 
 TURNS = 7
 
@@ -30,7 +31,7 @@ def build(settings: Settings, site: Site) -> Lab:
 
 def content_of(name: str) -> Content:
     """What the folder holds of a cell; `KeyError` for what is no name of one."""
-    METHODS[name]
+    METHODS[parse(name)[0]]
     numbers = dict.fromkeys(("test_accuracy", "time", "flops"), [float]) | {"seconds": float}
     return Content(numbers, {"curves.npz": f"{name}/"})
 
@@ -38,8 +39,8 @@ def content_of(name: str) -> Content:
 def group(lab: Lab, name: str) -> Group:
     """Trains a method, and then measures its steps."""
     every, steps = lab.source.steps_per_epoch, _steps(lab)
-    density = functools.partial(_density, METHODS[name].dense)
-    watched = track(lab.network.apply, every, steps, lab.sets, density)
+    density = functools.partial(_density, METHODS[parse(name)[0]].dense)
+    watched = track(_network(lab, name).apply, every, steps, lab.sets, density)
 
     def begin() -> tuple[loop.Trainer, loop.TrainState]:
         trainer = _trainer(lab, name, watched)
@@ -54,11 +55,28 @@ def _steps(lab: Lab) -> int:
 
 def _trainer(lab: Lab, name: str, watched: loop.Track | None = None) -> loop.Trainer:
     make_tx = lambda key: lab.settings.method(name, key, _steps(lab))  # noqa: E731
-    return lab.trainer(make_tx, dense=METHODS[name].dense, track=watched)
+    method, form = parse(name)
+    return lab.trainer(
+        make_tx,
+        dense=METHODS[method].dense,
+        track=watched,
+        network=_network(lab, name),
+        compressed=bool(form),
+    )
+
+
+def _network(lab: Lab, name: str) -> Network:
+    """The lab's, or for compressed parameters the same in the form that their kernels read."""
+    if not parse(name)[1]:
+        return lab.network
+    source, model = lab.source, lab.settings.model
+    return accelerated(make_network(model, source.dataset, *source.pixels, convolution="conv"))
 
 
 def _density(dense: bool, params: Any, opt_state: Any) -> dict[str, jax.Array]:
-    return {"density": jnp.float32(1) if dense else jaxsparse.density(opt_state)}
+    if dense:
+        return {"density": jnp.float32(1)}
+    return {"density": jaxsparse.metrics(opt_state, params=params)["density"]}
 
 
 def _finish(lab: Lab, name: str, state: loop.TrainState) -> dict[str, Content]:
@@ -67,18 +85,27 @@ def _finish(lab: Lab, name: str, state: loop.TrainState) -> dict[str, Content]:
     kept = {key: curves[key] for key in ("validation_accuracy", "density")}
     ours = cut((state.params, state.opt_state), lanes)
     kept["flops"] = np.stack([_flops(lab, name, ours, i, kept) for i in range(len(lab.site.keys))])
-    numbers = {"test_accuracy": lab.accuracy(state.params, "test"), "flops": kept["flops"][:, -1]}
+    numbers = {
+        "test_accuracy": lab.accuracy(state.params, "test", _network(lab, name)),
+        "flops": kept["flops"][:, -1],
+    }
     return {name: measured(name, lanes, numbers, kept, time=_times(lab, name))}
 
 
 def _flops(lab: Lab, name: str, states: Any, i: int, curves: Any) -> np.ndarray:
     """FLOPs of the training so far at every measurement, those of dense training being 1."""
     one = jax.tree.map(lambda leaf: leaf[i], states)
-    masks = None if METHODS[name].dense else jaxsparse.get_masks(one[1], one[0])
-    cost = analysis.flops(lab.network.apply, one[0], masks, lab.sets["test"].inputs[0, :1])
+    method = parse(name)[0]
+    masks = None if METHODS[method].dense else jaxsparse.get_masks(one[1], one[0])
+    params = sparse.expand(one[0])
+    cost = analysis.flops(lab.network.apply, params, masks, lab.sets["test"].inputs[0, :1])
     every, sparsities = lab.settings.updates(_steps(lab)).every, 1 - curves["density"][i]
     step = functools.partial(
-        analysis.training_flops, cost.dense, cost.sparse, METHODS[name].flops or name, every=every
+        analysis.training_flops,
+        cost.dense,
+        cost.sparse,
+        METHODS[method].flops or method,
+        every=every,
     )
     points = np.arange(1, len(sparsities) + 1)
     each = [step(sparsities=sparsities[:n].tolist()) for n in points]

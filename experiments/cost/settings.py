@@ -6,8 +6,11 @@ from typing import Any
 
 import optax
 
-import jaxsparse
 from experiments.common.training import methods
+
+COMPRESSED, BLOCKS = "_compressed", "_blocks"
+"""Behind the name of a method: kept as its living values, or as living blocks of 32 by 32; then the
+last layer is dense, because it has ten outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +39,13 @@ class Settings:
 
     def check(self, names: Sequence[str]) -> None:
         """Raises ValueError unless everything can be trained."""
-        unknown = [name for name in names if name not in methods.METHODS]
+        unknown = [name for name in names if parse(name)[0] not in methods.METHODS]
         if unknown or not names:
             known = ", ".join(methods.METHODS)
-            raise ValueError(f"--method must be among {known}, got {', '.join(unknown)!r}.")
+            raise ValueError(
+                f"--method must be among {known}, each with {COMPRESSED} or {BLOCKS} behind it "
+                f"where it may be, got {', '.join(unknown)!r}."
+            )
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"--sparsity must be in [0, 1), got {self.sparsity}.")
         if self.epochs < 4:
@@ -52,6 +58,8 @@ class Settings:
 
     def method(self, name: str, key: Any, steps: int) -> optax.GradientTransformationExtraArgs:
         """A method as an optimizer for so many steps."""
+        name, form = parse(name)
+        kept = {} if not form else {"storage": methods.storage("compressed", form)}
         inner = methods.optimizer(
             "momentum",
             self.learning_rate,
@@ -65,13 +73,33 @@ class Settings:
             key=key,
             sparsity=self.sparsity,
             distribution="erk",
-            pattern=jaxsparse.unstructured,
-            prunable=jaxsparse.default_prunable,
+            pattern=methods.pattern(form or "unstructured"),
+            prunable=methods.prunable("head" if form.startswith("block") else ""),
             updates=self.updates(steps),
+            **kept,
         )
+
+
+def parse(name: str) -> tuple[str, str]:
+    """The method of a cell, and the pattern that it is kept by; empty with masks.
+
+    >>> parse("rigl"), parse("rigl_compressed"), parse("rigl_blocks")
+    (('rigl', ''), ('rigl', 'unstructured'), ('rigl', 'block:32x32'))
+    """
+    for ending, form in ((COMPRESSED, "unstructured"), (BLOCKS, "block:32x32")):
+        if name.endswith(ending):
+            return name.removesuffix(ending), form
+    return name, ""
 
 
 PRESETS = {
     "digits": Settings("digits", epochs=40, batch_size=24),
     "mnist": Settings("mnist", epochs=20, batch_size=100),
+    "mlp": Settings("mnist", epochs=8, batch_size=128, model="mlp_4096_1024"),
+    "lenet_5_caffe": Settings("mnist", epochs=6, batch_size=100, model="lenet_5_caffe"),
 }
+NAMES = {
+    "mlp": ("dense", "rigl", f"rigl{COMPRESSED}", f"rigl{BLOCKS}", f"sparse_momentum{COMPRESSED}"),
+    "lenet_5_caffe": ("dense", "sparse_momentum", f"sparse_momentum{COMPRESSED}"),
+}
+"""What is trained of a preset where nothing else is asked for; by default all methods."""

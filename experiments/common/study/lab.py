@@ -68,6 +68,7 @@ class Lab(NamedTuple):
         dense: bool = False,
         track: loop.Track | None = None,
         network: Network | None = None,
+        compressed: bool = False,
     ) -> loop.Trainer:
         """What trains the network on the examples.
 
@@ -76,6 +77,7 @@ class Lab(NamedTuple):
           dense: whether the optimizer knows no masks.
           track: what is measured inside the loop.
           network: another one than the lab's.
+          compressed: as for `loop.make_trainer`.
         """
         chosen = self.network if network is None else network
         return self.source.make_trainer(
@@ -86,11 +88,12 @@ class Lab(NamedTuple):
             start=loop.start_dense if dense else jaxsparse.init,
             forward=chosen.forward,
             track=track,
+            compressed=compressed,
         )
 
-    def accuracy(self, params: Any, part: str) -> np.ndarray:
+    def accuracy(self, params: Any, part: str, network: Network | None = None) -> np.ndarray:
         """The accuracy of stacked parameters on a part of the data set, a number each."""
-        loss, apply = evaluation.cross_entropy, self.network.apply
+        loss, apply = evaluation.cross_entropy, (network or self.network).apply
         return evaluation.evaluate(apply, loss, self.execution, params, self.sets[part])["accuracy"]
 
     def mine(self, number: int) -> slice:
