@@ -26,6 +26,8 @@ class Settings:
       learning_rate: at the first step.
       weight_decay: added to the gradient.
       validation: fraction of the training examples, the last ones, set aside.
+      every_epoch: whether masks change once an epoch, as sparse momentum was published, and not
+        every hundredth of the run.
     """
 
     dataset: str
@@ -36,6 +38,7 @@ class Settings:
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     validation: float = 0.1
+    every_epoch: bool = False
 
     def check(self, names: Sequence[str]) -> None:
         """Raises ValueError unless everything can be trained."""
@@ -52,8 +55,8 @@ class Settings:
             raise ValueError(f"--epochs must be at least 4, got {self.epochs}.")
 
     def updates(self, steps: int) -> methods.MaskUpdates:
-        """Masks change every hundredth of the run, in its first three quarters."""
-        every = max(10, steps // 100)
+        """Masks change in the first three quarters of the run."""
+        every = steps // self.epochs if self.every_epoch else max(10, steps // 100)
         return methods.MaskUpdates(every, every, steps * 3 // 4, None)
 
     def method(self, name: str, key: Any, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -96,10 +99,14 @@ PRESETS = {
     "digits": Settings("digits", epochs=40, batch_size=24),
     "mnist": Settings("mnist", epochs=20, batch_size=100),
     "mlp": Settings("mnist", epochs=8, batch_size=128, model="mlp_4096_1024"),
-    "lenet_5_caffe": Settings("mnist", epochs=6, batch_size=100, model="lenet_5_caffe"),
+    "lenet_5_caffe": Settings(
+        "mnist", epochs=8, batch_size=100, model="lenet_5_caffe", every_epoch=True
+    ),
+    "vgg_16_d": Settings("cifar10", epochs=4, batch_size=128, model="vgg_16_d", every_epoch=True),
 }
 NAMES = {
-    "mlp": ("dense", "rigl", f"rigl{COMPRESSED}", f"rigl{BLOCKS}", f"sparse_momentum{COMPRESSED}"),
+    "mlp": ("dense", "rigl", f"rigl{COMPRESSED}", f"rigl{BLOCKS}"),
     "lenet_5_caffe": ("dense", "sparse_momentum", f"sparse_momentum{COMPRESSED}"),
+    "vgg_16_d": ("dense", f"sparse_momentum{COMPRESSED}"),
 }
 """What is trained of a preset where nothing else is asked for; by default all methods."""

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <type_traits>
 
@@ -55,7 +56,18 @@ inline void CutRun(int64_t length, F f) {
   else f(length - kLanes, Size<1>(), static_cast<int>(kLanes - (length - at)));
 }
 
-// Calls f(piece) for all pieces, by all threads of the pool where the work is worth it.
+// What the threads of one call share. A helper may be scheduled when the call is long over, so that
+// it belongs to all of them.
+struct Crew {
+  std::mutex mutex;
+  std::condition_variable idle;
+  int64_t working = 0;
+  bool over = false;
+};
+
+// Calls f(piece) for all pieces, by all threads of the pool where the work is worth it. The caller
+// waits only for helpers that have begun: those that have not may be queued behind callers that
+// wait themselves, as where every core is a device of its own.
 template <typename F>
 void InParallel(ffi::ThreadPool pool, int64_t pieces, int64_t work, F f) {
   std::atomic<int64_t> next{0};
@@ -63,17 +75,22 @@ void InParallel(ffi::ThreadPool pool, int64_t pieces, int64_t work, F f) {
     for (int64_t i; (i = next.fetch_add(1)) < pieces;) f(i);
   };
   const int64_t helpers = work < kWork ? 0 : std::min<int64_t>(pool.num_threads(), pieces) - 1;
-  std::mutex mutex;
-  std::condition_variable all;
-  int64_t left = std::max<int64_t>(helpers, 0);
+  if (helpers <= 0) return run();
+  auto crew = std::make_shared<Crew>();
   for (int64_t t = 0; t < helpers; ++t) {
-    pool.Schedule([&] {
+    pool.Schedule([crew, &run] {
+      {
+        std::lock_guard<std::mutex> lock(crew->mutex);
+        if (crew->over) return;
+        ++crew->working;
+      }
       run();
-      std::lock_guard<std::mutex> lock(mutex);
-      if (--left == 0) all.notify_one();
+      std::lock_guard<std::mutex> lock(crew->mutex);
+      if (--crew->working == 0) crew->idle.notify_one();
     });
   }
   run();
-  std::unique_lock<std::mutex> lock(mutex);
-  all.wait(lock, [&] { return left == 0; });
+  std::unique_lock<std::mutex> lock(crew->mutex);
+  crew->over = true;
+  crew->idle.wait(lock, [&] { return crew->working == 0; });
 }
