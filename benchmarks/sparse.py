@@ -2,6 +2,7 @@
 
     python -m benchmarks.sparse
     python -m benchmarks.sparse --table convolutions --sparsity 0.95
+    python -m benchmarks.sparse --tune     # the costs by which format="auto" chooses
 
 Networks: forward, both gradients, SGD; donated. Convolutions: forward and both gradients, images in
 the layout that XLA gives them between two convolutions of the same kind. Everything in float32, in
@@ -21,6 +22,7 @@ import optax
 from jax.experimental.layout import Format, Layout
 
 import jaxsparse
+from benchmarks import sparse_costs
 from benchmarks.timing import chain, ratio, take_turns
 from experiments.common.report.tables import markdown, size
 from jaxsparse import sparse
@@ -154,7 +156,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--sparsity", default="0.8,0.9,0.95,0.98")
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--tune", action="store_true", help='measure costs for format="auto"')
     args = parser.parse_args()
+    if args.tune:
+        print(f"costs of {sparse.machine()} are in {sparse_costs.save()}")
+        return
     for name, found in sparse.backends().items():
         print(f"{name}: {'compiled' if found.compiled else 'XLA'}, {found.why}")
     for table in args.table.split(","):

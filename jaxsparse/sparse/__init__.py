@@ -4,6 +4,7 @@ from jaxsparse.sparse import export
 from jaxsparse.sparse._accelerate import accelerate
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._channels import Channels
+from jaxsparse.sparse._choice import costs_file, machine
 from jaxsparse.sparse._condensed import Condensed
 from jaxsparse.sparse._csr import CSR
 from jaxsparse.sparse._kernels import Backend, KernelError, backends, kernels
@@ -30,6 +31,7 @@ __all__ = [
     "apply_updates",
     "backends",
     "compress",
+    "costs_file",
     "expand",
     "explain",
     "export",
@@ -38,6 +40,7 @@ __all__ = [
     "free_places",
     "is_compressed",
     "kernels",
+    "machine",
     "nbytes",
     "train_step",
     "values",
