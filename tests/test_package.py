@@ -40,7 +40,11 @@ def library():
 def test_the_wheel_is_the_library(release):
     """Its types and its C++ with it, and nothing else."""
     assert release["wheel"] == library()
-    assert {"jaxsparse/py.typed", "jaxsparse/sparse/_kernels.cc"} <= release["wheel"]
+    assert {
+        "jaxsparse/py.typed",
+        "jaxsparse/sparse/_cpu/kernels.cc",
+        "jaxsparse/sparse/costs.json",
+    } <= release["wheel"]
 
 
 def test_the_sdist_is_the_library_and_what_goes_with_it(release):
