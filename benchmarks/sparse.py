@@ -149,6 +149,21 @@ def convolution(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]
 TABLES = {"networks": (NETWORKS, network), "convolutions": (CONVOLUTIONS, convolution)}
 
 
+def measured(table: str, name: str, sparsity: float, turns: int) -> list[dict[str, Any]]:
+    """A row for every form of one network or convolution at one sparsity."""
+    calls, notes = TABLES[table][1](name, sparsity)
+    take_turns(calls, 2)  # compiles
+    spent = take_turns(calls, turns)
+    rows = []
+    for form, seconds in spent.items():
+        kept, peak = notes[form]
+        row = {"": f"{name}, {100 * sparsity:g}%, {form}"}
+        row["ms a step"] = f"{1000 * sorted(seconds)[len(seconds) // 2]:.2f}"
+        row["times as fast as dense"] = f"{1 / ratio(seconds, spent['dense']):.1f}"
+        rows.append(row | {"bytes kept": kept, "peak bytes": peak})
+    return rows
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -164,20 +179,11 @@ def main() -> None:
     for name, found in sparse.backends().items():
         print(f"{name}: {'compiled' if found.compiled else 'XLA'}, {found.why}")
     for table in args.table.split(","):
-        names, make = TABLES[table]
-        names = [name for name in names if args.only in name]
         rows = []
-        for name, text in itertools.product(names, args.sparsity.split(",")):
-            calls, notes = make(name, float(text))
-            take_turns(calls, 2)  # compiles
-            spent = take_turns(calls, args.turns)
-            for form, seconds in spent.items():
-                median = 1000 * sorted(seconds)[len(seconds) // 2]
-                fast = 1 / ratio(seconds, spent["dense"])
-                what = f"{name}, {100 * float(text):g}%, {form}"
-                rows.append([what, f"{median:.2f}", f"{fast:.1f}", *notes[form]])
-        head = ["", "ms a step", "times as fast as dense", "bytes kept", "peak bytes"]
-        print(f"\n{markdown(head, rows)}")
+        for name, text in itertools.product(TABLES[table][0], args.sparsity.split(",")):
+            if args.only in name:
+                rows += measured(table, name, float(text), args.turns)
+        print(f"\n{markdown([*rows[0]], [[*row.values()] for row in rows])}", flush=True)
 
 
 if __name__ == "__main__":

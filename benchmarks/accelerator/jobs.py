@@ -1,10 +1,10 @@
 """What is in the queue, the most valuable first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from benchmarks import step
+from benchmarks import sparse, step
 from benchmarks.accelerator import measures
 from benchmarks.accelerator.measures import Transformer
 from benchmarks.accelerator.queue import Job, measurement, study
@@ -34,6 +34,7 @@ class Sizes(NamedTuple):
       methods: whose optimizer steps are timed.
       trained: methods whose whole training steps are timed, beside dense training.
       types: in which the transformer computes.
+      compressed: networks of `benchmarks.sparse`, with the sparsities at which they are timed.
     """
 
     selection: Sequence[int]
@@ -46,6 +47,7 @@ class Sizes(NamedTuple):
     methods: Sequence[str]
     trained: Sequence[str]
     types: Sequence[str]
+    compressed: Mapping[str, Sequence[float]]
 
 
 FULL = Sizes(
@@ -59,6 +61,7 @@ FULL = Sizes(
     methods=[name for name in step.NAMES if name not in ("dense", "fixed", step.OBVIOUS)],
     trained=("fixed", "rigl"),
     types=("float32", "bfloat16"),
+    compressed=dict.fromkeys(sparse.NETWORKS, (0.9, 0.95, 0.98)),
 )
 """The transformer has 98 million parameters."""
 TINY = Sizes(
@@ -72,6 +75,7 @@ TINY = Sizes(
     methods=["deep_rewiring"],
     trained=("rigl",),
     types=("bfloat16",),
+    compressed={"LeNet-300-100": (0.95,)},
 )
 
 
@@ -133,6 +137,12 @@ def _timed(sizes: Sizes, short: float, long: float, prefix: str = "") -> list[Jo
     found = [
         ("selection", STEPS, short, partial(measures.selecting, sizes.selection, sizes.rounds)),
         ("pruning", STEPS, short, partial(measures.pruning, sizes.shapes, sizes.rounds)),
+        (
+            "training-compressed",
+            TRAINING,
+            long,
+            partial(measures.compressed_steps, sizes.compressed, sizes.turns),
+        ),
         ("steps-sorting", STEPS, short, steps(momentum, sizes.shapes, "fixed", step.OBVIOUS)),
         *(
             (f"steps-{name}", STEPS, short, steps(momentum, sizes.shapes, name))

@@ -2,7 +2,7 @@
 
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 import jaxsparse
-from benchmarks import selection, sparse_momentum, step
+from benchmarks import selection, sparse, sparse_momentum, step
 from benchmarks.timing import ratio, training_steps
 from experiments.common.models.transformer import CharacterTransformer
 from experiments.common.training import loop
@@ -58,6 +58,16 @@ def selecting(sizes: Sequence[int], rounds: int) -> Rows:
             about = {"n": n, "type": dtype, "zeros": zeros}
             rows += [about | row for row in _against(found, programs, "one pass", "jnp.sort")]
     return rows
+
+
+def compressed_steps(networks: Mapping[str, Sequence[float]], turns: int) -> Rows:
+    """Training steps on compressed kernels against dense ones and masked ones."""
+    return [
+        row
+        for name, sparsities in networks.items()
+        for sparsity in sparsities
+        for row in sparse.measured("networks", name, sparsity, turns)
+    ]
 
 
 def pruning(shapes: Shapes, rounds: int) -> Rows:

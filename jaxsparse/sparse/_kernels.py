@@ -108,10 +108,15 @@ def backends() -> dict[str, Backend]:
 
     Example:
       >>> sorted(backends())
-      ['block', 'channels', 'condensed', 'csr', 'n_m']
+      ['block', 'channels', 'condensed', 'csr', 'masked', 'n_m']
     """
-    found = dict.fromkeys(("block", "condensed", "csr", "n_m"), compiled())
-    return found | {"channels": Backend(False, "dense products of what is left, by XLA")}
+    dense = {
+        "channels": "a dense product of what is left",
+        "masked": "a dense product beside a mask",
+        "n_m": "dense products of one tile of the kernel at a time",
+    }
+    found = dict.fromkeys(("block", "condensed", "csr"), compiled())
+    return found | {format: Backend(False, f"XLA, {what}") for format, what in dense.items()}
 
 
 def choose(kernel: str) -> bool:
