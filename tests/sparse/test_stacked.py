@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jaxsparse
 from jaxsparse import sparse
 from jaxsparse.types import Axes
-from tests.sparse.test_formats import FORMATS, masked
+from tests.sparse.test_formats import FORMATS, masked, normal
 
 STACKED = [
     ((3, 16, 24), Axes((1,), (2,), (0,))),
@@ -22,7 +21,7 @@ STACKED = [
 
 def layered(leaf, axes):
     """`(*stacked, inputs, outputs)`."""
-    return jnp.transpose(leaf, (*axes.stacked, *axes.inputs, *axes.outputs))
+    return leaf.transpose((*axes.stacked, *axes.inputs, *axes.outputs))
 
 
 @pytest.mark.parametrize(
@@ -33,26 +32,36 @@ def test_stacked_axes(name, shape, axes):
     """Layers of different numbers of weights, of which what is to spare is zero and stays so."""
     values, mask = masked(name, shape, axes=axes)
     if name in ("condensed", "channels"):  # fewer in one of them: a unit, an input
-        mask = mask & (jnp.arange(24).reshape(-1, *(1,) * (mask.ndim - 1 - axes.outputs[0])) > 3)
+        mask = mask & (np.arange(24).reshape(-1, *(1,) * (mask.ndim - 1 - axes.outputs[0])) > 3)
     kernel = FORMATS[name][1](values, mask, axes=axes)
     kernel.check()
     np.testing.assert_array_equal(kernel.mask, mask)
-    np.testing.assert_array_equal(kernel.to_dense(), jnp.where(mask, values, 0.0))
+    np.testing.assert_array_equal(kernel.to_dense(), np.where(mask, values, 0))
     stacked = tuple(shape[axis] for axis in axes.stacked)
     assert all(leaf.shape[: len(stacked)] == stacked for leaf in jax.tree.leaves(kernel.free()))
     assert kernel.layers().shape == (16, 24)
 
-    x = jax.random.normal(jax.random.key(1), (*stacked, 5, 16))
-    g = jax.random.normal(jax.random.key(2), (*stacked, 5, 24))
-    want, pull = jax.vjp(lambda x, w: x @ layered(jnp.where(mask, w, 0.0), axes), x, values)
-    run = jax.jit(lambda x, v: x @ dataclasses.replace(kernel, values=v))
-    found, back = jax.vjp(run, x, kernel.values)
+    x, g = normal(1, *stacked, 5, 16), normal(2, *stacked, 5, 24)
+
+    @jax.jit
+    def run(x, living, g):
+        found, pull = jax.vjp(lambda x, v: x @ dataclasses.replace(kernel, values=v), x, living)
+        of_x, of_living = pull(g)
+        spread = kernel.spread(of_living)
+        return found, of_x, of_living, spread, kernel.gather(spread), kernel.product_transposed(g)
+
+    @jax.jit
+    def dense(x, values, g):
+        want, pull = jax.vjp(lambda x, w: x @ layered(jnp.where(mask, w, 0.0), axes), x, values)
+        return want, *pull(g)
+
+    found, of_x, of_living, spread, gathered, again = run(x, kernel.values, g)
+    want, want_x, want_w = dense(x, values, g)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
-    (of_x, of_living), (want_x, want_w) = back(g), pull(g)
     np.testing.assert_allclose(of_x, want_x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(kernel.spread(of_living), want_w, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(kernel.gather(kernel.spread(of_living)), of_living)
-    np.testing.assert_allclose(kernel.product_transposed(g), want_x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(spread, want_w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(gathered, of_living)
+    np.testing.assert_allclose(again, want_x, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["block", "condensed"])
@@ -60,7 +69,7 @@ def test_layers_under_scan(name):
     """What a scanned network does: every turn takes the kernel of one layer."""
     values, mask = masked(name, (3, 16, 16), axes="flax_stacked")
     kernel = FORMATS[name][1](values, mask, axes="flax_stacked")
-    x = jax.random.normal(jax.random.key(1), (5, 16))
+    x = normal(1, 5, 16)
 
     def run(living):
         layers = dataclasses.replace(kernel, values=living).layers()
@@ -70,8 +79,6 @@ def test_layers_under_scan(name):
         layers = kernel.spread(living)
         return jax.lax.scan(lambda h, layer: (jnp.tanh(h @ layer), None), x, layers)[0]
 
-    for f in (run, dense):
-        assert f(kernel.values).shape == (5, 16)
     found, want = (
         jax.jit(jax.value_and_grad(lambda v, f=f: jnp.sum(f(v) ** 2)))(kernel.values)
         for f in (run, dense)
@@ -86,7 +93,7 @@ def test_stacked_and_traced():
     make = jax.jit(
         lambda w, m: sparse.CSR.from_dense(w, m, axes="flax_stacked", capacity=120).to_dense()
     )
-    np.testing.assert_array_equal(make(values, mask), jnp.where(mask, values, 0.0))
+    np.testing.assert_array_equal(make(values, mask), np.where(mask, values, 0))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -94,9 +101,9 @@ def test_stacked_and_traced():
 @given(data=st.data())
 def test_places_from_outside_are_checked(name, data):
     """One wrong number in any array of places is found: out of range, double, or unsorted."""
-    values = jnp.ones((2, 8, 8))
+    values = np.ones((2, 8, 8), np.float32)
     if name == "n_m":
-        mask = jnp.broadcast_to((jnp.arange(8) % 4 > 0)[:, None], values.shape)
+        mask = np.broadcast_to((np.arange(8) % 4 > 0)[:, None], values.shape)
         kernel = sparse.NM.from_dense(values, mask, n=3, m=4, axes="flax_stacked")
         free = int(jnp.iinfo(jnp.uint8).max)
     else:
@@ -129,20 +136,19 @@ def test_checks_name_shapes_and_tracers():
 
 def test_units_that_are_gone():
     """Condensed without output units, channels without input units, one and all of them."""
-    values = jax.random.normal(jax.random.key(0), (6, 5))
-    x = jax.random.normal(jax.random.key(1), (4, 6))
-    inputs, outputs = jnp.array([1, 0, 1, 1, 0, 1]) > 0, jnp.array([0, 1, 0, 1, 1]) > 0
-    for mask in (inputs[:, None] & outputs, jnp.zeros((6, 5), bool)):
+    values, x = np.asarray(normal(0, 6, 5)), np.asarray(normal(1, 4, 6))
+    inputs, outputs = np.array([1, 0, 1, 1, 0, 1]) > 0, np.array([0, 1, 0, 1, 1]) > 0
+    products = jax.jit(lambda kernel, x, g: (x @ kernel, kernel.product_transposed(g)))
+    for mask in (inputs[:, None] & outputs, np.zeros((6, 5), bool)):
         for make in (sparse.Condensed.from_dense, sparse.Channels.from_dense):
             kernel = make(values, mask)
             kernel.check()
             assert kernel.values.size == mask.sum()
-            want = x @ jnp.where(mask, values, 0.0)
-            np.testing.assert_allclose(x @ kernel, want, rtol=1e-5, atol=1e-6)
-            back = kernel.product_transposed(want)
-            np.testing.assert_allclose(
-                back, want @ jnp.where(mask, values, 0.0).T, rtol=1e-4, atol=1e-5
-            )
+            weights = np.where(mask, values, 0)
+            want = x @ weights
+            found, back = products(kernel, x, want)
+            np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(back, want @ weights.T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("axes", ["flax", "equinox"])
@@ -150,15 +156,20 @@ def test_channels_convolve(axes):
     """The smaller convolution is the masked one, strides and padding included."""
     shape = (3, 3, 6, 8) if axes == "flax" else (8, 6, 3, 3)
     named = {"flax": Axes((2,), (3,)), "equinox": Axes((1,), (0,))}[axes]
-    values = jax.random.normal(jax.random.key(0), shape)
-    mask = jaxsparse.random_masks(0, {"w": values}, 0.5, pattern=jaxsparse.channel, axes=named)["w"]
+    values, mask = masked("channels", shape, 0.5, axes=named)
     kernel = sparse.Channels.from_dense(values, mask, axes=named)
-    x = jax.random.normal(jax.random.key(1), (2, 7, 7, 6))
+    x = normal(1, 2, 7, 7, 6)
     dims = ("NHWC", "HWIO" if axes == "flax" else "OIHW", "NHWC")
-    want = jax.lax.conv_general_dilated(
-        x, kernel.to_dense(), (2, 2), [(1, 1), (0, 1)], dimension_numbers=dims
-    )
-    found = kernel.convolve(x, strides=(2, 2), padding=[(1, 1), (0, 1)])
+
+    @jax.jit
+    def both(x):
+        padding = [(1, 1), (0, 1)]
+        want = jax.lax.conv_general_dilated(
+            x, kernel.to_dense(), (2, 2), padding, dimension_numbers=dims
+        )
+        return kernel.convolve(x, strides=(2, 2), padding=padding), want
+
+    found, want = both(x)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="spatial axes, 6 inputs"):
         kernel.convolve(x[..., :5])
@@ -168,14 +179,11 @@ def test_channels_convolve(axes):
 
 def test_bytes_of_each_format():
     """Packed 2:4 takes five bytes where dense takes eight, condensed three integers a weight."""
-    values = jax.random.normal(jax.random.key(0), (64, 32))
-    masks = jaxsparse.random_masks(0, {"w": values}, 0.5, pattern=jaxsparse.n_m(2, 4), axes="flax")[
-        "w"
-    ]
-    kernel = sparse.NM.from_dense(values, masks, n=2, m=4)
+    values, mask = normal(0, 64, 32), np.tile([[True], [False]], (32, 32))
+    kernel = sparse.NM.from_dense(values, mask, n=2, m=4)
     assert kernel.nbytes == 64 * 32 // 2 * (4 + 1)
-    few = jaxsparse.random_masks(0, {"w": values}, 0.9, pattern=jaxsparse.fan_in, axes="flax")["w"]
+    values, few = masked("condensed", (64, 32), 0.9)
     kernel = sparse.Condensed.from_dense(values, few)
-    assert kernel.nbytes == 4 * (3 * int(few.sum()) + 32 + 65)
-    some = jaxsparse.random_masks(0, {"w": values}, 0.75, pattern=jaxsparse.channel, axes="flax")
-    assert sparse.Channels.from_dense(values, some["w"]).nbytes == 4 * (64 * 8 + 64 + 8)
+    assert kernel.nbytes == 4 * (3 * int(np.sum(few)) + 32 + 65)
+    values, some = masked("channels", (64, 32))
+    assert sparse.Channels.from_dense(values, some).nbytes == 4 * (64 * 8 + 64 + 8)
