@@ -49,6 +49,11 @@ __all__ = [
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
+_REMEDY = (
+    "run the function through jaxsparse.sparse.accelerate, or take the dense kernel by to_dense()"
+)
+
+
 class Compressed:
     """One kernel as its living values and their places: what every format says of itself."""
 
@@ -194,6 +199,12 @@ class Compressed:
     def free(self) -> Self:
         """The same kernel with free places; see `Places`."""
         return dataclasses.replace(self, places=self.places.free())  # type: ignore[type-var]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{type(self).__name__} has no {name!r}; {_REMEDY}.")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"a compressed kernel is no array; {_REMEDY}.")
 
     def __rmatmul__(self, x: Array) -> Array:
         return self.product(x)

@@ -314,3 +314,11 @@ def test_returned_parameters_and_python_arguments():
     params, value = sparse.accelerate(step)(small, X, 3, name="a")
     assert jax.tree.structure(params) == jax.tree.structure(small)
     close(value, 3 * mlp(expand(small), X))
+
+
+def test_code_that_is_not_accelerated_says_what_to_do():
+    kernel = compressed(MLP)["fc1"]["kernel"]
+    with pytest.raises(AttributeError, match="accelerate"):
+        _ = kernel.T
+    with pytest.raises(TypeError, match="accelerate"):
+        jnp.asarray(kernel)
