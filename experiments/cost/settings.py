@@ -9,7 +9,7 @@ import optax
 from experiments.common.training import methods
 
 COMPRESSED, BLOCKS = "_compressed", "_blocks"
-"""Behind the name of a method: kept as its living values, or as living blocks of 32 by 32; then the
+"""Behind the name of a method: kept as its living values, or as living blocks of 16 by 16; then the
 last layer is dense, because it has ten outputs."""
 
 
@@ -87,9 +87,9 @@ def parse(name: str) -> tuple[str, str]:
     """The method of a cell, and the pattern that it is kept by; empty with masks.
 
     >>> parse("rigl"), parse("rigl_compressed"), parse("rigl_blocks")
-    (('rigl', ''), ('rigl', 'unstructured'), ('rigl', 'block:32x32'))
+    (('rigl', ''), ('rigl', 'unstructured'), ('rigl', 'block:16x16'))
     """
-    for ending, form in ((COMPRESSED, "unstructured"), (BLOCKS, "block:32x32")):
+    for ending, form in ((COMPRESSED, "unstructured"), (BLOCKS, "block:16x16")):
         if name.endswith(ending):
             return name.removesuffix(ending), form
     return name, ""

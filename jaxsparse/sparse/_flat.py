@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -52,11 +51,7 @@ class Flat(_layout.Compressed):
     @classmethod
     def from_dense(cls, values: Array, mask: Array, *, capacity: int) -> "Flat":
         """The living values of an array, with room for so many."""
-        size = math.prod(values.shape)
-        found, entries = Bits.of(mask).places(capacity), jnp.arange(capacity, dtype=jnp.int32)
-        # Different ones out of range as well, so that all are known to be unique.
-        indices = jnp.where(found < size, found, size + entries)
-        places = FlatPlaces(indices, values.shape)
+        places = FlatPlaces(_indices(mask, capacity), values.shape)
         return cls(cls(values, places).gather(values), places)
 
     def spread(self, values: Array) -> Array:
@@ -78,6 +73,13 @@ class Flat(_layout.Compressed):
     def moved(self, dense: Array, mask: Array) -> "Flat":
         """An array's living values in the same capacity, at free places."""
         return self.from_dense(dense, mask, capacity=len(self.values))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _indices(mask: Array, capacity: int) -> Array:
+    found, entries = Bits.of(mask).places(capacity), jnp.arange(capacity, dtype=jnp.int32)
+    # Different ones out of range as well, so that all are known to be unique.
+    return jnp.where(found < mask.size, found, mask.size + entries)
 
 
 def is_place(node: Any) -> bool:

@@ -116,7 +116,7 @@ def backends() -> dict[str, Backend]:
         "n_m": "dense products of one tile of the kernel at a time",
     }
     found = dict.fromkeys(("block", "condensed", "csr"), compiled())
-    return found | {format: Backend(False, f"XLA, {what}") for format, what in dense.items()}
+    return found | {format: Backend(False, what) for format, what in dense.items()}
 
 
 def choose(kernel: str) -> bool:

@@ -136,8 +136,7 @@ class Places:
 
     def spread(self, values: Array) -> Array:
         """A dense kernel with one value in the place of each living one, and zeros elsewhere."""
-        matrices = each(self.depth, type(self).spread_layer, self.layers(), values)
-        return unflat(matrices, self.shape, self.axes)
+        return _spread(self.layers(), self.shape, self.axes, values)
 
     def layers(self) -> Self:
         """The same arrays as free places of one layer, to be mapped over their leading axes."""
@@ -164,13 +163,12 @@ class Places:
         """
         if any(isinstance(getattr(self, name), jax.core.Tracer) for name in self.arrays):
             raise TypeError(f"{what} that are traced cannot be checked; check them outside of jit.")
-        layer = Layer(*one_layer(self.shape, self.axes), getattr(self, "size", ()))
 
-        def again(alive: Array) -> Any:
-            return each(self.depth, lambda alive: self.of_layer(alive, self.room(), layer), alive)
+        def again(mask: Array) -> Any:
+            size = getattr(self, "size", ())
+            return _places_of(type(self), self.axes, size, self.room(), mask)
 
-        mask = jax.ShapeDtypeStruct((*self.stacked, *sizes(*layer[:2])), jnp.bool_)
-        wanted = jax.eval_shape(again, mask)
+        wanted = jax.eval_shape(again, jax.ShapeDtypeStruct(self.shape, jnp.bool_))
         for name in self.arrays:
             got, want = getattr(self, name), getattr(wanted, name)
             if (got.shape, got.dtype) != (want.shape, want.dtype):
@@ -179,7 +177,7 @@ class Places:
                     f"{got.dtype}{list(got.shape)}."
                 )
         living = jax.eval_shape(self.gather, jax.ShapeDtypeStruct(self.shape, jnp.bool_))
-        wanted = again(flat(self.spread(jnp.ones(living.shape, bool)), self.axes))
+        wanted = again(self.spread(jnp.ones(living.shape, bool)))
         for name in self.arrays:
             got, want = np.asarray(getattr(self, name)), np.asarray(getattr(wanted, name))
             if not np.array_equal(got, want):
@@ -277,6 +275,12 @@ def _places_of(
 @functools.partial(jax.jit, static_argnums=1)
 def _gather(layers: Any, axes: Axes, dense: Array) -> Array:
     return each(len(axes.stacked), type(layers).gather_layer, layers, flat(dense, axes))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _spread(layers: Any, shape: tuple[int, ...], axes: Axes, values: Array) -> Array:
+    matrices = each(len(axes.stacked), type(layers).spread_layer, layers, values)
+    return unflat(matrices, shape, axes)
 
 
 def each(depth: int, function: Callable[..., Any], *args: Any) -> Any:

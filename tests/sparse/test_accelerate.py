@@ -1,5 +1,7 @@
 """Functions of compressed kernels against the same functions of the masked dense ones."""
 
+import json
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -11,6 +13,7 @@ from flax import nnx
 
 import jaxsparse
 from jaxsparse import sparse
+from jaxsparse.sparse import _choice
 
 
 def close(found, want, rtol=2e-4, atol=1e-5):
@@ -322,3 +325,36 @@ def test_code_that_is_not_accelerated_says_what_to_do():
         _ = kernel.T
     with pytest.raises(TypeError, match="accelerate"):
         jnp.asarray(kernel)
+
+
+def test_the_fastest_format_is_chosen_by_the_table_of_costs(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
+    params = {"kernel": normal(0, 64, 64)}
+    any_mask = {"kernel": normal(1, 64, 64) > 1.5}
+    blocks = jaxsparse.random_masks(0, params, 0.75, pattern=jaxsparse.block(16, 16), axes="flax")
+
+    def chosen(masks, **rates):
+        table = {f"{form.replace('_', ':')} 128": (1.0, rate) for form, rate in rates.items()}
+        sparse.costs_file().write_text(json.dumps({sparse.machine(): table}))
+        _choice.costs.cache_clear()
+        return sparse.compress(params, masks, format="auto", batch=100)["kernel"]
+
+    try:
+        assert chosen(any_mask, masked=1.0, csr=0.5).format == "csr"
+        assert chosen(blocks, masked=1.0, csr=0.5, block_16x16=0.9).format == "block:16x16"
+        dense = chosen(any_mask, masked=9.0, csr=0.5)
+        assert dense.format == "masked"
+        close(
+            X @ dense.to_dense()[:12], X @ jnp.where(any_mask["kernel"], params["kernel"], 0.0)[:12]
+        )
+        small = {"kernel": chosen(any_mask, masked=1.0, csr=0.5)}
+    finally:
+        sparse.costs_file().unlink()
+        _choice.costs.cache_clear()
+    (row,) = sparse.explain(
+        lambda p, x: x @ p["kernel"], small, jnp.ones((2, 64)), measure=True
+    ).rows
+    assert (row.leaf, row.format, row.shape) == ("kernel", "csr", (64, 64)) and row.measured > 0
+    assert row.sparsity == 1 - float(any_mask["kernel"].mean()) and "kernel" in str(
+        sparse.explain(lambda p: jnp.max(p["kernel"]), small)
+    )

@@ -37,7 +37,7 @@ LOOKS = {
     "set_plus": Look("SET, sparse initialization", "#CC79A7", "--"),
     "rigl": Look("RigL", "#0072B2"),
     "rigl_compressed": Look("RigL, compressed", "#0072B2", ":"),
-    "rigl_blocks": Look("RigL, blocks of 32", "#56B4E9", ":"),
+    "rigl_blocks": Look("RigL, blocks of 16", "#56B4E9", ":"),
     "rigl_plus": Look("RigL, sparse initialization", "#0072B2", "--"),
     "sparse_momentum": Look("sparse momentum", "#D55E00"),
     "sparse_momentum_compressed": Look("sparse momentum, compressed", "#D55E00", ":"),
