@@ -95,8 +95,6 @@ def summarize(
             accuracies = [line[f"{name}_accuracy"] for line in last]
             found[method][f"{name}_accuracy"] = statistics(accuracies)
         found[method] |= costs(job, method, state, lines)
-        if paces.get(method):
-            found[method]["seconds_per_step"] = float(np.median(paces[method]))
     dense = found.get("dense") if config.method != "dense" else None
     return {
         "dataset": config.dataset,
@@ -106,6 +104,7 @@ def summarize(
         "epochs": config.epochs,
         "steps": job.steps,
         "seconds": round(seconds, 2),
+        "seconds_per_step": {name: float(np.median(pace)) for name, pace in paces.items() if pace},
         "dense": dense,
     }
 

@@ -140,8 +140,9 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         first, *others = (method[key] for method in methods)
         shares = (f"{show(value)} ({100 * value / first:.3g}%)" for value in others)
         rows.append([label, show(first), *shares])
-    if all("seconds_per_step" in method for method in methods):
-        first, *others = (method["seconds_per_step"] for method in methods)
+    paces = summary.get("seconds_per_step", {})
+    if all(method["algorithm"] in paces for method in methods):
+        first, *others = (paces[method["algorithm"]] for method in methods)
         shares = (f"{1000 * spent:.3g} ms ({spent / first:.2f}x)" for spent in others)
         rows.append(["time of a step", f"{1000 * first:.3g} ms", *shares])
     title = f"{summary['model']} on {summary['dataset']}"
