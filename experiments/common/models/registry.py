@@ -210,7 +210,7 @@ class Model(NamedTuple):
 
 MODELS: dict[str, Model] = {
     "lenet_300_100": Model(partial(_classifier, dense=(300, 100)), small=True),
-    "mlp_4096_1024": Model(partial(_classifier, dense=(4096, 1024))),
+    "mlp_4096_1024": Model(partial(_classifier, dense=(4096, 1024)), small=True),
     "lenet_5": Model(partial(_lenet_5, stages=((6,), (16,)), dense=(120, 84)), small=True),
     "lenet_5_small": Model(partial(_lenet_5, stages=((3,), (3,)), dense=(27, 20)), small=True),
     "mlp_8_8": Model(partial(_classifier, dense=(8, 8)), small=True),
