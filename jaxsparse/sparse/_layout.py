@@ -7,7 +7,6 @@ from typing import Any, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.axes import all_axes
@@ -37,7 +36,6 @@ __all__ = [
     "is_compressed",
     "map_compressed",
     "nbytes",
-    "no_gradient",
     "one_layer",
     "register_places",
     "sizes",
@@ -231,11 +229,6 @@ def nbytes(params: Any) -> int:
     """Bytes of all arrays, values and places, fixed ones among them."""
     free = map_compressed(lambda kernel: kernel.free(), params)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(free))
-
-
-def no_gradient(places: Any) -> Any:
-    """The gradient of integers, as `jax.custom_vjp` wants it."""
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), places)
 
 
 def by_layer(method: _Method) -> _Method:
