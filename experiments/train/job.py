@@ -61,7 +61,6 @@ def build(config: Config) -> Job:
     updates = mask_updates(config, steps)
     pixels = datasets.pixel_statistics(dataset)
     network = make_network(config.model, dataset, *pixels)
-    as_values = accelerated(make_network(config.model, dataset, *pixels, convolution="conv"))
     prunable = methods.prunable(config.dense_layers)
     if not any(
         prunable(weight_name(path), leaf)
@@ -97,7 +96,9 @@ def build(config: Config) -> Job:
 
         dense = methods.METHODS[method].dense
         compressed = config.storage == "compressed" and not dense
-        chosen = as_values if compressed else network
+        chosen = network
+        if compressed:
+            chosen = accelerated(make_network(config.model, dataset, *pixels, convolution="conv"))
         made = loop.make_trainer(
             chosen.apply,
             chosen.init_params,

@@ -12,6 +12,7 @@ import jax
 from jax import lax
 from jax.extend.core import Literal
 
+from jaxsparse import jaxprs
 from jaxsparse.sparse import _rules
 from jaxsparse.sparse._views import View
 
@@ -143,16 +144,9 @@ class Interpreter:
         return jax.checkpoint(run, **options)(*_parts(inputs))
 
     def _scan(self, eqn: Any, inputs: list[Any]) -> list[Any] | None:
-        closed, params = eqn.params["jaxpr"], eqn.params
-        body = closed.jaxpr
-        slices = sum(map(_is_slice, body.invars, eqn.invars))
-        count = len(body.outvars) - sum(map(_is_slice, body.outvars, eqn.outvars))
-        after = len(inputs) - slices
-        consts, carry, stacks = (
-            inputs[: after - count],
-            inputs[after - count : after],
-            inputs[after:],
-        )
+        closed, first, count = jaxprs.scan(eqn)
+        after = first + count
+        consts, carry, stacks = inputs[:first], inputs[first:after], inputs[after:]
         carry = self._arrays(eqn, carry)
         layers = [x.kernel.layers() if isinstance(x, View) else None for x in stacks]
         views = [x.layer(k) if k is not None else None for x, k in zip(stacks, layers, strict=True)]
@@ -161,11 +155,11 @@ class Interpreter:
 
         def turn(carry: Any, parts: Any) -> tuple[Any, Any]:
             each = [part if v is None else v.on(part) for v, part in zip(views, parts, strict=True)]
-            outs = self._leaving(eqn, body, closed.consts, [*consts, *carry, *each])
+            outs = self._leaving(eqn, closed.jaxpr, closed.consts, [*consts, *carry, *each])
             return outs[:count], outs[count:]
 
         parts = [x if k is None else k for x, k in zip(stacks, layers, strict=True)]
-        options = {k: params[k] for k in ("length", "reverse", "unroll")}
+        options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
         carry, ys = lax.scan(turn, carry, parts, **options)
         return [*carry, *ys]
 
@@ -216,10 +210,6 @@ class Interpreter:
 
 def _parts(inputs: Sequence[Any]) -> list[Any]:
     return [x.kernel if isinstance(x, View) else x for x in inputs]
-
-
-def _is_slice(inner: Any, outer: Any) -> bool:
-    return len(inner.aval.shape) < len(outer.aval.shape)
 
 
 def _bind(jaxpr: Any, eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
