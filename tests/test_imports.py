@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
     "checks": 0,
     "types": 0,
+    "compiled": 1,
     "counts": 1,
     "prng": 1,
     "trees": 1,

@@ -42,7 +42,7 @@ def test_the_wheel_is_the_library(release):
     assert release["wheel"] == library()
     assert {
         "jaxsparse/py.typed",
-        "jaxsparse/sparse/_cpu/kernels.cc",
+        "jaxsparse/_cpu/products.cc",
         "jaxsparse/sparse/costs.json",
     } <= release["wheel"]
 

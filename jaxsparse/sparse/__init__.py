@@ -1,5 +1,6 @@
 """Storage and products that skip the zeros: a kernel as its living values and their places."""
 
+from jaxsparse.compiled import Backend, KernelError, kernels
 from jaxsparse.sparse import export
 from jaxsparse.sparse._accelerate import accelerate
 from jaxsparse.sparse._block import Block
@@ -7,7 +8,7 @@ from jaxsparse.sparse._channels import Channels
 from jaxsparse.sparse._choice import costs_file, machine
 from jaxsparse.sparse._condensed import Condensed
 from jaxsparse.sparse._csr import CSR
-from jaxsparse.sparse._kernels import Backend, KernelError, backends, kernels
+from jaxsparse.sparse._kernels import backends
 from jaxsparse.sparse._layout import is_compressed, nbytes
 from jaxsparse.sparse._masked import Masked
 from jaxsparse.sparse._n_m import NM

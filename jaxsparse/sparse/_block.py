@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import patterns
+from jaxsparse.compiled import portable
 from jaxsparse.sparse import _kernels, _layout, _pallas
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
@@ -185,7 +186,7 @@ class Block(_layout.Compressed):
         return product(form, shape, self.places, living, x.astype(kind)).astype(out)
 
     def _form(self, via: str, kind: Any) -> str:
-        if via == "auto" and _kernels.portable():
+        if via == "auto" and portable():
             return "xla"
         if via in ("auto", "pallas") and _pallas.choose(via, self.places.size, kind):
             return "pallas"

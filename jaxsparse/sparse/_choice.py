@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxsparse.compiled import cache_folder
 from jaxsparse.sparse import _kernels, _layout
 from jaxsparse.types import Array, Axes
 
@@ -44,7 +45,7 @@ class Choice(NamedTuple):
 
 def costs_file() -> Path:
     """Where `python -m benchmarks.sparse --tune` keeps what it measured on this machine."""
-    return _kernels.cache_folder() / "costs.json"
+    return cache_folder() / "costs.json"
 
 
 @functools.cache
@@ -65,7 +66,7 @@ def costs() -> dict[str, dict[str, Cost]]:
 
 def machine() -> str:
     """The key of this machine's costs."""
-    return f"{jax.default_backend()} {'compiled' if _kernels.compiled().compiled else 'xla'}"
+    return f"{jax.default_backend()} {'compiled' if _kernels.products().compiled else 'xla'}"
 
 
 def estimate(format: str, multiplied: int, batch: int, *, convolution: bool) -> float | None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import sparse as jax_sparse
 
+from jaxsparse.compiled import portable
 from jaxsparse.sparse import _kernels, _layout, _portable, _windows
 from jaxsparse.sparse._bits import Bits
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
@@ -198,7 +199,7 @@ def _backward(static: _Static, shapes: Shapes, places: CSRPlaces, values: Array,
 
 def _xla(ends: Array, columns: Array, values: Array, x: Array) -> Array:
     """A matrix of compressed rows times rows of examples."""
-    if _kernels.portable():
+    if portable():
         return _portable.product(ends, columns, values, x.T).T
     shape = (len(ends) - 1, x.shape[1])
     return (jax_sparse.BCSR((values, columns, ends), shape=shape) @ x.T).T

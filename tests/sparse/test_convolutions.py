@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsparse import sparse
-from jaxsparse.sparse import _kernels
+from jaxsparse import compiled, sparse
 
 COMPILED = pytest.mark.skipif(
     not sparse.backends()["csr"].compiled, reason=sparse.backends()["csr"].why
@@ -220,10 +219,10 @@ def test_without_a_compiler(monkeypatch):
     values, mask, x = case((3, 3), (4, 6), (5, 5), 3)
     kernel = sparse.CSR.from_dense(values, mask)
     monkeypatch.setenv("JAXSPARSE_CXX", "")
-    _kernels.compiled.cache_clear()
+    compiled.library.cache_clear()
     try:
         close(kernel.convolve(x), reference(x, values, mask, (1, 1), ((0, 0), (0, 0))))
         with pytest.raises(sparse.KernelError, match="switched off"):
             kernel.convolve(x, via="compiled")
     finally:
-        _kernels.compiled.cache_clear()
+        compiled.library.cache_clear()

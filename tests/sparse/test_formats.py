@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxsparse
-from jaxsparse import sparse
-from jaxsparse.sparse import _kernels
+from jaxsparse import compiled, sparse
 from jaxsparse.types import Axes
 
 SIZE = (4, 8)
@@ -386,14 +385,14 @@ def test_a_kernel_that_is_not_there(monkeypatch, tmp_path):
         ("false", "failed"),
     ):
         monkeypatch.setenv("JAXSPARSE_CXX", compiler)
-        _kernels.compiled.cache_clear()
+        compiled.library.cache_clear()
         try:
             assert not sparse.backends()["csr"].compiled
             assert (jnp.ones((2, 16)) @ kernel).shape == (2, 24)
             with pytest.raises(sparse.KernelError, match=words):
                 kernel.product(jnp.ones((2, 16)), via="compiled")
         finally:
-            _kernels.compiled.cache_clear()
+            compiled.library.cache_clear()
     assert not list(tmp_path.glob("*.so"))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from jax import export as jax_export
 
+from jaxsparse import compiled
 from jaxsparse.checks import check_choice, check_function
-from jaxsparse.sparse import _kernels
 from jaxsparse.types import Params
 
 _JAXLIB = "cpu_csr_sparse_dense_ffi"
@@ -63,7 +63,7 @@ def save(
     def call(*args: Any) -> Any:
         return fn(params, *args)
 
-    with _kernels.kernels(kernels):
+    with compiled.kernels(kernels):
         try:
             program = jax_export.export(jax.jit(call), platforms=platforms, disabled_checks=known)
             exported = program(*args)
