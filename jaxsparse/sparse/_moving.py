@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.inner_state import weights
+from jaxsparse.masks import living
 from jaxsparse.sparse._layout import Compressed, is_compressed, map_compressed
 from jaxsparse.types import Array, Masks, Params
 
@@ -44,7 +45,7 @@ def masks_of(params: Params) -> Masks:
 def entries(kernel: Compressed, mask: Array) -> Array:
     """How many entries of the kernel's form (weights, blocks) a mask fills."""
     of_one = max(kernel.values.size // max(len(kernel.values), 1), 1)
-    return jnp.sum(mask, dtype=jnp.int32) // of_one
+    return living(mask) // of_one
 
 
 class Move:

@@ -1,5 +1,7 @@
 """The values of trees that hold compressed kernels, and dense trees again."""
 
+from dataclasses import replace
+
 import jax
 
 from jaxsparse.sparse._layout import is_compressed, map_compressed
@@ -39,7 +41,7 @@ def with_values(params: Params, values: Params) -> Params:
       values: in the structure that the function `values` gives.
     """
     return jax.tree.map(
-        lambda leaf, new: type(leaf)(new, leaf.places) if is_compressed(leaf) else new,
+        lambda leaf, new: replace(leaf, values=new) if is_compressed(leaf) else new,
         params,
         values,
         is_leaf=is_compressed,

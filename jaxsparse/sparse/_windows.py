@@ -1,10 +1,10 @@
 """Convolutions of compressed kernels: what a window reads, and its patches where no kernel does."""
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -96,29 +96,41 @@ def patches(x: Array, window: Window, pixels: tuple[int, ...]) -> Array:
       window: over it.
       pixels: of the result.
     """
-    reach = [
-        (n - 1) * stride + size
-        for n, stride, size in zip(pixels, window.strides, window.sizes, strict=True)
-    ]
-    pads = [
-        (low, max(0, n - low - size))
-        for low, n, size in zip(window.pads, reach, x.shape[1:], strict=False)
-    ]
+    seen = jnp.stack(_taps(x, window, pixels), axis=-2)
+    seen = seen.reshape(*seen.shape[:-2], *window.sizes, x.shape[-1])
+    first, order = len(pixels) + 1, _order(window)
+    x = seen.transpose(*range(first), *(first + i for i in order))
+    return x.reshape(*x.shape[:first], -1)
+
+
+def gradient(x: Array, g: Array, window: Window) -> Array:
+    """The gradient of a whole kernel as a matrix `(inputs, outputs)`, one tap after the other.
+
+    Args:
+      x: `(batch, spatial..., channels)`.
+      g: of the result, `(batch, spatial..., outputs)`.
+      window: over x.
+    """
+    found = [jnp.einsum("...i,...o->io", tap, g) for tap in _taps(x, window, g.shape[1:-1])]
+    kernel = jnp.stack(found).reshape(*window.sizes, x.shape[-1], g.shape[-1])
+    return kernel.transpose(*_order(window), kernel.ndim - 1).reshape(-1, g.shape[-1])
+
+
+def _taps(x: Array, window: Window, pixels: tuple[int, ...]) -> list[Array]:
+    """The pixels that each tap of a window sees, `(batch, *pixels, channels)`."""
+    pads, cuts = [], []
+    for low, n, stride, size, have in zip(
+        window.pads, pixels, window.strides, window.sizes, x.shape[1:-1], strict=True
+    ):
+        reach = (n - 1) * stride + 1
+        pads.append((low, max(0, reach + size - 1 - low - have)))
+        cuts.append([(k, k + reach, stride) for k in range(size)])
     x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+    return [
+        x[(slice(None), *(slice(*cut) for cut in chosen))] for chosen in itertools.product(*cuts)
+    ]
 
-    def seen(x: Any, axis: int) -> Any:
-        """Adds one axis of taps behind the channels, for the spatial axis."""
-        n, stride = pixels[axis], window.strides[axis]
-        shifted = [
-            jax.lax.slice_in_dim(x, k, k + (n - 1) * stride + 1, stride, axis + 1)
-            for k in range(window.sizes[axis])
-        ]
-        return jnp.stack(shifted, axis=-1)
 
-    for axis in range(len(pixels)):
-        x = seen(x, axis)
-    # (batch, pixels..., channels, taps of each axis); the larger the unit, the earlier the axis.
-    behind = [len(pixels) + 2 + a for a in range(len(pixels))] + [len(pixels) + 1]
-    order = sorted(range(len(behind)), key=lambda i: -window.units[i])
-    x = x.transpose(*range(len(pixels) + 1), *(behind[i] for i in order))
-    return x.reshape(*x.shape[: len(pixels) + 1], -1)
+def _order(window: Window) -> list[int]:
+    """The axes of taps and channels as the kernel's matrix has them: the largest unit first."""
+    return sorted(range(len(window.units)), key=lambda i: -window.units[i])

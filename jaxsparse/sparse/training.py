@@ -13,6 +13,7 @@ from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._moving import Move, compressed_leaves, kernels_of, masks_of, moments
 from jaxsparse.sparse._states import nodes, own_places
 from jaxsparse.sparse._values import expand, values, with_values
+from jaxsparse.sparse._watched import Watched
 from jaxsparse.state_tree import field, is_state, replace, starting_from
 from jaxsparse.types import Params
 
@@ -63,8 +64,18 @@ def train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool = False) -> C
             return fast(with_values(params, living), *args)
 
         def dense_grads(dense: Params) -> Params:
-            found = jax.grad(fast, has_aux=has_aux)(dense, *args)
-            return found[0] if has_aux else found
+            kernels = jax.tree.map(
+                lambda p, d: Watched.of(p, d) if is_compressed(p) else d,
+                params,
+                dense,
+                is_leaf=is_compressed,
+            )
+
+            def of_all(matrices: Params) -> Any:
+                return fast(with_values(kernels, matrices), *args)
+
+            found = jax.grad(of_all, has_aux=has_aux)(values(kernels))
+            return expand(with_values(kernels, found[0] if has_aux else found))
 
         value, grads = jax.value_and_grad(of_values, has_aux=has_aux)(values(params))
         more = {"dense_grads": dense_grads} if any(compressed_leaves(params)) else {}

@@ -301,3 +301,39 @@ def test_what_cannot_work_is_told(name):
 
 def test_a_method_that_needs_no_gradient_goes_without():
     assert _without_gradients("sparse_evolution", 5)["last_update"] == 4
+
+
+@pytest.mark.parametrize("format", ["csr", "block:2x2"])
+def test_a_mask_update_sees_the_gradient_of_all_weights(format):
+    """That of the dense network, though products on the way skip what is dead."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    dense = {
+        "conv": jax.random.normal(keys[0], (3, 2, 4, 6)),
+        "layers": jax.random.normal(keys[1], (2, 6, 6)),
+        "head": jax.random.normal(keys[2], (6, 4)),
+    }
+    axes = {"layers": "flax_stacked", "": "flax"}
+    pattern = jaxsparse.block(2, 2) if ":" in format else jaxsparse.unstructured
+    masks = jaxsparse.random_masks(3, dense, 0.5, pattern=pattern, axes=axes)
+    dense = jaxsparse.apply(dense, masks)
+
+    def loss(params, images):
+        x = jax.lax.conv_general_dilated(
+            images, params["conv"], (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jnp.mean(jnp.tanh(x), (1, 2))
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ (w * 2.0)), None), x, params["layers"])
+        return jnp.mean((x @ params["head"]) ** 2) + jnp.sum(params["head"] ** 2)
+
+    images = jax.random.normal(keys[3], (3, 5, 7, 4))
+    params = sparse.free_places(sparse.compress(dense, masks, format=format, axes=axes))
+    seen = []
+
+    def update(grads, state, params, *, dense_grads):
+        seen.append(dense_grads(sparse.expand(params)))
+        return params, state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    sparse.train_step(loss, tx)(params, (), images)
+    for path, wanted in jax.grad(loss)(dense, images).items():
+        np.testing.assert_allclose(seen[0][path], wanted, rtol=1e-4, atol=1e-6, err_msg=path)
