@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ from experiments.common.training.tracking import track
 from experiments.cost.settings import Settings, parse
 from jaxsparse import analysis, sparse
 
-TURNS = 7
+TURNS, LONG = 7, 60.0  # turns, fewer where they take longer than so many seconds
+NEAR = 44  # steps before a mask update in which sparse momentum looks at dense gradients
+FAR = 10
 
 
 def build(settings: Settings, site: Site) -> Lab:
@@ -53,8 +56,10 @@ def _steps(lab: Lab) -> int:
     return lab.settings.epochs * lab.source.steps_per_epoch
 
 
-def _trainer(lab: Lab, name: str, watched: loop.Track | None = None) -> loop.Trainer:
-    make_tx = lambda key: lab.settings.method(name, key, _steps(lab))  # noqa: E731
+def _trainer(
+    lab: Lab, name: str, watched: loop.Track | None = None, every: int | None = None
+) -> loop.Trainer:
+    make_tx = lambda key: lab.settings.method(name, key, _steps(lab), every)  # noqa: E731
     method, form = parse(name)
     return lab.trainer(
         make_tx,
@@ -113,24 +118,37 @@ def _flops(lab: Lab, name: str, states: Any, i: int, curves: Any) -> np.ndarray:
 
 
 def _times(lab: Lab, name: str) -> list[float]:
-    """Seconds of a stretch of steps, one mask update among them, over those of dense training.
+    """Seconds of a step, mask updates among them, over those of dense training; one number a turn.
 
-    Both take turns, so that what else the machine does slows both; one number a turn.
+    Steps far from a mask update and the last ones before it are timed apart, in turns with dense
+    steps, so that what else the machine does slows all of them.
     """
-    stretch = lab.settings.updates(_steps(lab)).every
+    every = lab.settings.updates(_steps(lab)).every
+    near = min(every, NEAR)
+    far, never = min(every, FAR), _steps(lab)
+    timed = [
+        _timed(lab, name, near, near),
+        _timed(lab, name, far, never),
+        _timed(lab, "dense", far, never),
+    ]
+    for call in timed:
+        call()  # compiles
+    found, begun = [], time.perf_counter()
+    while len(found) < TURNS and (len(found) < 3 or time.perf_counter() - begun < LONG):
+        before, apart, dense = (call() for call in timed)
+        found.append((near / every * before + (1 - near / every) * apart) / dense)
+    return found
 
-    def call(method: str) -> Any:
-        trainer = _trainer(lab, method)
-        state = trainer.init(lab.site.keys)
 
-        def run() -> float:
-            nonlocal state
-            begun = time.perf_counter()
-            state = jax.block_until_ready(trainer.advance(state, stretch, 2 * stretch))
-            return time.perf_counter() - begun
+def _timed(lab: Lab, name: str, steps: int, every: int) -> Callable[[], float]:
+    """A call that trains so many steps of a method, and the seconds that one of them takes."""
+    trainer = _trainer(lab, name, every=every)
+    state = trainer.init(lab.site.keys)
 
-        return run
+    def call() -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        state = jax.block_until_ready(trainer.advance(state, 0, steps))
+        return (time.perf_counter() - begun) / steps
 
-    ours, dense = call(name), call("dense")
-    spent = [(ours(), dense()) for _ in range(TURNS + 1)][1:]  # the first of each compiles
-    return [own / other for own, other in spent]
+    return call

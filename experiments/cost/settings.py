@@ -59,9 +59,21 @@ class Settings:
         every = steps // self.epochs if self.every_epoch else max(10, steps // 100)
         return methods.MaskUpdates(every, every, steps * 3 // 4, None)
 
-    def method(self, name: str, key: Any, steps: int) -> optax.GradientTransformationExtraArgs:
-        """A method as an optimizer for so many steps."""
+    def method(
+        self, name: str, key: Any, steps: int, every: int | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """A method as an optimizer for so many steps.
+
+        Args:
+          name: of the method.
+          key: for its draws.
+          steps: of the whole run.
+          every: steps from one mask update to the next, instead of the study's.
+        """
         name, form = parse(name)
+        updates = self.updates(steps)
+        if every is not None:
+            updates = updates._replace(every=every, start=min(every, updates.stop - 1))
         kept = {} if not form else {"storage": methods.storage("compressed", form)}
         inner = methods.optimizer(
             "momentum",
@@ -78,7 +90,7 @@ class Settings:
             distribution="erk",
             pattern=methods.pattern(form or "unstructured"),
             prunable=methods.prunable("head" if form.startswith("block") else ""),
-            updates=self.updates(steps),
+            updates=updates,
             **kept,
         )
 
