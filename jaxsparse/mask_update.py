@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsparse import counts, rules, trees
-from jaxsparse.masks import check_boolean
+from jaxsparse.masks import check_boolean, living
 from jaxsparse.meshes import automatic
 from jaxsparse.state_tree import SparseState
 from jaxsparse.types import Array, Masks, Params, Rule, RuleUpdate
@@ -188,7 +188,8 @@ def _finite(found: list[Any]) -> Array:
     # No array of the flags: it can be empty, and jaxlib 0.11 on a CPU crashes while compiling an
     # empty constant inside shard_map.
     arrays = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    flags = [jnp.all(jnp.isfinite(x)) for x in arrays]
+    # A maximum with NaN is NaN; XLA reduces booleans far slower.
+    flags = [jnp.max(jnp.abs(x), initial=0) < jnp.inf for x in arrays]
     return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
 
 
@@ -207,5 +208,5 @@ def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
 
 def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:
     before, after = _only(sparse, old), _only(sparse, new)
-    born = [jnp.sum(b & ~a, dtype=jnp.int32) for a, b in zip(before, after, strict=True)]
-    return counts.ratio(born, [jnp.sum(b, dtype=jnp.int32) for b in after])
+    born = [living(b & ~a) for a, b in zip(before, after, strict=True)]
+    return counts.ratio(born, list(map(living, after)))

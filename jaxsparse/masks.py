@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxsparse import counts, trees
+from jaxsparse.meshes import on_one_device
 from jaxsparse.recognition import as_float, filter_of
 from jaxsparse.state_tree import Declared, find, masks_by_path
 from jaxsparse.types import Array, Masks, Params, Prunable
@@ -110,7 +112,7 @@ def density(masks: Masks, prunable: Prunable | None = None) -> Array:
       0.25
     """
     arrays = _counted(masks, prunable)
-    alive = [jnp.sum(mask, dtype=jnp.int32) for mask in arrays]
+    alive = [living(mask) for mask in arrays]
     return counts.ratio(alive, sum(mask.size for mask in arrays))
 
 
@@ -125,8 +127,31 @@ def sparsity(masks: Masks, prunable: Prunable | None = None) -> Array:
       0.75
     """
     arrays = _counted(masks, prunable)
-    dead = [jnp.sum(~mask, dtype=jnp.int32) for mask in arrays]
+    dead = [living(~mask) for mask in arrays]
     return counts.ratio(dead, sum(mask.size for mask in arrays))
+
+
+def living(mask: Array) -> Array:
+    """How many of a mask are True, an int32 scalar.
+
+    >>> int(living(jnp.array([True, False, True])))
+    2
+    """
+    return _living(mask) if mask.ndim and mask.shape[-1] % 4 == 0 else _sum(mask)
+
+
+def _sum(mask: Array) -> Array:
+    return jnp.sum(mask, dtype=jnp.int32)
+
+
+def _count_bits(mask: Array) -> Array:
+    """XLA's sum of booleans takes ten times as long on a CPU."""
+    words = mask.astype(jnp.uint8).reshape(*mask.shape[:-1], mask.shape[-1] // 4, 4)
+    ones = lax.population_count(lax.bitcast_convert_type(words, jnp.uint32))
+    return jnp.sum(ones.astype(jnp.int32))
+
+
+_living = on_one_device(_count_bits, _sum)
 
 
 def _counted(masks: Masks, prunable: Prunable | None) -> list[Array]:
@@ -204,8 +229,8 @@ def overlap(masks: Masks, other: Masks) -> Array:
     for a, b in zip(jax.tree.leaves(masks), others, strict=True):
         if trees.is_array(a):
             full = jnp.all(a) & jnp.all(b)
-            both.append(jnp.where(full, 0, jnp.sum(a & b, dtype=jnp.int32)))
-            either.append(jnp.where(full, 0, jnp.sum(a | b, dtype=jnp.int32)))
+            both.append(jnp.where(full, 0, living(a & b)))
+            either.append(jnp.where(full, 0, living(a | b)))
     return counts.ratio(both, either, empty=1.0)
 
 

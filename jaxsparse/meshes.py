@@ -9,7 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 from jax.sharding import AxisType, NamedSharding
 
 from jaxsparse.types import Array
@@ -45,6 +48,70 @@ def automatic(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
         return jax.sharding.auto_axes(function, out_sharding=shardings)
     return function
+
+
+def on_one_device(one: Callable[..., Array], several: Callable[..., Array]) -> Callable[..., Array]:
+    """A function of arrays that takes another form where they lie on one CPU device alone.
+
+    Which one is settled when a program is compiled for its devices, so that forms which cannot be
+    sharded, or exist on this machine only, never meet a mesh, another platform or an exported file.
+
+    Args:
+      one: for a single CPU device.
+      several: for all else; its result has the same shape and type.
+    """
+
+    def call(*args: Array) -> Array:
+        if varying_axes(args):
+            return several(*args)
+        return _form.bind(*map(lax.stop_gradient, args), one=one, several=several)
+
+    return call
+
+
+_form = Primitive("on_one_device")
+_form.def_impl(jax.jit(_form.bind, static_argnames=("one", "several")))
+
+
+@_form.def_abstract_eval
+def _(*args: Any, one: Any, several: Any) -> Any:
+    found = jax.eval_shape(several, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args))
+    return jax.core.ShapedArray(found.shape, found.dtype)
+
+
+def _map(args: Any, dims: Any, *, one: Any, several: Any) -> tuple[Array, int]:
+    moved = [d is not None for d in dims]
+    args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
+
+    def each(given: list[Array]) -> Array:
+        rest = iter(given)
+        return _form.bind(
+            *(next(rest) if m else x for x, m in zip(args, moved, strict=True)),
+            one=one,
+            several=several,
+        )
+
+    return lax.map(each, [x for x, m in zip(args, moved, strict=True) if m]), 0
+
+
+def _lower(context: Any, *args: Any, one: Any, several: Any) -> Any:
+    module = context.module_context
+    devices, manual = module.axis_context, getattr(module.axis_context, "manual_axes", None)
+    single = getattr(devices, "num_devices", 0) == 1
+    single |= manual is not None and manual == frozenset(devices.mesh.axis_names)
+    exported = module.lowering_parameters.for_export
+    function = one if single and not exported else several
+    return mlir.lower_fun(function, multiple_results=False)(context, *args)
+
+
+batching.primitive_batchers[_form] = _map
+mlir.register_lowering(_form, _lower, platform="cpu")
+mlir.register_lowering(
+    _form,
+    lambda context, *args, one, several: mlir.lower_fun(several, multiple_results=False)(
+        context, *args
+    ),
+)
 
 
 def mesh_sharding(leaf: Any) -> NamedSharding | None:

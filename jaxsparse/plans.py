@@ -8,19 +8,33 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxsparse import trees
 from jaxsparse.checks import traced
 from jaxsparse.distributions import target_count
-from jaxsparse.masks import full_mask
+from jaxsparse.masks import full_mask, living
 from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select
+from jaxsparse.scores import drawn
 from jaxsparse.selection import global_top_k_masks
-from jaxsparse.types import Array, Axes, Masks, Params, Scores
+from jaxsparse.types import Array, Axes, Key, Masks, Params, Scores
 
 Counts = Any
 """How many groups of weights: a tree in the structure of the parameters, with one number for every
 sparse leaf (or one for each of its rows) and None for a dense one; or, where all leaves compete,
 one number for all of them together."""
+
+
+class Later(NamedTuple):
+    """An array of one leaf that is computed where it is used, so that few exist at a time.
+
+    Attributes:
+      function: `(leaf plan, *leaves) -> array`.
+      leaves: what it reads.
+    """
+
+    function: Callable[..., Array]
+    leaves: tuple[Any, ...]
 
 
 class LeafPlan(NamedTuple):
@@ -77,7 +91,7 @@ class LeafPlan(NamedTuple):
             return select(self.pattern, self.axes, scores, k, where)
         safe = select(fan_in, self.units, scores, 1, where)  # the best of every output unit
         others = ~safe if where is None else where & ~safe
-        left = k - jnp.sum(safe, dtype=jnp.int32)
+        left = k - living(safe)
         return safe | select(self.pattern, self.axes, scores, left, others)
 
     def alive_groups(self, mask: Array) -> Array:
@@ -86,7 +100,8 @@ class LeafPlan(NamedTuple):
 
     def count_alive(self, mask: Array, by_rows: bool = False) -> Array:
         """Living groups of a mask, an int32 scalar, or one per row."""
-        return jnp.sum(self.alive_groups(mask), -1 if by_rows else None, dtype=jnp.int32)
+        groups = self.alive_groups(mask)
+        return jnp.sum(groups, -1, dtype=jnp.int32) if by_rows else living(groups)
 
     def _fixed(self, n: int, sparsity: float | Array) -> int:
         m = self.groups.columns
@@ -139,9 +154,32 @@ class Plan(NamedTuple):
         found = zip(self.leaves, *map(self._flat, values), strict=True)
         return [each for each in found if each[0] is not None]
 
-    def each(self, function: Callable[..., Any], *values: Any) -> list[Any]:
-        """`function(leaf plan, *leaves)` of every sparse leaf."""
-        return [function(*found) for found in self.zip(*values)]
+    def each(self, function: Callable[..., Any], *values: Any, apart: bool = False) -> list[Any]:
+        """`function(leaf plan, *leaves)` of every sparse leaf.
+
+        Args:
+          function: what is called.
+          values: trees of its arguments.
+          apart: whether leaves are computed one after the other, each in the memory of the last.
+        """
+        call = _call_apart if apart else _call
+        return [call(function, *found) for found in self.zip(*values)]
+
+    def later(self, function: Callable[..., Array], tree: Any, *others: Any) -> Any:
+        """As `map`, but what a leaf becomes is computed where `each` or `map` reads it."""
+        found = iter(Later(function, each[1:]) for each in self.zip(tree, *others))
+        leaves = zip(self.leaves, self._flat(tree), strict=True)
+        return self.treedef.unflatten(
+            leaf if plan is None else next(found) for plan, leaf in leaves
+        )
+
+    def sizes(self, params: Params) -> Any:
+        """`|w|`, computed later."""
+        return self.later(lambda _, p: jnp.abs(p), params)
+
+    def draws(self, key: Key, params: Params) -> Any:
+        """Random scores, computed later; those of `scores.random_scores`."""
+        return self.later(lambda leaf, p: drawn(key, leaf.path, p), params)
 
     def map(
         self,
@@ -149,10 +187,11 @@ class Plan(NamedTuple):
         tree: Any,
         *others: Any,
         dense: Callable[[Any], Any] = lambda leaf: leaf,
+        apart: bool = False,
     ) -> Any:
         """A tree of `function(leaf plan, leaf, *others)`; dense leaves of `tree` go through
         `dense`, and so stay what they are by default."""
-        found = iter(self.each(function, tree, *others))
+        found = iter(self.each(function, tree, *others, apart=apart))
         return self.treedef.unflatten(
             dense(leaf) if plan is None else next(found)
             for plan, leaf in zip(self.leaves, self._flat(tree), strict=True)
@@ -214,7 +253,7 @@ class Plan(NamedTuple):
         """Masks of the best groups, as many as `counts` says; dense leaves are all True."""
         if self.scope == "global":
             return self.select_globally(scores, counts, within)
-        return self.map(LeafPlan.select, scores, counts, within, dense=full_mask)
+        return self.map(LeafPlan.select, scores, counts, within, dense=full_mask, apart=True)
 
     def select_globally(
         self, scores: Scores, total: int | Array, within: Masks | None = None
@@ -234,7 +273,7 @@ class Plan(NamedTuple):
 
         gathered = self.each(lambda leaf, s: leaf.pattern.gather(s, leaf.axes), scores)
         safe = self.each(first, scores, within)
-        left = total - sum(jnp.sum(mask, dtype=jnp.int32) for mask in safe)
+        left = total - sum(map(living, safe))
         where = self.each(others, within, self.tree(safe))
         chosen = global_top_k_masks(gathered, left, where=where)
         return self.map(join, scores, self.tree(safe), self.tree(chosen), dense=full_mask)
@@ -260,6 +299,31 @@ class Plan(NamedTuple):
 
     def _flat(self, tree: Any) -> list[Any]:
         return [None] * len(self.leaves) if tree is None else self.treedef.flatten_up_to(tree)
+
+
+def _call(function: Callable[..., Any], leaf: LeafPlan, *given: Any) -> Any:
+    return function(
+        leaf, *(_call(x.function, leaf, *x.leaves) if isinstance(x, Later) else x for x in given)
+    )
+
+
+def _call_apart(function: Callable[..., Any], leaf: LeafPlan, *given: Any) -> Any:
+    """The same, compiled by itself: on a CPU XLA would compute the scores of all leaves before it
+    selects in the first, and keep them."""
+    leaves, treedef = jax.tree.flatten(given)
+    arrays = [x for x in leaves if isinstance(x, jax.Array)]
+    if jax.default_backend() != "cpu" or not any(map(traced, arrays)):
+        return _call(function, leaf, *given)
+
+    @jax.jit
+    def run(arrays: list[Array]) -> Any:
+        found = iter(arrays)
+        mixed = [next(found) if isinstance(x, jax.Array) else x for x in leaves]
+        with set_xla_metadata(inlineable="true"):
+            return _call(function, leaf, *treedef.unflatten(mixed))
+
+    with set_xla_metadata(inlineable="false"):
+        return run(arrays)
 
 
 def counts_over_time(counts: Sequence[Counts]) -> Counts:

@@ -114,7 +114,7 @@ def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     def one(leaf: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
         return in_one_row(leaf).select(score, leaf.count_alive(mask) - count, mask)
 
-    return plan.map(one, masks, scores, counts)
+    return plan.map(one, masks, scores, counts, apart=True)
 
 
 def drop_signs(plan: Plan, masks: Masks, params: Params, fraction: float | Array) -> Masks:
@@ -136,7 +136,7 @@ def drop_signs(plan: Plan, masks: Masks, params: Params, fraction: float | Array
         return masks
     alive = jnp.stack(plan.each(count, masks, params))
     left = alive - counts.floor(alive, counts.share(fraction))
-    return plan.map(one, masks, params, plan.tree(left))
+    return plan.map(one, masks, params, plan.tree(left), apart=True)
 
 
 def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
@@ -145,7 +145,7 @@ def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     def one(leaf: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
         return mask | leaf._replace(units=None).select(score, count, ~mask)
 
-    return plan.map(one, masks, scores, counts)
+    return plan.map(one, masks, scores, counts, apart=True)
 
 
 def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: int | Array) -> Masks:
@@ -220,7 +220,7 @@ def dropped_last(plan: Plan, scores: Scores, before: Masks, after: Masks) -> Sco
     def one(_: LeafPlan, score: Array, old: Array, new: Array) -> Array:
         return jnp.where(old & ~new, score - 1, score)
 
-    return plan.map(one, scores, before, after)
+    return plan.later(one, scores, before, after)
 
 
 def in_one_row(leaf: LeafPlan) -> LeafPlan:

@@ -54,20 +54,21 @@ def random_scores(key: Key, params: Params) -> Scores:
       (2, 3)
     """
     key = prng.as_key(key)
+    return _floats(lambda path, p: drawn(key, path, p), params, what="params")
 
-    def draw(path: str, p: Array) -> Array:
-        sharding = None
-        if (
-            isinstance(p, jax.Array)
-            and not isinstance(p, jax.core.Tracer)
-            and not p.is_fully_replicated
-        ):
-            sharding = p.sharding
-        return jax.jit(jax.random.uniform, static_argnums=1, out_shardings=sharding)(
-            prng.leaf_key(key, path), p.shape
-        )
 
-    return _floats(draw, params, what="params")
+def drawn(key: Key, path: str, leaf: Array) -> Array:
+    """The random scores of one leaf."""
+    sharding = None
+    if (
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, jax.core.Tracer)
+        and not leaf.is_fully_replicated
+    ):
+        sharding = leaf.sharding
+    return jax.jit(jax.random.uniform, static_argnums=1, out_shardings=sharding)(
+        prng.leaf_key(key, path), leaf.shape
+    )
 
 
 def gradient(grads: Params) -> Scores:

@@ -11,7 +11,6 @@ from jaxsparse.checks import check_options
 from jaxsparse.own_masks import own_masks
 from jaxsparse.plans import Plan, remembered
 from jaxsparse.schedules import as_schedule, cosine
-from jaxsparse.scores import random_scores
 from jaxsparse.targets import PruneOptions, Target, TargetOptions
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
 
@@ -104,7 +103,7 @@ def dynamic_rule(
         if target.masks is not None:
             masks = target.masks.given(params, plan)
         else:
-            masks = plan.select(random_scores(key, params), plan.counts(plan.sparsity))
+            masks = plan.select(plan.draws(key, params), plan.counts(plan.sparsity))
         return masks, state(plan, key, params)
 
     def move(

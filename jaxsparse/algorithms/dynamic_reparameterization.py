@@ -8,6 +8,7 @@ import optax
 from jaxsparse import counts
 from jaxsparse.algorithms._base import SparseOptions, dynamic_rule, split, target_of
 from jaxsparse.checks import check_fraction, check_number
+from jaxsparse.masks import living
 from jaxsparse.plans import Counts, LeafPlan, Plan
 from jaxsparse.regrowth import (
     check_movable,
@@ -20,7 +21,6 @@ from jaxsparse.regrowth import (
     shared_counts,
 )
 from jaxsparse.schedules import periodic
-from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.targets import TargetOptions
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Sparsity
@@ -123,13 +123,13 @@ def dynamic_reparameterization_rule(
     ) -> tuple[Masks, Any]:
         check_movable(plan)
         total = lambda groups: counts.as_float(counts.add_up(groups))  # noqa: E731
-        limit, size = state["threshold"], magnitude(params)
+        limit, size = state["threshold"], plan.sizes(params)
         survivors = drop(plan, masks, size, _below(plan, masks, size, limit))
         wanted = jnp.asarray(target, jnp.float32) * total(plan.count_alive(masks))
         moved = total(lost(plan, masks, survivors))
         factor = jnp.where(moved < (1 - TOLERANCE) * wanted, 2.0, 1.0)
         factor = jnp.where(moved > (1 + TOLERANCE) * wanted, 0.5, factor).astype(jnp.float32)
-        drawn = dropped_last(plan, random_scores(key, params), masks, survivors)
+        drawn = dropped_last(plan, plan.draws(key, params), masks, survivors)
         free = free_places(plan, masks).astype(jnp.float32)
         grown = shared_counts(plan, masks, survivors, count_shares(plan, survivors), free)
         return grow(plan, survivors, drawn, grown), {"threshold": limit * factor}
@@ -149,7 +149,7 @@ def _below(plan: Plan, masks: Masks, size: Any, limit: Array) -> Counts:
     def small(leaf: LeafPlan, mask: Array, size: Array) -> Array:
         scores = leaf.pattern.gather(size, leaf.axes).astype(jnp.float32)
         alive = leaf.pattern.gather(mask.astype(jnp.float32), leaf.axes) > 0
-        count = jnp.sum(alive & (scores < limit), dtype=jnp.int32)
+        count = living(alive & (scores < limit))
         return jnp.minimum(count, jnp.maximum(leaf.count_alive(mask) - leaf.least, 0))
 
     return plan.tree(plan.each(small, masks, size))

@@ -12,7 +12,6 @@ from jaxsparse.checks import check_count, check_options, traced
 from jaxsparse.masks import full_masks
 from jaxsparse.plans import Counts, Plan, counts_over_time, remembered
 from jaxsparse.schedules import cubic, periodic
-from jaxsparse.scores import magnitude
 from jaxsparse.targets import PruneOptions, Target
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Sparsity
@@ -128,7 +127,7 @@ def gradual_rule(
         table = counts_over_time([counts(plan, ramp(t)) for t in moments])
         moment = jnp.where(count >= stop, len(moments) - 1, (count - start) // every)
         now = jax.tree.map(lambda column: column[moment], table)
-        return plan.select(magnitude(params), now, masks), state
+        return plan.select(plan.sizes(params), now, masks), state
 
     def alive(params: Params, count: int) -> Any:
         plan, done = planned(params), [t for t in moments if t <= count]

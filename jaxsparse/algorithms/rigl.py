@@ -24,7 +24,6 @@ from jaxsparse.patterns import fan_in
 from jaxsparse.plans import LeafPlan, Plan
 from jaxsparse.regrowth import drop, drop_counts, grow, in_one_row, refill_counts
 from jaxsparse.schedules import periodic
-from jaxsparse.scores import gradient, magnitude
 from jaxsparse.selection import kth_largest, top_k_mask
 from jaxsparse.targets import TargetOptions
 from jaxsparse.transform import sparsify
@@ -181,12 +180,14 @@ def rigl_rule(
         grads: Params,
         total: Any,
     ) -> tuple[Masks, Any]:
-        size, dense = magnitude(params), gradient(grads if window == 1 else total)
+        size, dense = plan.sizes(params), plan.sizes(grads if window == 1 else total)
         dropped = drop_counts(plan, masks, fraction(count))
         if min_salient is not None:
             moved = partial(_with_removal, counts.share(min_salient))
             stays = _staying(plan, keeping)
-            return plan.map(moved, masks, size, dense, dropped, stays, plan.sparsity), total
+            return plan.map(
+                moved, masks, size, dense, dropped, stays, plan.sparsity, apart=True
+            ), total
         survivors = drop(plan, masks, size, dropped)
         return grow(plan, survivors, dense, refill_counts(plan, masks, survivors)), total
 

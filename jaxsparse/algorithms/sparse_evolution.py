@@ -10,7 +10,6 @@ from jaxsparse.patterns import unstructured
 from jaxsparse.plans import Plan
 from jaxsparse.regrowth import drop, drop_counts, drop_signs, grow, refill_counts
 from jaxsparse.schedules import as_schedule, periodic
-from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.targets import TargetOptions
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
@@ -116,8 +115,8 @@ def sparse_evolution_rule(
         if drop_by == "sign":
             survivors = drop_signs(plan, masks, params, share)
         else:
-            survivors = drop(plan, masks, magnitude(params), drop_counts(plan, masks, share))
-        drawn = random_scores(key, params)
+            survivors = drop(plan, masks, plan.sizes(params), drop_counts(plan, masks, share))
+        drawn = plan.draws(key, params)
         return grow(plan, survivors, drawn, refill_counts(plan, masks, survivors)), state
 
     return dynamic_rule(target, periodic(every, start, stop), update)

@@ -36,7 +36,6 @@ from jaxsparse.regrowth import (
     shared_counts,
 )
 from jaxsparse.schedules import periodic
-from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.targets import Target, TargetOptions
 from jaxsparse.transform import sparsify
 from jaxsparse.types import Array, Key, Masks, Params, Rule, Schedule, Sparsity
@@ -206,12 +205,12 @@ def sparse_momentum_rule(
 
     def sizes(plan: Plan, averages: Any) -> Any:
         if second_moment is None:
-            return magnitude(averages)
+            return plan.sizes(averages)
 
         def normalised(_: LeafPlan, m: Array, v: Array) -> Array:
             return jnp.abs(m) / (jnp.sqrt(v) + jnp.asarray(1e-8, v.dtype))
 
-        return plan.map(normalised, *averages)
+        return plan.later(normalised, *averages)
 
     def update(
         plan: Plan,
@@ -225,16 +224,16 @@ def sparse_momentum_rule(
         size, fraction = sizes(plan, averages), rate(count)
         if moves:
             check_movable(plan)
-        by = magnitude(params) if redistribution == "magnitude" else size
+        by = plan.sizes(params) if redistribution == "magnitude" else size
         shares = count_shares(plan, masks) if by_count else mean_shares(plan, masks, by)
         dropped = limited_drop_counts(plan, masks, shares, fraction)
         if drop_by == "magnitude":
-            survivors = drop(plan, masks, magnitude(params), dropped)
+            survivors = drop(plan, masks, plan.sizes(params), dropped)
         elif drop_by == "sign":
             survivors = drop_signs(plan, masks, params, fraction)
         else:
             total = sum(jax.tree.leaves(dropped))
-            survivors = drop_globally(plan, masks, magnitude(params), total)
+            survivors = drop_globally(plan, masks, plan.sizes(params), total)
         if growth == "global":
             missing = lost(plan, masks, survivors)
             return grow_globally(plan, survivors, size, missing), averages
@@ -243,7 +242,7 @@ def sparse_momentum_rule(
         else:
             grown = shared_counts(plan, masks, survivors, shares)
         if growth == "random":
-            return grow(plan, survivors, random_scores(key, params), grown), averages
+            return grow(plan, survivors, plan.draws(key, params), grown), averages
         if growth == "momentum":
             return grow(plan, survivors, size, grown), averages
         rows = _by_neuron(plan, target, params)

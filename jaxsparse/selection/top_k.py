@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.checks import check_array, check_rank, check_size
-from jaxsparse.meshes import automatic, varying_like
+from jaxsparse.meshes import automatic, on_one_device, varying_like
+from jaxsparse.selection import _kernel
 from jaxsparse.selection._cut import above_cut, find_cut
 from jaxsparse.selection._rank_keys import rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
@@ -52,7 +53,7 @@ def top_k_mask(
         check_rank(k, scores.shape[axis])
         return _rows_mask(rank_keys(scores, where), k, axis % scores.ndim)
     check_rank(k, scores.size)
-    return _masks([rank_keys(scores, where)], k)[0]
+    return _masks([scores], [where], k)[0]
 
 
 def kth_largest(scores: Array, k: int | Array) -> Array:
@@ -115,8 +116,8 @@ def global_top_k_masks(score_tree: Scores, k: int | Array, *, where: Masks | Non
     check_rank(k, sum(leaves[i].size for i in chosen))
     widest = max((leaves[i].dtype.itemsize for i in chosen), default=4)
     same = len({leaves[i].dtype for i in chosen}) == 1
-    keys = [rank_keys(leaves[i] if same else widen(leaves[i], widest), eligible[i]) for i in chosen]
-    for i, mask in zip(chosen, _masks(keys, k), strict=True):
+    scores = [leaves[i] if same else widen(leaves[i], widest) for i in chosen]
+    for i, mask in zip(chosen, _masks(scores, [eligible[i] for i in chosen], k), strict=True):
         leaves[i] = mask
     return treedef.unflatten(leaves)
 
@@ -136,8 +137,23 @@ def _kth_key(keys: Array, k: Array) -> Array:
     return find_cut([keys], None, k, jnp.full_like(k, keys.size), whole=True).bound
 
 
+def _masks(scores: list[Array], where: list[Any], k: int | Array) -> list[Array]:
+    """Masks of the `k` largest of all arrays together."""
+    if len(scores) == 1 and _kernel.exists(scores[0]):
+        among = jnp.zeros(0, bool) if where[0] is None else where[0]
+        return [_mask(jnp.asarray(k, jnp.int32), scores[0], among)]
+    return _counted(list(map(rank_keys, scores, where)), k)
+
+
+def _mask_of_one(k: Array, scores: Array, where: Array) -> Array:
+    return _counted([rank_keys(scores, where if where.shape == scores.shape else None)], k)[0]
+
+
+_mask = on_one_device(_kernel.mask, _mask_of_one)
+
+
 @jax.jit
-def _masks(keys: list[Array], k: int | Array) -> list[Array]:
+def _counted(keys: list[Array], k: int | Array) -> list[Array]:
     """Masks of the `k` largest keys over all arrays together."""
     arrays = [x for x in keys if x.size]
     select = automatic(_select, tuple(arrays))

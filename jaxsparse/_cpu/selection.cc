@@ -1,0 +1,152 @@
+// The mask of the k largest scores, as an XLA custom call: exact, without a sorted copy.
+//
+// Scores become unsigned keys in their order on the way. Two passes count the halves of the keys, a
+// third writes the mask.
+
+#include <type_traits>
+#include <vector>
+
+#include "threads.h"
+
+namespace {
+
+using Mask = ffi::Buffer<ffi::PRED>;
+using Count = ffi::Buffer<ffi::S32, 0>;
+
+constexpr int64_t kPiece = 1 << 16;  // scores, at least, that one thread counts for itself
+constexpr int64_t kFew = 1 << 17;    // scores below which histograms of 2^16 bins cost more
+constexpr int kRun = 64;
+
+// Keys of floats with E bits of exponent: 0 = not eligible, 1 = NaN, zeros are equal.
+template <typename Bits, int kExponent>
+struct Scores {
+  static constexpr int kBits = 8 * sizeof(Bits);
+  static constexpr uint32_t kSign = uint32_t(1) << (kBits - 1), kAll = 2 * kSign - 1;
+  static constexpr uint32_t kInfinity = ((uint32_t(1) << kExponent) - 1) << (kBits - 1 - kExponent);
+
+  const Bits* bits;
+  const uint8_t* where;  // null where all are eligible
+
+  static uint32_t Key(uint32_t bits) {
+    const uint32_t size = bits & (kSign - 1);
+    const uint32_t key = bits & kSign && size ? ~bits & kAll : size | kSign;
+    return size > kInfinity ? 1 : key;
+  }
+
+  // Calls f(keys, at, count) for one run after the other, with the keys of scores at, at + 1, ...
+  template <typename F>
+  void EachRun(int64_t first, int64_t last, F f) const {
+    uint32_t keys[kRun];
+    for (int64_t at = first; at < last; at += kRun) {
+      const int count = std::min<int64_t>(kRun, last - at);
+      for (int i = 0; i < count; ++i) keys[i] = Key(bits[at + i]);
+      if (where)
+        for (int i = 0; i < count; ++i) keys[i] &= -uint32_t(where[at + i]);
+      f(keys, at, count);
+    }
+  }
+};
+
+// The last bin with at least k in it and behind it; k becomes the rank within it.
+int64_t LastReaching(const std::vector<int32_t>& counts, int64_t bins, int64_t& k) {
+  int64_t bin = bins - 1;
+  for (; bin > 0 && counts[bin] < k; --bin) k -= counts[bin];
+  return bin;
+}
+
+template <typename S>
+void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool* mask) {
+  const int64_t pieces = std::clamp<int64_t>(size / kPiece, 1, pool.num_threads());
+  const auto each_piece = [&](auto f) {
+    InParallel(pool, pieces, size,
+               [&](int64_t p) { f(p, size * p / pieces, size * (p + 1) / pieces); });
+  };
+
+  // The digits of the k-th largest key, the leading one first.
+  const int digit = size < kFew ? 11 : 16;
+  uint32_t bound = 0;
+  int64_t rank = k, ties = 0;
+  for (int high = S::kBits; high > 0; high -= digit) {
+    const int low = std::max(high - digit, 0);
+    const uint32_t bins = uint32_t(1) << (high - low);
+    std::vector<std::vector<int32_t>> found(pieces);
+    each_piece([&](int64_t p, int64_t first, int64_t last) {
+      found[p].assign(bins + kRun, 0);  // the last for what is not eligible
+      int32_t* counts = found[p].data();
+      scores.EachRun(first, last, [&](const uint32_t* keys, int64_t, int count) {
+        if (high == S::kBits) {
+          for (int i = 0; i < count; ++i) ++counts[keys[i] ? keys[i] >> low : bins + i];
+          return;
+        }
+        bool any = false;
+        for (int i = 0; i < count; ++i) any |= keys[i] >> high == bound;
+        if (!any) return;
+        for (int i = 0; i < count; ++i)
+          if (keys[i] >> high == bound && keys[i]) ++counts[(keys[i] >> low) & (bins - 1)];
+      });
+    });
+    for (int64_t p = 1; p < pieces; ++p)
+      for (uint32_t b = 0; b < bins; ++b) found[0][b] += found[p][b];
+    const int64_t bin = LastReaching(found[0], bins, rank);
+    bound = bound << (high - low) | bin;
+    ties = found[0][bin];
+  }
+  if (bound == 0) bound = 1, rank = ties;  // fewer are eligible than asked for
+
+  // Of equal scores the first ones: every piece must know how many there are before it.
+  std::vector<int64_t> before(pieces + 1, 0);
+  if (rank < ties) {
+    each_piece([&](int64_t p, int64_t first, int64_t last) {
+      int64_t equal = 0;
+      scores.EachRun(first, last, [&](const uint32_t* keys, int64_t, int count) {
+        for (int i = 0; i < count; ++i) equal += keys[i] == bound;
+      });
+      before[p + 1] = equal;
+    });
+    for (int64_t p = 0; p < pieces; ++p) before[p + 1] += before[p];
+  }
+  each_piece([&](int64_t p, int64_t first, int64_t last) {
+    int64_t more = rank - before[p];
+    scores.EachRun(first, last, [&](const uint32_t* keys, int64_t at, int count) {
+      if (rank == ties)
+        for (int i = 0; i < count; ++i) mask[at + i] = keys[i] >= bound;
+      else
+        for (int i = 0; i < count; ++i)
+          mask[at + i] = keys[i] > bound || (keys[i] == bound && more-- > 0);
+    });
+  });
+}
+
+// `where` is empty where all scores are eligible.
+ffi::Error TopKMask(ffi::ThreadPool pool, ffi::AnyBuffer scores, Mask where,
+                    Count k, ffi::Result<Mask> mask) {
+  const int64_t size = scores.element_count(), count = *k.typed_data();
+  const auto* among = static_cast<const uint8_t*>(where.untyped_data());
+  bool* out = mask->typed_data();
+  if (count <= 0) {
+    std::fill_n(out, size, false);
+    return ffi::Error::Success();
+  }
+  const auto select = [&](auto found) {
+    found.where = where.element_count() == size ? among : nullptr;
+    Select(pool, found, size, std::min(count, size), out);
+    return ffi::Error::Success();
+  };
+  const void* data = scores.untyped_data();
+  switch (scores.element_type()) {
+    case ffi::F32: return select(Scores<uint32_t, 8>{static_cast<const uint32_t*>(data)});
+    case ffi::BF16: return select(Scores<uint16_t, 8>{static_cast<const uint16_t*>(data)});
+    case ffi::F16: return select(Scores<uint16_t, 5>{static_cast<const uint16_t*>(data)});
+    default: return ffi::Error::InvalidArgument("no kernel for this type");
+  }
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(top_k_mask, TopKMask,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Mask>()
+                                  .Arg<Count>()
+                                  .Ret<Mask>());
