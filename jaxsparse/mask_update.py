@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsparse import counts, rules, trees
-from jaxsparse.masks import check_boolean, living
-from jaxsparse.meshes import automatic
+from jaxsparse.masks import check_boolean, living_each
+from jaxsparse.meshes import automatic, on_one_device
+from jaxsparse.selection import kernels
 from jaxsparse.state_tree import SparseState
 from jaxsparse.types import Array, Masks, Params, Rule, RuleUpdate
 
@@ -188,9 +189,18 @@ def _finite(found: list[Any]) -> Array:
     # No array of the flags: it can be empty, and jaxlib 0.11 on a CPU crashes while compiling an
     # empty constant inside shard_map.
     arrays = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if kernels.exist() and arrays and all(x.dtype == jnp.float32 for x in arrays):
+        return _finite_by_kernel(*arrays)
+    return _none_infinite(*arrays)
+
+
+def _none_infinite(*arrays: Array) -> Array:
     # A maximum with NaN is NaN; XLA reduces booleans far slower.
     flags = [jnp.max(jnp.abs(x), initial=0) < jnp.inf for x in arrays]
     return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
+
+
+_finite_by_kernel = on_one_device(kernels.all_finite, _none_infinite)
 
 
 def where(flag: Array, new: Any, old: Any) -> Any:
@@ -208,5 +218,4 @@ def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
 
 def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:
     before, after = _only(sparse, old), _only(sparse, new)
-    born = [living(b & ~a) for a, b in zip(before, after, strict=True)]
-    return counts.ratio(born, list(map(living, after)))
+    return counts.ratio(list(living_each(after, off=before)), list(living_each(after)))

@@ -1,14 +1,15 @@
 """Masks as trees: applying, measuring, comparing and packing them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxsparse import counts, trees
 from jaxsparse.meshes import on_one_device
 from jaxsparse.recognition import as_float, filter_of
+from jaxsparse.selection import kernels
 from jaxsparse.state_tree import Declared, find, masks_by_path
 from jaxsparse.types import Array, Masks, Params, Prunable
 
@@ -112,8 +113,7 @@ def density(masks: Masks, prunable: Prunable | None = None) -> Array:
       0.25
     """
     arrays = _counted(masks, prunable)
-    alive = [living(mask) for mask in arrays]
-    return counts.ratio(alive, sum(mask.size for mask in arrays))
+    return counts.ratio(list(living_each(arrays)), sum(mask.size for mask in arrays))
 
 
 def sparsity(masks: Masks, prunable: Prunable | None = None) -> Array:
@@ -137,21 +137,29 @@ def living(mask: Array) -> Array:
     >>> int(living(jnp.array([True, False, True])))
     2
     """
-    return _living(mask) if mask.ndim and mask.shape[-1] % 4 == 0 else _sum(mask)
+    return living_each([mask])[0]
 
 
-def _sum(mask: Array) -> Array:
-    return jnp.sum(mask, dtype=jnp.int32)
+def living_each(masks: Sequence[Array], off: Sequence[Array] = ()) -> Array:
+    """How many of each mask are True (off another one each, if given), int32 of shape (masks,)."""
+    if not masks:
+        return jnp.zeros(0, jnp.int32)
+    if kernels.exist():
+        return (_born_by_kernel if off else _living_by_kernel)(*masks, *off)
+    return (_born if off else _living)(*masks, *off)
 
 
-def _count_bits(mask: Array) -> Array:
-    """XLA's sum of booleans takes ten times as long on a CPU."""
-    words = mask.astype(jnp.uint8).reshape(*mask.shape[:-1], mask.shape[-1] // 4, 4)
-    ones = lax.population_count(lax.bitcast_convert_type(words, jnp.uint32))
-    return jnp.sum(ones.astype(jnp.int32))
+def _living(*masks: Array) -> Array:
+    return jnp.stack([jnp.sum(mask, dtype=jnp.int32) for mask in masks])
 
 
-_living = on_one_device(_count_bits, _sum)
+def _born(*masks: Array) -> Array:
+    half = len(masks) // 2
+    return _living(*(a & ~b for a, b in zip(masks[:half], masks[half:], strict=True)))
+
+
+_living_by_kernel = on_one_device(kernels.living, _living)
+_born_by_kernel = on_one_device(kernels.born, _born)
 
 
 def _counted(masks: Masks, prunable: Prunable | None) -> list[Array]:

@@ -13,7 +13,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jaxsparse import trees
 from jaxsparse.checks import traced
 from jaxsparse.distributions import target_count
-from jaxsparse.masks import full_mask, living
+from jaxsparse.masks import full_mask, living, living_each
 from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select
 from jaxsparse.scores import drawn
 from jaxsparse.selection import global_top_k_masks
@@ -246,8 +246,7 @@ class Plan(NamedTuple):
 
     def count_alive(self, masks: Masks) -> Array:
         """Living groups of every sparse leaf, int32 of shape (leaves,); their sum may pass 2^31."""
-        found = self.each(LeafPlan.count_alive, masks)
-        return jnp.stack(found) if found else jnp.zeros(0, jnp.int32)
+        return living_each(self.each(LeafPlan.alive_groups, masks))
 
     def select(self, scores: Scores, counts: Counts, within: Masks | None = None) -> Masks:
         """Masks of the best groups, as many as `counts` says; dense leaves are all True."""

@@ -101,9 +101,11 @@ def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
 def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
     """The living groups that went missing, per leaf, or per row where a pattern has rows."""
 
+    if not any(leaf.pattern.by_rows for leaf in plan.sparse):
+        return plan.tree(lost(plan, before, after))
+
     def missing(leaf: LeafPlan, old: Array, new: Array) -> Array:
-        rows = leaf.pattern.by_rows
-        return leaf.count_alive(old, rows) - leaf.count_alive(new, rows)
+        return leaf.count_alive(old, by_rows=True) - leaf.count_alive(new, by_rows=True)
 
     return plan.tree(plan.each(missing, before, after))
 
@@ -111,10 +113,11 @@ def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
 def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """Takes the lowest-scored living groups out of every leaf, over all its rows."""
 
-    def one(leaf: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
-        return in_one_row(leaf).select(score, leaf.count_alive(mask) - count, mask)
+    def one(leaf: LeafPlan, mask: Array, score: Array, alive: Array, count: Array) -> Array:
+        return in_one_row(leaf).select(score, alive - count, mask)
 
-    return plan.map(one, masks, scores, counts, apart=True)
+    alive = plan.tree(plan.count_alive(masks))
+    return plan.map(one, masks, scores, alive, counts, apart=True)
 
 
 def drop_signs(plan: Plan, masks: Masks, params: Params, fraction: float | Array) -> Masks:

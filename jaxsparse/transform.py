@@ -196,7 +196,7 @@ def _masked_step(
         # The state of a dead weight drifts from its initial value as the inner optimizer
         # decays it, and `set_masks` leaves what it was; the update may bring it to life.
         clean, some = _reset(optimizer, step, state.masks, state.inner_state, wanted, some)
-        scored = functools.partial(_scored, optimizer, step, clean)
+        scored = functools.partial(_scored, optimizer, step, clean, rule.reads_dead)
         decided = mask_update(step, rule.update, scored, wanted, some)
         inner_state, _ = _reset(optimizer, step, decided.masks, clean, decided.fired, some)
     updates, inner_state = _inner_step(optimizer, step, decided.masks, inner_state)
@@ -231,9 +231,13 @@ def _inner_step(
     return inner.update(grads, inner_state, zero_dead(step.params, masks, step.sparse))
 
 
-def _scored(inner: optax.GradientTransformation, step: Step, inner_state: Any) -> Params:
+def _scored(
+    inner: optax.GradientTransformation, step: Step, inner_state: Any, reads_dead: bool
+) -> Params:
     """The parameters that new masks are scored on: as they are, or as the step leaves them."""
     masks = step.state.masks
+    if step.skips and not reads_dead:
+        return step.params
     params = zero_dead(step.params, masks, step.sparse)
     if step.skips:
         return params

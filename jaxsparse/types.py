@@ -135,6 +135,8 @@ class Rule(NamedTuple):
       gradients: whether `update` looks at `grads`.
       window: how many steps before a mask update `observe` is to see, where dense gradients are not
         made at every step (`storage="compressed"`); None means all.
+      reads_dead: whether `update` looks at parameters off the masks. They are zero for it then,
+        in a copy; otherwise they may be anything.
     """
 
     init: RuleInit
@@ -148,3 +150,4 @@ class Rule(NamedTuple):
     prunable: RuleLeaves | None = None
     gradients: bool = True
     window: int | None = None
+    reads_dead: bool = True

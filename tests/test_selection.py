@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxsparse.selection import _cut, global_top_k_masks, kth_largest, top_k_mask
+from jaxsparse import compiled
+from jaxsparse.selection import _cut, global_top_k_masks, kernels, kth_largest, top_k_mask
 from tests import reference
 
 BATCH = 500
@@ -16,19 +17,26 @@ FEW = _cut._FEW
 SHAPES = {"bfloat16": (9, 7), "float16": (3, 4, 5), "float32": (65,), "float64": (33,)}
 
 
-@pytest.fixture(scope="module", params=["histogram", "counting"])
+@pytest.fixture(scope="module", params=["histogram", "counting", "compiled"])
 def way(request):
     """Digits are settled by a histogram for many scores on a CPU and by counts elsewhere: here, by
-    both for any number.
+    both for any number. On one CPU device a compiled kernel does it where there is one.
 
     The way follows backend and size, with no public switch, so it is put in by hand, and whatever
     was compiled before is dropped. (Along an axis, digits are always counted.)
     """
+    if request.param == "compiled":
+        if not kernels.exist():
+            pytest.skip("no compiled kernel")
+        with compiled.kernels("compiled"):
+            yield request.param
+        return
     patch = pytest.MonkeyPatch()
     patch.setattr(_cut, "_FEW", 0 if request.param == "histogram" else 2**31)
     jax.clear_caches()
     assert _cut._width(1, None) == (16 if request.param == "histogram" else 1)
-    yield request.param
+    with compiled.kernels("xla"):
+        yield request.param
     patch.undo()
     jax.clear_caches()
 
@@ -230,9 +238,9 @@ def sharded():
 
 def only_counts_travel(select, *args):
     """The compiled function, after a look at what crosses devices."""
-    compiled = jax.jit(select).lower(*args).compile()
-    assert not re.search(r"\b(all-gather|all-to-all|sort)", compiled.as_text())
-    return compiled(*args)
+    program = jax.jit(select).lower(*args).compile()
+    assert not re.search(r"\b(all-gather|all-to-all|sort)", program.as_text())
+    return program(*args)
 
 
 @pytest.mark.parametrize("spec", [("x",), (None, "y"), ("x", "y")], ids=str)
@@ -262,3 +270,31 @@ def test_sharded_rows_and_values(sharded):
     assert same_number(np.asarray(value), reference.kth_largest(x, 123))
     for out in (mask, by_rows):
         assert out.sharding.is_equivalent_to(placed.sharding, 2)
+
+
+@pytest.mark.parametrize("size", [1, 63, 5000, 300_000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_compiled_kernel_marks_what_xla_marks(dtype, size):
+    """In pieces for several threads, with ties across them, and among some of the scores only."""
+    if not kernels.exist():
+        pytest.skip("no compiled kernel")
+    rng = np.random.default_rng(size)
+    scores = rng.normal(size=size).astype(np.float32)
+    scores[::3] = np.round(scores[::3])
+    scores[1::97], scores[2::89] = np.nan, np.inf
+    scores, some = jnp.asarray(scores).astype(dtype), jnp.asarray(rng.random(size) < 0.3)
+    for where in (None, some, ~some):
+        for k in {0, 1, size // 9, size // 2, size}:
+            found = []
+            for name in ("compiled", "xla"):
+                with compiled.kernels(name):
+                    found.append(top_k_mask(scores, k, where=where))
+            np.testing.assert_array_equal(*found)
+
+
+def test_no_compiled_kernel_in_what_is_exported_or_sharded(sharded):
+    mask = jax.jit(lambda scores: top_k_mask(scores, 5))
+    scores = jnp.arange(64.0).reshape(8, 8)
+    assert ("jaxsparse_top" in mask.lower(scores).as_text()) == kernels.exist()
+    assert "jaxsparse_top" not in str(jax.export.export(mask)(scores).mlir_module())
+    assert "jaxsparse_top" not in mask.lower(sharded(("x",), scores)).as_text()

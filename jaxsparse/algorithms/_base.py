@@ -146,6 +146,7 @@ def dynamic_rule(
         prunable=lambda params: planned(params).prunable,
         gradients=gradients,
         window=window,
+        reads_dead=False,
     )
 
 

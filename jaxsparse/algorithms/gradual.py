@@ -142,4 +142,5 @@ def gradual_rule(
         grows=False,
         prunable=lambda params: planned(params).prunable,
         gradients=False,
+        reads_dead=False,
     )

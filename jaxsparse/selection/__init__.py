@@ -9,8 +9,10 @@ is reshaped, so on a sharded array only counts cross devices.
 - `top_k`: masks of the largest scores, and the k-th largest itself.
 - `_cut`: the search for the cut-off.
 - `_rank_keys`: scores as integers, and the order among ties.
+- `kernels`: compiled ones, for one CPU device, that select and that count masks.
 """
 
+from jaxsparse.selection import _kernels as kernels
 from jaxsparse.selection.top_k import global_top_k_masks, kth_largest, top_k_mask
 
-__all__ = ["global_top_k_masks", "kth_largest", "top_k_mask"]
+__all__ = ["global_top_k_masks", "kernels", "kth_largest", "top_k_mask"]

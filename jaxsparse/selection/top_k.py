@@ -10,7 +10,7 @@ import numpy as np
 from jaxsparse import trees
 from jaxsparse.checks import check_array, check_rank, check_size
 from jaxsparse.meshes import automatic, on_one_device, varying_like
-from jaxsparse.selection import _kernel
+from jaxsparse.selection import _kernels
 from jaxsparse.selection._cut import above_cut, find_cut
 from jaxsparse.selection._rank_keys import rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
@@ -139,7 +139,7 @@ def _kth_key(keys: Array, k: Array) -> Array:
 
 def _masks(scores: list[Array], where: list[Any], k: int | Array) -> list[Array]:
     """Masks of the `k` largest of all arrays together."""
-    if len(scores) == 1 and _kernel.exists(scores[0]):
+    if len(scores) == 1 and _kernels.select(scores[0]):
         among = jnp.zeros(0, bool) if where[0] is None else where[0]
         return [_mask(jnp.asarray(k, jnp.int32), scores[0], among)]
     return _counted(list(map(rank_keys, scores, where)), k)
@@ -149,7 +149,7 @@ def _mask_of_one(k: Array, scores: Array, where: Array) -> Array:
     return _counted([rank_keys(scores, where if where.shape == scores.shape else None)], k)[0]
 
 
-_mask = on_one_device(_kernel.mask, _mask_of_one)
+_mask = on_one_device(_kernels.top_k_mask, _mask_of_one)
 
 
 @jax.jit

@@ -1,7 +1,7 @@
-// The mask of the k largest scores, as an XLA custom call: exact, without a sorted copy.
+// What makes masks and counts them, as XLA custom calls.
 //
-// Scores become unsigned keys in their order on the way. Two passes count the halves of the keys, a
-// third writes the mask.
+// The mask of the k largest scores is exact and needs no sorted copy: scores become unsigned keys in
+// their order on the way, two passes count the halves of the keys, a third writes the mask.
 
 #include <type_traits>
 #include <vector>
@@ -11,6 +11,8 @@
 namespace {
 
 using Mask = ffi::Buffer<ffi::PRED>;
+using Counts = ffi::Buffer<ffi::S32, 1>;
+using Flag = ffi::Buffer<ffi::PRED, 0>;
 using Count = ffi::Buffer<ffi::S32, 0>;
 
 constexpr int64_t kPiece = 1 << 16;  // scores, at least, that one thread counts for itself
@@ -141,8 +143,87 @@ ffi::Error TopKMask(ffi::ThreadPool pool, ffi::AnyBuffer scores, Mask where,
   }
 }
 
+// Calls f(array, first, last) for pieces of all arrays, and returns what they add up to.
+template <typename Size, typename F>
+std::vector<int64_t> Sums(ffi::ThreadPool pool, int64_t arrays, Size size, F f) {
+  struct Piece { int64_t array, first, last, sum; };
+  std::vector<Piece> pieces;
+  int64_t total = 0;
+  for (int64_t a = 0; a < arrays; ++a) {
+    for (int64_t at = 0; at < size(a); at += kPiece)
+      pieces.push_back({a, at, std::min(at + kPiece, size(a)), 0});
+    total += size(a);
+  }
+  InParallel(pool, pieces.size(), total, [&](int64_t i) {
+    Piece& p = pieces[i];
+    p.sum = f(p.array, p.first, p.last);
+  });
+  std::vector<int64_t> sums(arrays, 0);
+  for (const Piece& p : pieces) sums[p.array] += p.sum;
+  return sums;
+}
+
+// How many of each mask are True; with twice as many masks, those that are not so in its partner of
+// the second half.
+ffi::Error Living(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Counts> found) {
+  const int64_t masks = found->element_count();
+  std::vector<const uint8_t*> data;
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < args.size(); ++i) {
+    auto mask = args.get<ffi::AnyBuffer>(i);
+    if (mask.has_error()) return mask.error();
+    data.push_back(static_cast<const uint8_t*>(mask->untyped_data()));
+    sizes.push_back(mask->element_count());
+  }
+  const bool pairs = data.size() > size_t(masks);
+  const auto sums = Sums(
+      pool, masks, [&](int64_t a) { return sizes[a]; },
+      [&](int64_t a, int64_t first, int64_t last) {
+        int32_t sum = 0;
+        const uint8_t *mask = data[a], *off = pairs ? data[a + masks] : nullptr;
+        if (pairs) for (int64_t i = first; i < last; ++i) sum += mask[i] & ~off[i] & 1;
+        else for (int64_t i = first; i < last; ++i) sum += mask[i];
+        return sum;
+      });
+  std::copy(sums.begin(), sums.end(), found->typed_data());
+  return ffi::Error::Success();
+}
+
+// Whether no number of any array is infinite or NaN.
+ffi::Error AllFinite(ffi::ThreadPool pool, ffi::RemainingArgs args,
+                     ffi::Result<Flag> found) {
+  std::vector<const float*> data;
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < args.size(); ++i) {
+    auto array = args.get<ffi::Buffer<ffi::F32>>(i);
+    if (array.has_error()) return array.error();
+    data.push_back(array->typed_data());
+    sizes.push_back(array->element_count());
+  }
+  const auto sums = Sums(
+      pool, data.size(), [&](int64_t a) { return sizes[a]; },
+      [&](int64_t a, int64_t first, int64_t last) {
+        const uint32_t* bits = reinterpret_cast<const uint32_t*>(data[a]);
+        int32_t sum = 0;
+        for (int64_t i = first; i < last; ++i) sum += (bits[i] & 0x7f800000) == 0x7f800000;
+        return sum;
+      });
+  *found->typed_data() = std::all_of(sums.begin(), sums.end(), [](int64_t n) { return n == 0; });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(living, Living,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<Counts>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(all_finite, AllFinite,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<Flag>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(top_k_mask, TopKMask,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()

@@ -1,0 +1,47 @@
+"""Compiled kernels that make masks and count them, for one CPU device."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse import compiled
+from jaxsparse.types import Array
+
+_TARGETS = ("top_k_mask", "living", "all_finite")
+_SCORES = ("float32", "bfloat16", "float16")
+
+
+def exist() -> bool:
+    """Whether there are such kernels here."""
+    return compiled.choose("auto", lambda: compiled.library("masks.cc", _TARGETS))
+
+
+def select(scores: Array) -> bool:
+    """Whether there is a kernel that selects among these scores."""
+    return scores.size > 0 and scores.dtype.name in _SCORES and exist()
+
+
+def top_k_mask(k: Array, scores: Array, where: Array) -> Array:
+    """The mask of the `k` largest scores among those of `where`, or among all if that is empty."""
+    return _call("top_k_mask", scores.shape, jnp.bool_, scores, where, k)
+
+
+def living(*masks: Array) -> Array:
+    """How many of each mask are True, int32 of shape (masks,)."""
+    return _call("living", (len(masks),), jnp.int32, *masks)
+
+
+def born(*masks: Array) -> Array:
+    """How many of each mask of the first half are True where that of the second half is not."""
+    return _call("living", (len(masks) // 2,), jnp.int32, *masks)
+
+
+def all_finite(*arrays: Array) -> Array:
+    """Whether no number of these float32 arrays is infinite or NaN."""
+    return _call("all_finite", (), jnp.bool_, *arrays)
+
+
+def _call(name: str, shape: Sequence[int], dtype: type, *operands: Array) -> Array:
+    kind = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    return jax.ffi.ffi_call(f"jaxsparse_{name}", kind, vmap_method="sequential")(*operands)
