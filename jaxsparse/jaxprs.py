@@ -1,11 +1,15 @@
-"""What every walk through a jaxpr needs: functions of trees traced, calls and loops opened."""
+"""What every walk through a jaxpr needs: functions of trees traced, calls and loops opened; and
+functions that are compiled apart from what calls them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxsparse import trees
+from jaxsparse.checks import traced
+from jaxsparse.types import Array
 
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -22,6 +26,32 @@ class Scan(NamedTuple):
     body: Any
     constants: int
     carry: int
+
+
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, compiled by itself where it is called while tracing.
+
+    XLA computes first what many leaves need first, on a CPU, and keeps it for all of them. Leaves
+    whose functions are compiled apart come one after the other, each in the memory of the last.
+    """
+
+    def call(*given: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(given)
+        arrays = [x for x in leaves if isinstance(x, jax.Array)]
+        if jax.default_backend() != "cpu" or not any(map(traced, arrays)):
+            return function(*given)
+
+        @jax.jit
+        def run(arrays: list[Array]) -> Any:
+            found = iter(arrays)
+            mixed = [next(found) if isinstance(x, jax.Array) else x for x in leaves]
+            with set_xla_metadata(inlineable="true"):
+                return function(*treedef.unflatten(mixed))
+
+        with set_xla_metadata(inlineable="false"):
+            return run(arrays)
+
+    return call
 
 
 def trace(fn: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Any:

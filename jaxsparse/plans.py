@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 
-from jaxsparse import trees
+from jaxsparse import jaxprs, trees
 from jaxsparse.checks import traced
 from jaxsparse.distributions import target_count
 from jaxsparse.masks import full_mask, living, living_each
@@ -162,7 +161,7 @@ class Plan(NamedTuple):
           values: trees of its arguments.
           apart: whether leaves are computed one after the other, each in the memory of the last.
         """
-        call = _call_apart if apart else _call
+        call = jaxprs.apart(_call) if apart else _call
         return [call(function, *found) for found in self.zip(*values)]
 
     def later(self, function: Callable[..., Array], tree: Any, *others: Any) -> Any:
@@ -304,25 +303,6 @@ def _call(function: Callable[..., Any], leaf: LeafPlan, *given: Any) -> Any:
     return function(
         leaf, *(_call(x.function, leaf, *x.leaves) if isinstance(x, Later) else x for x in given)
     )
-
-
-def _call_apart(function: Callable[..., Any], leaf: LeafPlan, *given: Any) -> Any:
-    """The same, compiled by itself: on a CPU XLA would compute the scores of all leaves before it
-    selects in the first, and keep them."""
-    leaves, treedef = jax.tree.flatten(given)
-    arrays = [x for x in leaves if isinstance(x, jax.Array)]
-    if jax.default_backend() != "cpu" or not any(map(traced, arrays)):
-        return _call(function, leaf, *given)
-
-    @jax.jit
-    def run(arrays: list[Array]) -> Any:
-        found = iter(arrays)
-        mixed = [next(found) if isinstance(x, jax.Array) else x for x in leaves]
-        with set_xla_metadata(inlineable="true"):
-            return _call(function, leaf, *treedef.unflatten(mixed))
-
-    with set_xla_metadata(inlineable="false"):
-        return run(arrays)
 
 
 def counts_over_time(counts: Sequence[Counts]) -> Counts:

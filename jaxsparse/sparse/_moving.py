@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsparse import jaxprs
 from jaxsparse.inner_state import weights
 from jaxsparse.masks import living
 from jaxsparse.sparse._layout import Compressed, is_compressed, map_compressed
@@ -57,7 +58,7 @@ class Move:
     """
 
     def __init__(self, old: list[Any], new: list[Any]):
-        self._from = [_numbers(o, n) for o, n in zip(old, new, strict=True)]
+        self._from = [jaxprs.apart(_numbers)(o, n) for o, n in zip(old, new, strict=True)]
         self._ndims = [kernel.values.ndim for kernel in old]
         self.born = [
             jnp.broadcast_to(_column(where < 0, n.values.ndim), n.values.shape)
