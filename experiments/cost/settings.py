@@ -15,7 +15,7 @@ last layer is dense, because it has ten outputs."""
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One recipe for all methods: SGD with Nesterov momentum, its rate falling by a cosine.
+    """One recipe for all methods; the learning rate falls by a cosine.
 
     Attributes:
       dataset: what `datasets.load` knows.
@@ -23,6 +23,7 @@ class Settings:
       batch_size: examples a step.
       sparsity: spread over the layers by `erk`.
       model: a key of `registry.MODELS`.
+      optimizer: "momentum", which is SGD with Nesterov momentum, or "adam".
       learning_rate: at the first step.
       weight_decay: added to the gradient.
       validation: fraction of the training examples, the last ones, set aside.
@@ -35,6 +36,7 @@ class Settings:
     batch_size: int
     sparsity: float = 0.95
     model: str = "lenet_300_100"
+    optimizer: str = "momentum"
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     validation: float = 0.1
@@ -76,7 +78,7 @@ class Settings:
             updates = updates._replace(every=every, start=min(every, updates.stop - 1))
         kept = {} if not form else {"storage": methods.storage("compressed", form)}
         inner = methods.optimizer(
-            "momentum",
+            self.optimizer,
             self.learning_rate,
             schedule="cosine",
             weight_decay=self.weight_decay,
@@ -114,11 +116,21 @@ PRESETS = {
     "lenet_5_caffe": Settings(
         "mnist", epochs=8, batch_size=100, model="lenet_5_caffe", every_epoch=True
     ),
+    "transformer": Settings(
+        "tiny_shakespeare",
+        epochs=4,
+        batch_size=8,
+        model="character_transformer",
+        optimizer="adam",
+        learning_rate=1e-3,
+        weight_decay=0.0,
+    ),
     "vgg_16_d": Settings("cifar10", epochs=4, batch_size=128, model="vgg_16_d", every_epoch=True),
 }
 NAMES = {
     "mlp": ("dense", "rigl", f"rigl{COMPRESSED}", f"rigl{BLOCKS}"),
     "lenet_5_caffe": ("dense", "sparse_momentum", f"sparse_momentum{COMPRESSED}"),
+    "transformer": ("dense", "rigl", f"rigl{COMPRESSED}", f"rigl{BLOCKS}"),
     "vgg_16_d": ("dense", f"sparse_momentum{COMPRESSED}"),
 }
 """What is trained of a preset where nothing else is asked for; by default all methods."""
