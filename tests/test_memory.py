@@ -1,0 +1,59 @@
+"""What compiled steps need beside their arguments, read from the programs."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import jaxsparse
+from jaxsparse import sparse
+from jaxsparse.selection import kernels
+
+pytestmark = pytest.mark.standard_promotion
+SHAPES = [(256, 512)] * 8
+
+
+def program(step, *args):
+    return jax.jit(step, donate_argnums=(0, 1)).lower(*args).compile().memory_analysis()
+
+
+@pytest.mark.skipif(not kernels.exist(), reason="no compiled kernel")
+def test_a_mask_update_needs_the_memory_of_one_leaf():
+    """Masks of all leaves, a byte a weight; scores of one leaf at a time."""
+    params = {f"layer{i}": jax.ShapeDtypeStruct(s, jnp.float32) for i, s in enumerate(SHAPES)}
+    tx = jaxsparse.rigl(optax.adam(1e-3), 0.9, key=0, every=10, axes="flax")
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    found = program(step, params, jax.eval_shape(tx.init, params), params)
+    weights = sum(a * b for a, b in SHAPES)
+    assert found.temp_size_in_bytes < 2 * weights
+
+
+def test_compressed_training_peaks_below_dense_training():
+    """Arguments and temporary memory of a step with a mask update, Adam, 95%."""
+    keys = jax.random.split(jax.random.key(0), len(SHAPES))
+    dense = {
+        f"layer{i}": jax.random.normal(keys[i], SHAPES[0][:: 1 - 2 * (i % 2)])
+        for i in range(len(SHAPES))
+    }
+    x = jnp.ones((8, 256))
+
+    def loss(params, x):
+        for kernel in params.values():
+            x = jnp.tanh(x @ kernel)
+        return jnp.mean(x**2)
+
+    inner = optax.adam(1e-3)
+    tx = jaxsparse.rigl(inner, 0.95, key=0, every=10, axes="flax", storage="compressed")
+
+    def step(params, state, x):
+        updates, state = inner.update(jax.grad(loss)(params, x), state, params)
+        return optax.apply_updates(params, updates), state
+
+    of_dense = program(step, dense, inner.init(dense), x)
+    of_living = program(sparse.train_step(loss, tx), *jaxsparse.init(tx, dense), x)
+    peaks = [m.argument_size_in_bytes + m.temp_size_in_bytes for m in (of_living, of_dense)]
+    assert peaks[0] < peaks[1], peaks
