@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 
 from jaxsparse import trees
 from jaxsparse.mask_update import MaskUpdate, Step, any_replicate, decide, look, where
-from jaxsparse.sparse._flat import as_masks, at_places, is_place
+from jaxsparse.sparse._flat import Patch, as_masks, at_places, died, is_place, nowhere
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._moving import (
     Move,
@@ -95,6 +96,7 @@ def step(
     state: SparseState,
     params: Params,
     dense_grads: Callable[[Params], Params] | None,
+    patches: bool,
 ) -> Outcome:
     """One step, whichever way the living values are kept.
 
@@ -105,9 +107,10 @@ def step(
       state: before the step.
       params: with kernels at free places, or dense.
       dense_grads: gives the gradient of dense parameters, where `grads` is of values.
+      patches: whether updates of sparse leaves are to be `Patch`es where parameters are dense.
     """
     if method.storage.format is None:
-        return _step_of_state(method, key, grads, state, params)
+        return _step_of_state(method, key, grads, state, params, patches)
     return _step_of_compressed(method, key, grads, state, params, dense_grads)
 
 
@@ -193,38 +196,57 @@ def _step_of_compressed(
 
 
 def _step_of_state(
-    method: Method, key: Array, grads: Params, state: SparseState, params: Params
+    method: Method, key: Array, grads: Params, state: SparseState, params: Params, patches: bool
 ) -> Outcome:
     """A step of dense parameters, of which the optimizer sees the living values only."""
     rule = method.rule
-    known = state._replace(masks=as_masks(state.masks))
-    step = look(rule, key, grads, known, params, method.storage.skip_update, "reset")
+
+    def seen() -> Step:
+        known = state._replace(masks=as_masks(state.masks))
+        return look(rule, key, grads, known, params, method.storage.skip_update, "reset")
+
+    # Masks are made where masks change only, unless the rule looks at every step.
+    always = seen() if rule.observe or rule.adjust else None
+    adjusted = always.adjusted if always else grads
+    observed = always.observed if always else state.rule_state
 
     def at(places: Masks) -> tuple[Params, Params]:
         kernels = at_places(places, params)
-        dense = at_kernels(kernels, step.adjusted)
+        dense = at_kernels(kernels, adjusted)
         found = [k.gather(g) for k, g in zip(kernels_of(kernels), dense, strict=True)]
-        return kernels, _put(kernels, step.adjusted, found)
+        return kernels, _put(kernels, adjusted, found)
 
-    def hold(kernels: list[Any], _: list[Array]) -> Any:
-        return [kernel.places for kernel in kernels]
+    def stay(kernels: list[Any], _: list[Array]) -> Any:
+        return [(kernel.places, nowhere(kernel.places)) for kernel in kernels]
+
+    def move(kernels: list[Any], _: list[Array]) -> Any:
+        before = kernels_of(living.kernels)
+        return [
+            (new.places, died(k.places, new.places)) for k, new in zip(before, kernels, strict=True)
+        ]
 
     living = Living(*at(state.masks), state.inner_state)
     wanted = _wanted(rule, state)
-    moved = _stay(method, living, step.observed, wanted, hold)
+    moved = _stay(method, living, observed, wanted, stay)
     if rule.fires is not None:
         moved = lax.cond(
             any_replicate(wanted),
-            lambda: _move(method, living, step, wanted, hold),
-            lambda: _stay(method, living, step.observed, wanted, hold),
+            lambda: _move(method, living, always or seen(), wanted, move),
+            lambda: _stay(method, living, observed, wanted, stay),
         )
-    new = iter(moved.held)
+    new = iter(places for places, _ in moved.held)
     places = jax.tree.map(lambda m: next(new) if is_place(m) else m, state.masks, is_leaf=is_place)
     kernels, found = at(places)
     updates, inner_state = _inner_step(method, kernels, found, living, moved)
-    dense = at_kernels(kernels, params)
-    found = zip(_pairs(kernels, updates), dense, strict=True)
-    updates = _put(kernels, updates, [k.put(-p, u) for (k, u), p in found])
+    pairs = _pairs(kernels, updates)
+    if patches:
+        gone = [gone if rule.fires else None for _, gone in moved.held]
+        living_now = [replace(k, values=k.values + u) for k, u in pairs]
+        found = list(map(Patch, living_now, gone))
+    else:
+        dense = at_kernels(kernels, params)
+        found = [k.put(-p, u) for (k, u), p in zip(pairs, dense, strict=True)]
+    updates = _put(kernels, updates, found)
     return updates, _decided(state, moved, places, wanted), inner_state
 
 

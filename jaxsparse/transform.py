@@ -149,6 +149,7 @@ def sparsify(
         params: Params | None = None,
         *,
         dense_grads: Callable[[Params], Params] | None = None,
+        patches: bool = False,
         **extra: Any,
     ) -> tuple[Params, SparseState]:
         params = _fitting(grads, state, params, kept)
@@ -163,7 +164,7 @@ def sparsify(
         else:
             method = compressed.Method(rule, optimizer, kept)
             updates, decided, inner_state = compressed.step(
-                method, random, grads, state, params, dense_grads
+                method, random, grads, state, params, dense_grads, patches
             )
         return updates, state._replace(
             count=optax.safe_increment(state.count),

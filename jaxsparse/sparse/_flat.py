@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -73,6 +74,44 @@ class Flat(_layout.Compressed):
     def moved(self, dense: Array, mask: Array) -> "Flat":
         """An array's living values in the same capacity, at free places."""
         return self.from_dense(dense, mask, capacity=len(self.values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """New values of an array, to be written over the old ones in place. It is no tree, because
+    nothing may come between the step that makes it and `apply_updates`.
+
+    Attributes:
+      living: what lives from now on.
+      died: where weights have to become zero; None where none ever does.
+    """
+
+    living: Flat
+    died: FlatPlaces | None
+
+    def applied(self, dense: Array) -> Array:
+        """The array with the new values."""
+        # What died comes second: it depends on nothing, and XLA would copy the array for it.
+        new = self.living.put(dense, self.living.values.astype(dense.dtype))
+        if self.died is None:
+            return new
+        at = new.reshape(-1).at[self.died.indices]
+        nothing = jnp.zeros((), dense.dtype)
+        return at.set(nothing, unique_indices=True, mode="drop").reshape(dense.shape)
+
+
+def died(old: FlatPlaces, new: FlatPlaces) -> FlatPlaces:
+    """The places that hold no weight any longer, in no order; the others are out of range."""
+    alive = new.mask.reshape(-1).at[old.indices].get(mode="fill", fill_value=True)
+    return dataclasses.replace(old, indices=jnp.where(alive, nowhere(old).indices, old.indices))
+
+
+def nowhere(places: FlatPlaces) -> FlatPlaces:
+    """As many places as these, all out of range."""
+    size = math.prod(places.shape)
+    return dataclasses.replace(
+        places, indices=size + jnp.arange(len(places.indices), dtype=jnp.int32)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)

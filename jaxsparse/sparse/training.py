@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsparse.checks import check_flag, check_function
 from jaxsparse.sparse._accelerate import accelerate
-from jaxsparse.sparse._flat import as_masks, at_places
+from jaxsparse.sparse._flat import Patch, as_masks, at_places
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._moving import Move, compressed_leaves, kernels_of, masks_of, moments
 from jaxsparse.sparse._states import nodes, own_places
@@ -28,7 +28,8 @@ def train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool = False) -> C
       loss: `(params, *args) -> scalar`, or `(scalar, aux)` with `has_aux`; any function that
         multiplies by the kernels.
       tx: an Optax transformation that holds a sparse algorithm with `storage="compressed"`. With
-        any other storage, and parameters that are dense, the step is the ordinary one.
+        `"compressed_state"` the living weights of dense parameters are written in place, where the
+        algorithm is the outermost transformation. Else the step is the ordinary one.
       has_aux: whether the loss returns something beside its value.
 
     Returns:
@@ -78,7 +79,11 @@ def train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool = False) -> C
             return expand(with_values(kernels, found[0] if has_aux else found))
 
         value, grads = jax.value_and_grad(of_values, has_aux=has_aux)(values(params))
-        more = {"dense_grads": dense_grads} if any(compressed_leaves(params)) else {}
+        more: dict[str, Any] = {}
+        if any(compressed_leaves(params)):
+            more = {"dense_grads": dense_grads}
+        elif is_state(opt_state) and own_places(opt_state):  # no other transformation comes after
+            more = {"patches": True}
         updates, opt_state = tx.update(grads, opt_state, params, **more)
         return apply_updates(params, updates), opt_state, value
 
@@ -102,6 +107,8 @@ def apply_updates(params: Params, updates: Params) -> Params:
     def leaf(p: Any, u: Any) -> Any:
         if is_compressed(p):
             return u
+        if isinstance(u, Patch):
+            return u.applied(p)
         return None if p is None else jnp.asarray(p + u).astype(jnp.asarray(p).dtype)
 
     return jax.tree.map(leaf, params, updates, is_leaf=lambda p: p is None or is_compressed(p))
