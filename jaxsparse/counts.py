@@ -2,7 +2,8 @@
 
 A fraction f of a count n is `round(f * n)`, and floats do not know it: 0.3 in float32 is a little
 more than 3/10, so `ceil(0.3 * 50)` is 16, and beyond 2^24 float32 skips integers. Here a fraction
-is read as a ratio of integers first, `share`, and the rest is done in integers.
+is read as a ratio of integers first, `share`, and the rest is done in integers. That takes dozens
+of small operations; outside of `jit`, too, they are one compiled program.
 
 A leaf has fewer than 2^31 weights, but the leaves of a net together may have more: totals are kept
 in two words of 32 bits.
@@ -100,6 +101,7 @@ def _rounded(count: int | Array, part: Share, up: Callable[..., Any]) -> int | A
     return (whole + up(left, words[2]).astype(jnp.uint32)).astype(jnp.int32)
 
 
+@jax.jit
 def _divide(count: Array, numerator: Array, denominator: Array) -> tuple[Array, Array]:
     """Quotient and remainder of `count * numerator / denominator`, where the quotient is at most
     `count`: estimated in floats, twice, and then set right in integers."""
@@ -130,11 +132,16 @@ class Total(NamedTuple):
 
 def add_up(counts: int | Array | Sequence[Array]) -> Total:
     """The total of counts that are not negative: one int, an array, or a list of scalars."""
+    if isinstance(counts, np.ndarray):
+        counts = int(counts.sum(dtype=np.int64))
     if isinstance(counts, int | np.integer):
         return Total(*(jnp.uint32(word & 0xFFFFFFFF) for word in (int(counts) >> 32, int(counts))))
-    if not isinstance(counts, jax.Array | np.ndarray):
-        if not counts:
-            return add_up(0)
+    return _add_up(counts) if isinstance(counts, jax.Array) or counts else add_up(0)
+
+
+@jax.jit
+def _add_up(counts: Array | Sequence[Array]) -> Total:
+    if not isinstance(counts, jax.Array):
         counts = jnp.stack(counts)
     words = Total(jnp.zeros(counts.shape, jnp.uint32), counts.astype(jnp.uint32))
     if counts.dtype.itemsize == 8:
@@ -188,7 +195,12 @@ def ratio(
       >>> float(ratio([jnp.int32(2**30)] * 3, 2**32))
       0.75
     """
-    part, whole = as_float(add_up(part)), as_float(add_up(whole))
+    return _ratio(add_up(part), add_up(whole), empty)
+
+
+@jax.jit
+def _ratio(some: Total, every: Total, empty: float) -> Array:
+    part, whole = as_float(some), as_float(every)
     # A compiler multiplies by the reciprocal of a constant: 41 / 41 would be a little below 1.
     found = part / lax.optimization_barrier(jnp.maximum(whole, 1))
     found = jnp.where(part < whole, jnp.minimum(found, 1), 1)

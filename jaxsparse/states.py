@@ -280,13 +280,17 @@ def metrics(
 
 
 def _off_mask(states: list[Declared], params: Params) -> Array:
-    masks, most = get_masks(states, params), jnp.iinfo(jnp.int32).max
-    total = jnp.int32(0)
     leaves = jax.tree.leaves(params, is_leaf=is_compressed)
-    for leaf, mask in zip(leaves, jax.tree.leaves(masks), strict=True):
-        if trees.is_array(leaf):
-            count = jnp.sum((leaf != jnp.zeros((), leaf.dtype)) & ~mask, dtype=jnp.int32)
-            total += jnp.minimum(count, most - total)
+    pairs = zip(leaves, jax.tree.leaves(get_masks(states, params)), strict=True)
+    return _not_zero_off([pair for pair in pairs if trees.is_array(pair[0])])
+
+
+@jax.jit
+def _not_zero_off(pairs: list[tuple[Array, Array]]) -> Array:
+    total, most = jnp.int32(0), jnp.iinfo(jnp.int32).max
+    for leaf, mask in pairs:
+        count = jnp.sum((leaf != jnp.zeros((), leaf.dtype)) & ~mask, dtype=jnp.int32)
+        total += jnp.minimum(count, most - total)
     return total
 
 

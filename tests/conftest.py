@@ -2,6 +2,7 @@
 
 import functools
 import os
+import tempfile
 from importlib import metadata
 
 # Before jax is imported: sharding is tested on eight devices that share the host's cores, and the
@@ -12,6 +13,12 @@ if metadata.version("jaxlib").startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # A study that is killed and goes on, the worker beside this one and the processes that tests
+    # start compile the same programs: what takes the compiler long is compiled once in a run.
+    compiled = tempfile.TemporaryDirectory(prefix="jaxsparse-tests-")  # gone when this process ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -1,7 +1,8 @@
 """Every optimizer times RigL, every algorithm times two optimizers of three, times the invariants.
 
-A cell is one compiled program: it trains a small net for some steps with several mask updates and
-answers one bool per invariant.
+A cell is one compiled program, and another one where replicates train side by side: it trains a
+small net for some steps with several mask updates and answers one bool per invariant. It begins as
+users do, outside of `jit`, where cells share what is compiled; replicates begin under `vmap`.
 """
 
 import inspect
@@ -138,7 +139,6 @@ def run(make, inner, key, dtype=jnp.float32, extra=("value", "unknown")):
     """Trains; returns the last parameters and, for every step, one bool per invariant."""
     inner = spy(inner)
     tx = make(inner, key)
-    params, state = jaxsparse.init(tx, initial_params(dtype))
 
     def step(carry, _):
         params, state = carry
@@ -170,8 +170,12 @@ def run(make, inner, key, dtype=jnp.float32, extra=("value", "unknown")):
         alive = jax.tree.map(lambda mask: jnp.sum(mask, dtype=jnp.int32), masks)
         return (params, state), (flags, alive, jaxsparse.metrics(state))
 
-    (params, _), outputs = jax.lax.scan(step, (params, state), None, length=STEPS)
-    return params, *outputs
+    @jax.jit
+    def train(start):
+        (params, _), outputs = jax.lax.scan(step, start, None, length=STEPS)
+        return params, *outputs
+
+    return train(jaxsparse.init(tx, initial_params(dtype)))
 
 
 def assert_flags(flags):
@@ -183,8 +187,7 @@ def assert_flags(flags):
 def test_every_optimizer_with_rigl(name):
     make = ALGORITHMS["rigl"]
     extra = EXTRA.get(name, ("value", "unknown"))
-    program = jax.jit(lambda: run(make, OPTIMIZERS[name](), KEY, extra=extra))
-    _, flags, alive, metrics = program()
+    _, flags, alive, metrics = run(make, OPTIMIZERS[name](), KEY, extra=extra)
     for known in EXEMPT.get(name, ()):
         flags.pop(known)
     assert_flags(flags)
@@ -215,14 +218,11 @@ def test_the_table_holds_every_optimizer_that_optax_exports():
 def test_every_algorithm(inner, name):
     make = ALGORITHMS[name]
 
-    @jax.jit
-    def program():
-        alone = run(make, INNERS[inner](), KEY)
-        both = jax.vmap(lambda key: run(make, INNERS[inner](), key))(jnp.array([KEY, KEY + 1]))
-        return alone, both
+    replicates = jax.jit(jax.vmap(lambda key: run(make, INNERS[inner](), key)))
 
     with jax.numpy_dtype_promotion("strict" if inner == "sgd" else "standard"):
-        (params, flags, alive, metrics), (many, many_flags, _, _) = program()
+        params, flags, alive, metrics = run(make, INNERS[inner](), KEY)
+        many, many_flags, _, _ = replicates(jnp.array([KEY, KEY + 1]))
     assert_flags(flags)
     assert_flags(jax.tree.map(lambda ok: ok.all(0), many_flags))
     jax.tree.map(
@@ -280,5 +280,5 @@ RULES = {
 def test_every_float_type(name, dtype):
     inner = optax.sgd(1e-2, momentum=0.9)
     with jax.numpy_dtype_promotion("strict"), jax.enable_x64(dtype == "float64"):
-        _, flags, _, _ = jax.jit(lambda: run(ALGORITHMS[name], inner, KEY, dtype))()
+        _, flags, _, _ = run(ALGORITHMS[name], inner, KEY, dtype)
     assert_flags(flags)

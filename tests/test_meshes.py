@@ -95,7 +95,7 @@ def placed(layout, kind):
 @pytest.mark.parametrize("case", CASES)
 def test_the_masks_of_one_device(case):
     layout, kind, tx = CASES[case]
-    start = jax.jit(partial(jaxsparse.init, tx))(initial())
+    start = jaxsparse.init(tx, initial())
     places, everywhere = placed(layout, kind)
     over = optax.tree_utils.tree_map_params(
         tx, lambda _, at: at, start[1], places, transform_non_params=lambda _: everywhere

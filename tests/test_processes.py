@@ -29,6 +29,7 @@ def start(job, count, folder):
     address = f"127.0.0.1:{free_port()}"
     flags = re.sub(r"\S*device_count\S*", "", os.environ.get("XLA_FLAGS", ""))
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # jobs compile the same programs
     started = []
     for number in range(count):
         said = folder / f"{job} {number}.txt"

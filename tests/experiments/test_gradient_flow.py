@@ -200,8 +200,6 @@ def test_masks_after_an_update_have_the_counts_of_those_before(made):
 def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
     finished, tmp_path, monkeypatch, call
 ):
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(engine, "CHUNK_SECONDS", 0.0)
     make, calls, last = lab.build, [], 4
 
     def dying(*args):
@@ -223,7 +221,10 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
     monkeypatch.setattr(lab, "build", dying)
     args = ["--scale", "0.05", "--seeds", "2", "--method", "dense,prune", "--analyses", ""]
     args += ["--out", str(tmp_path)]
-    code, _, err = call(gradient_flow.main, *args)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(engine, "CHUNK_SECONDS", 0.0)
+        code, _, err = call(gradient_flow.main, *args)
     assert code == 130 and "goes on from here" in err
     assert set(read_results(tmp_path)) == {"dense"} and (tmp_path / "unfinished").exists()
     begun, calls[:], last = calls[-1], [], 0

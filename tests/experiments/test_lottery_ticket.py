@@ -140,8 +140,6 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
     finished, tmp_path, monkeypatch, call
 ):
     folder = tmp_path / "killed"
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(engine, "CHUNK_SECONDS", 0.0)
     make, calls = cells.build, []
 
     def dying(*args):
@@ -157,7 +155,10 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
 
     monkeypatch.setattr(cells, "build", dying)
     stop = 20  # eight calls a group: in the middle of the third
-    code, _, err = call(lottery_ticket.main, *SMALL, "--out", str(folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(engine, "CHUNK_SECONDS", 0.0)
+        code, _, err = call(lottery_ticket.main, *SMALL, "--out", str(folder))
     assert code == 130 and "goes on from here" in err
     assert (folder / "unfinished").exists()
     assert "PARTIAL" in (folder / "table.md").read_text()

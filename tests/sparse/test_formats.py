@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import jaxsparse
 from jaxsparse import compiled, sparse
 from jaxsparse.types import Axes
+from tests import reference
 
 SIZE = (4, 8)
 FORMATS = {
@@ -36,13 +37,22 @@ VIA = [
 ]
 
 
+LOOPS = {"block": {"rows": SIZE[0], "columns": SIZE[1]}, "n_m": {"m": 4}}
+AXES = {"flax": Axes((0,), (1,)), "flax_stacked": Axes((1,), (2,), (0,))}
+
+
 @functools.cache
 def masked(name, shape=(16, 24), sparsity=0.75, dtype=jnp.float32, seed=0, axes="flax"):
-    values = jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-    draw = functools.partial(
-        jaxsparse.random_masks, seed, sparsity=sparsity, pattern=FORMATS[name][0], axes=axes
-    )
-    return values, jax.jit(draw)({"kernel": values})["kernel"]
+    """Values and a random mask of the pattern of a format, by loops that nothing compiles."""
+    draw = np.random.default_rng(seed)
+    values, scores = jnp.asarray(draw.normal(size=shape), dtype), draw.random(shape)
+    if name == "csr":
+        mask = reference.top_k_mask(scores, reference.target_count(scores.size, sparsity))
+    else:
+        pattern = {"condensed": "fan_in", "channels": "channel"}.get(name, name)
+        rows = reference.groups(shape, pattern, *AXES.get(axes, axes), **LOOPS.get(name, {}))
+        mask = reference.best_groups(scores, rows, reference.target_count(len(rows[0]), sparsity))
+    return values, jnp.asarray(mask)
 
 
 def normal(seed, *shape, dtype=np.float32):
