@@ -1,0 +1,124 @@
+"""Settings of the site: `sphinx-build -W --keep-going -b html docs build/site`."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+
+import jaxsparse
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+
+project = "jaxsparse"
+author = "The jaxsparse authors"
+copyright = author
+version = release = jaxsparse.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+autodoc_member_order = "groupwise"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_use_legacy_class_based = False
+maximum_signature_line_length = 80
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Differs from the paper"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_title = f"jaxsparse {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+
+INCLUDED = {
+    "index": ROOT,
+    "contributing": ROOT,
+    "changelog": ROOT,
+    "studies": ROOT / "experiments",
+}
+"""Pages that are files outside of docs/, with the folders that their links start from."""
+PAGES = {
+    ROOT / "README.md": "index",
+    ROOT / "CONTRIBUTING.md": "contributing",
+    ROOT / "CHANGELOG.md": "changelog",
+    ROOT / "experiments" / "README.md": "studies",
+}
+
+
+def follow_links(app: Sphinx, doctree: nodes.document) -> None:
+    """Links that are right on a code host lead to pages of the site, or to copied results.
+
+    What is in the tree and not on the site (a folder of code, the licence) becomes plain text.
+    """
+    here = app.env.docname
+    for link in list(doctree.findall(_is_link)):
+        start = (DOCS / here).parent
+        given = link["reftarget"].partition("#")[0]
+        if isinstance(link, addnodes.pending_xref):
+            start = INCLUDED.get(here, start)
+            given += ".md" if link["refdomain"] else ""
+        path = Path(os.path.normpath(start / given))
+        if path in PAGES:
+            link.replace_self(_to_page(link, PAGES[path], here))
+        elif path.is_file() and path.is_relative_to(DOCS / "results"):
+            uri = os.path.relpath(path, (DOCS / here).parent)
+            link.replace_self(nodes.reference("", "", *link.children, refuri=uri, internal=True))
+        elif path.exists():
+            link.replace_self(link.children)
+
+
+def name_report(app: Sphinx, doctree: nodes.document) -> None:
+    """The tables of a run name its page of pictures."""
+    if not (DOCS / app.env.docname).with_name("report.html").exists():
+        return
+    if app.env.docname.startswith("results/"):
+        link = nodes.reference("", "The page of this run", refuri="report.html", internal=True)
+        line = nodes.paragraph("", "", link, nodes.Text(" has its pictures and verdict too."))
+        next(doctree.findall(nodes.title)).parent.insert(1, line)
+
+
+def copy_results(app: Sphinx, exception: Exception | None) -> None:
+    """Reports link to the pictures beside them, so they are copied as they lie."""
+    if exception is None and app.builder.format == "html":
+        ignore = shutil.ignore_patterns("*.md", "*.npz")
+        copied = app.outdir / "results"
+        shutil.copytree(DOCS / "results", copied, ignore=ignore, dirs_exist_ok=True)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", follow_links, priority=100)
+    app.connect("doctree-read", name_report, priority=100)
+    app.connect("build-finished", copy_results)
+
+
+def _is_link(node: nodes.Node) -> bool:
+    """Whether this is a local link of Markdown to something else than a source in docs/."""
+    if not isinstance(node, addnodes.pending_xref | addnodes.download_reference):
+        return False
+    if node.get("refdomain") == "doc":
+        return os.path.isabs(node["reftarget"])
+    return node.get("reftype") == "myst"
+
+
+def _to_page(link: nodes.Element, page: str, here: str) -> nodes.Element:
+    options: dict[str, Any] = {"reftype": "myst", "refexplicit": True, "reftargetid": None}
+    return addnodes.pending_xref(
+        "", *link.children, refdomain="doc", reftarget=page, refdoc=here, **options
+    )
