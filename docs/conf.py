@@ -1,6 +1,7 @@
 """Settings of the site: `sphinx-build -W --keep-going -b html docs build/site`."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_use_param = False
 napoleon_custom_sections = ["Differs from the paper"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -46,6 +49,10 @@ html_title = f"jaxsparse {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_theme_options = {"top_of_page_buttons": []}
+
+# Docstrings are read in terminals and editors: `code` stands between single backticks.
+CODE = re.compile(r"``[^`]+``|`([^`]+)`|([*|])")
 
 INCLUDED = {
     "index": ROOT,
@@ -102,7 +109,21 @@ def copy_results(app: Sphinx, exception: Exception | None) -> None:
         shutil.copytree(DOCS / "results", copied, ignore=ignore, dirs_exist_ok=True)
 
 
+def mark_up(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings as reStructuredText, up to their examples."""
+    text, example, rest = "\n".join(lines).partition("\nExample:")
+    text = CODE.sub(_mark_up, text)
+    lines[:] = (text + example + rest).split("\n")
+
+
+def skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool:
+    """Fields are described by their class, under `Attributes:`."""
+    return skip or type(thing).__name__ in ("_tuplegetter", "member_descriptor")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", mark_up, priority=100)
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("doctree-read", follow_links, priority=100)
     app.connect("doctree-read", name_report, priority=100)
     app.connect("build-finished", copy_results)
@@ -115,6 +136,12 @@ def _is_link(node: nodes.Node) -> bool:
     if node.get("refdomain") == "doc":
         return os.path.isabs(node["reftarget"])
     return node.get("reftype") == "myst"
+
+
+def _mark_up(found: re.Match[str]) -> str:
+    if found[2]:
+        return "\\" + found[2]
+    return f"``{found[1]}``" if found[1] else found[0]
 
 
 def _to_page(link: nodes.Element, page: str, here: str) -> nodes.Element:
