@@ -101,6 +101,13 @@ def name_report(app: Sphinx, doctree: nodes.document) -> None:
         next(doctree.findall(nodes.title)).parent.insert(1, line)
 
 
+def keep_errors(app: Sphinx, doctree: nodes.document) -> None:
+    """A number and its error stay on one line."""
+    for text in list(doctree.findall(nodes.Text)):
+        if " ± " in text:
+            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+
+
 def copy_results(app: Sphinx, exception: Exception | None) -> None:
     """Reports link to the pictures beside them, so they are copied as they lie."""
     if exception is None and app.builder.format == "html":
@@ -126,6 +133,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("doctree-read", follow_links, priority=100)
     app.connect("doctree-read", name_report, priority=100)
+    app.connect("doctree-read", keep_errors)
     app.connect("build-finished", copy_results)
 
 
