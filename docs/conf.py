@@ -39,6 +39,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_use_param = False
 napoleon_custom_sections = ["Differs from the paper"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
