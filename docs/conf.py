@@ -32,6 +32,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "groupwise"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 autodoc_use_legacy_class_based = False
 maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
@@ -92,21 +93,27 @@ def follow_links(app: Sphinx, doctree: nodes.document) -> None:
             link.replace_self(link.children)
 
 
-def name_report(app: Sphinx, doctree: nodes.document) -> None:
-    """The tables of a run name its page of pictures."""
-    if not (DOCS / app.env.docname).with_name("report.html").exists():
+def name_run(app: Sphinx, doctree: nodes.document) -> None:
+    """The tables of a run are called by its folder, and name its page of pictures."""
+    folder, _, page = app.env.docname.rpartition("/")
+    if not (folder.startswith("results/") and page == "table"):
         return
-    if app.env.docname.startswith("results/"):
-        link = nodes.reference("", "The page of this run", refuri="report.html", internal=True)
-        line = nodes.paragraph("", "", link, nodes.Text(" has its pictures and verdict too."))
-        next(doctree.findall(nodes.title)).parent.insert(1, line)
+    title = next(doctree.findall(nodes.title))
+    line = nodes.paragraph("", f"{title.astext()}. ")
+    title.children = []
+    title += nodes.Text(folder.removeprefix("results/"))
+    if (DOCS / folder / "report.html").exists():
+        line += nodes.reference("", "Its page", refuri="report.html", internal=True)
+        line += nodes.Text(" has the pictures and the verdict against the paper.")
+    title.parent.insert(1, line)
 
 
 def keep_errors(app: Sphinx, doctree: nodes.document) -> None:
     """A number and its error stay on one line."""
     for text in list(doctree.findall(nodes.Text)):
-        if " ± " in text:
-            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+        joined = text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
+        if joined != text:
+            text.parent.replace(text, nodes.Text(joined))
 
 
 def copy_results(app: Sphinx, exception: Exception | None) -> None:
@@ -133,7 +140,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", mark_up, priority=100)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("doctree-read", follow_links, priority=100)
-    app.connect("doctree-read", name_report, priority=100)
+    app.connect("doctree-read", name_run, priority=100)
     app.connect("doctree-read", keep_errors)
     app.connect("build-finished", copy_results)
 
