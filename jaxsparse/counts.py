@@ -93,7 +93,7 @@ def _rounded(count: int | Array, part: Share, up: Callable[..., Any]) -> int | A
         return known + int(up(rest, part.denominator))
     if isinstance(count, int) and count > _LARGEST:
         raise ValueError(
-            f"a traced fraction works for up to {_LARGEST:,} weights, not of {count:,}; pass "
+            f"a traced fraction works for up to {_LARGEST:,} weights, got {count:,}; pass "
             "the fraction as a Python float."
         )
     words = [_word(x) for x in (count, *part)]

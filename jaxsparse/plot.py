@@ -134,7 +134,7 @@ def density_per_layer(
         table = [_densities(one, prunable) for one in masks]
         for i, name in enumerate(table[0]):
             ax.plot(steps, [row[name] for row in table], **layer_style(i, len(table[0]), name))
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(bottom=0, auto=True)
         ax.set_xlabel("step")
         ax.set_ylabel("density\n(living / all weights)")
         ax.yaxis.set_major_formatter(_percent())
@@ -145,7 +145,7 @@ def density_per_layer(
     ax.grid(axis="x", color="#DDDDDD", lw=0.6)
     ax.set_yticks(places, list(found), parse_math=False)
     ax.set_ylim(len(found) - 0.5, -0.5)
-    ax.set_xlim(left=0)
+    ax.set_xlim(left=0, auto=True)
     ax.set_xlabel("density (living / all weights)")
     ax.xaxis.set_major_formatter(_percent())
     return _with_legend(ax, label)
@@ -202,7 +202,7 @@ def churn_over_time(
             found[steps[i]] = _churn(history[i - 1], entry, prunable)
     look: dict[str, Any] = {"color": _next_colour(ax), "marker": "." if len(found) < 50 else None}
     ax.plot(np.array(list(found)), list(found.values()), label=label, **look)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=0, auto=True)
     ax.set_xlabel("step")
     ax.set_ylabel("share of weights new\nin the last mask update")
     ax.yaxis.set_major_formatter(_percent())

@@ -140,7 +140,7 @@ def test_target_count_is_what_it_was_but_for_halves_that_floats_miss():
 
 
 def test_a_traced_sparsity_of_more_weights_than_it_can_count():
-    with pytest.raises(ValueError, match=r"2,147,483,647 weights, not of 4,294,967,296; .*float"):
+    with pytest.raises(ValueError, match=r"2,147,483,647 weights, got 4,294,967,296; .*float"):
         jax.jit(lambda s: jaxsparse.target_count(2**32, s))(0.5)
 
 

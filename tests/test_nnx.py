@@ -1,5 +1,7 @@
 """A model of Flax NNX starts sparse by one call."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,17 @@ def test_only_living_weights_are_left(given):
     jax.tree.map(
         np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(model.norm)), before["norm"]
     )
+
+
+def test_summary_warns_of_a_dense_start():
+    model = Net()
+    optimizer = nnx.Optimizer(model, tx(), wrt=nnx.Param)
+    with pytest.warns(UserWarning, match="36 weights off the masks are not zero.*start_sparse"):
+        jaxsparse.summary(nnx.state(model, nnx.Param), optimizer)
+    start_sparse(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jaxsparse.summary(nnx.state(model, nnx.Param), optimizer)
 
 
 def test_what_is_not_sparse_is_refused():

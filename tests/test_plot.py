@@ -88,6 +88,15 @@ def test_densities_over_the_steps(history):
     assert list(plot.density_per_layer(history, range(6)).get_lines()[1].get_ydata()) == [0.25] * 6
 
 
+def test_axes_that_two_networks_share_show_both():
+    ax = plot.density_per_layer({"fc": 0.1})
+    plot.density_per_layer({"fc": 0.9}, ax=ax)
+    assert ax.get_xlim()[0] == 0 and ax.get_xlim()[1] > 0.9
+    ax = plot.churn_over_time([0.1, 0.2], [1, 2])
+    plot.churn_over_time([0.7, 0.8], [1, 2], ax=ax)
+    assert ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > 0.8
+
+
 def test_many_layers_share_one_scale_of_colours():
     many = {f"fc{i}": np.eye(4, dtype=bool) for i in range(12)}
     labels = [line.get_label() for line in plot.density_per_layer([many], [0]).get_lines()]

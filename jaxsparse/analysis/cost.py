@@ -127,26 +127,24 @@ def training_flops(
     every: int | None = None,
     sparsities: Sequence[float] | None = None,
 ) -> float:
-    r"""FLOPs of training per example and step: forward, and a backward pass of twice its cost.
+    """FLOPs of training per example and step: forward, and a backward pass of twice its cost.
 
-    With $f_D$ and $f_S$ the dense and the sparse forward pass and T = `every`, a step costs
+    With D and S the dense and the sparse forward pass and T = `every`, a step costs
 
-    | method | FLOPs | why |
-    |---|---|---|
-    | `dense` | $3 f_D$ | |
-    | `fixed`, `sparse_evolution`, `dynamic_reparameterization`, `deep_rewiring` | $3 f_S$ | no
-      dense gradient; also SNIP and static masks |
-    | `sparse_momentum` | $2 f_S + f_D$ | the weight gradient is dense at every step |
-    | `rigl` | $(3 f_S T + 2 f_S + f_D) / (T + 1)$ | it is dense at every mask update |
-    | `gradual` | $E_t[3 f_D (1 - s_t)]$ | $s_t$: the sparsity at step t |
+    - `dense`: `3 D`.
+    - `fixed`, `sparse_evolution`, `dynamic_reparameterization`, `deep_rewiring`: `3 S`, without a
+      dense gradient; also SNIP and static masks.
+    - `sparse_momentum`: `2 S + D`, because the weight gradient is dense at every step.
+    - `rigl`: `(3 S T + 2 S + D) / (T + 1)`, because it is dense at every mask update.
+    - `gradual`: the mean of `3 D (1 - s(t))`, where s(t) is the sparsity at step t.
 
     These are the FLOPs of an implementation that skips the zeros; masked dense arrays compute
-    $3 f_D$ whatever the method. The cost of choosing masks is left out.
+    `3 D` whatever the method. The cost of choosing masks is left out.
 
     Args:
       dense: FLOPs of the dense forward pass, such as `Cost.dense`.
       sparse: FLOPs of the sparse one, such as `Cost.sparse`.
-      method: one of the names in the table.
+      method: one of these names.
       every: steps between mask updates, at least 1; `rigl` needs it.
       sparsities: the sparsity at every step, or at equally spaced ones; `gradual` needs it.
 

@@ -48,15 +48,14 @@ def estimated_speedup(
     *,
     axes: AxesSpec = None,
 ) -> SpeedupEstimate:
-    r"""Sparse momentum's estimate of what skipping zeros would gain in a forward pass.
+    """Sparse momentum's estimate of what skipping zeros would gain in a forward pass.
 
-    $$S = \sum_l t_l \Big/ \sum_l t_l\, a_l\, b_l$$
-
-    with $t_l$ the cost of dense layer l. For `weights`, $a_l$ and $b_l$ are the densities of its
-    weights and of its inputs; for `channels`, the fractions of its input channels that are not
-    empty, in the weights and in the inputs. This is the paper's estimate and no measurement: it
-    assumes that the time of a layer shrinks as its zeros grow, without overhead. Masked arrays take
-    the dense time whatever it says; only a clock tells what another representation gains.
+    `sum_l t_l / sum_l (t_l * a_l * b_l)`, with t_l the cost of dense layer l. For `weights`, a_l
+    and b_l are the densities of its weights and of its inputs; for `channels`, the fractions of its
+    input channels that are not empty, in the weights and in the inputs. This is the paper's
+    estimate, not a measurement: it assumes that the time of a layer shrinks as its zeros grow,
+    without overhead. Masked arrays take the dense time whatever it says; only a clock tells what
+    another representation gains.
 
     Args:
       dense: the cost of a forward pass of every dense layer to count, above 0, by the path of its

@@ -1,13 +1,17 @@
 """A table of a sparse net for people to read."""
 
+import warnings
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse import trees
 from jaxsparse.masks import check_masks, prunable_masks
 from jaxsparse.recognition import why
 from jaxsparse.state_tree import find
-from jaxsparse.states import get_masks
+from jaxsparse.states import get_masks, metrics
 from jaxsparse.types import Masks, Params, Prunable
 
 _Row = tuple[str, str, int, int, int, str]
@@ -26,7 +30,8 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
       prunable: the filter that the algorithm was given, if any; a state knows it by itself.
 
     Returns:
-      Text, ready for `print`.
+      Text, ready for `print`. A warning says where the parameters of a state are not sparse: then
+      its masks were drawn but not applied.
 
     Raises:
       ValueError: the trees differ.
@@ -47,6 +52,7 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
     counted = None
     if find(masks):
         counted = prunable_masks(masks, prunable)
+        _warn_of_dense(params, masks)
         masks = get_masks(masks, params)
     leaves = trees.check_same(params, masks, "masks")
     check_masks(masks)
@@ -69,6 +75,20 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
         rows.append((name, shape, alive, size, stored, reason))
     rows += [(total, "", *counts, "") for total, counts in totals.items()]
     return _table(rows)
+
+
+def _warn_of_dense(params: Params, opt_state: Any) -> None:
+    """Here values are known; in an update they are traced, so it cannot warn."""
+    if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(params)):
+        return
+    stray = int(metrics(opt_state, params=params)["off_mask"])
+    if stray:
+        warnings.warn(
+            f"{stray:,} weights off the masks are not zero. Before training: begin with "
+            "jaxsparse.init, or with jaxsparse.nnx.start_sparse, so that it starts sparse. Later: "
+            "something behind the wrapper moves weights.",
+            stacklevel=3,
+        )
 
 
 def _table(rows: list[_Row]) -> str:

@@ -202,7 +202,7 @@ class Compressed:
         raise AttributeError(f"{type(self).__name__} has no {name!r}; {_REMEDY}.")
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise TypeError(f"a compressed kernel is no array; {_REMEDY}.")
+        raise TypeError(f"a compressed kernel is not an array; {_REMEDY}.")
 
     def __rmatmul__(self, x: Array) -> Array:
         return self.product(x)

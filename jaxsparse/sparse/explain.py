@@ -78,7 +78,7 @@ def explain(
     Args:
       function: as for `accelerate`.
       params: its first argument, with compressed leaves.
-      *args: further arguments; arrays or `jax.ShapeDtypeStruct`s.
+      *args: further arguments: arrays, or what `jax.eval_shape` returns.
       measure: whether to time each product, forward and both gradients, beside the dense one.
       **kwargs: further arguments.
 

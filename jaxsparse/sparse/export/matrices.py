@@ -92,7 +92,7 @@ def from_matrix(
 
     Raises:
       TypeError: no such matrix.
-      ValueError: a coordinate that is there twice or lies outside, or a shape that does not fit.
+      ValueError: a coordinate that occurs twice or lies outside, or a shape that does not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,10 +108,10 @@ def from_matrix(
         raise ValueError(f"shape {shape} does not hold {inputs} inputs and {outputs} outputs.")
     for what, found, size in (("row", rows, outputs), ("column", columns, inputs)):
         if found.size and not 0 <= found.min() <= found.max() < size:
-            raise ValueError(f"matrix: a {what} lies outside of the {size} that it has.")
+            raise ValueError(f"matrix: a {what} lies outside of the {size} {what}s.")
     flat = rows.astype(np.int64) * inputs + columns
     if len(np.unique(flat)) < len(flat):
-        raise ValueError("matrix: a coordinate is there twice; sum the duplicates first.")
+        raise ValueError("matrix: a coordinate occurs twice; sum the duplicates first.")
     dense, mask = np.zeros((outputs, inputs), values.dtype), np.zeros((outputs, inputs), bool)
     dense[rows, columns], mask[rows, columns] = values, True
     return CSR.from_dense(*(_unflat(m, shape, named) for m in (dense, mask)), axes=named)

@@ -64,7 +64,7 @@ def save_packed(path: str | os.PathLike[str], params: Params, masks: Masks | Non
         if not trees.is_array(leaf):
             continue
         if name in tensors or name.removesuffix(_BITS) in shapes:
-            raise ValueError(f"params have two leaves that are called {name!r} in the file.")
+            raise ValueError(f"params has two leaves with the name {name!r}.")
         leaf, mask = np.asarray(leaf), trees.boolean(name, mask)
         if mask is None or (alive_here := np.asarray(mask)).all():
             tensors[name] = leaf
@@ -103,7 +103,7 @@ def load_packed(path: str | os.PathLike[str], like: Params | None = None) -> tup
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(
-            f"{os.fspath(path)!r} is no safetensors file, or damaged: {error}."
+            f"{os.fspath(path)!r} is not a safetensors file, or it is damaged: {error}."
         ) from None
     metadata = head.get("__metadata__") or {}
     if metadata.get("format") != _FORMAT:

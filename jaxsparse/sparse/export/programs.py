@@ -91,5 +91,5 @@ def load(path: str | os.PathLike[str]) -> Callable[..., Any]:
         return jax.jit(jax_export.deserialize(data).call)
     except Exception as error:  # the reader of its format has no error of its own
         raise ValueError(
-            f"{os.fspath(path)!r} is no file of jax.export, or damaged: {error}."
+            f"{os.fspath(path)!r} is not a file of jax.export, or it is damaged: {error}."
         ) from None

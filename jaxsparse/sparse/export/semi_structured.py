@@ -87,7 +87,7 @@ def from_2_4(
       The kernel and its mask, of that shape.
 
     Raises:
-      ValueError: arrays that do not fit the shape, or a place that is there twice in a group.
+      ValueError: arrays that do not fit the shape, or a group that names a place twice.
 
     Example:
       >>> import jax.numpy as jnp
@@ -107,7 +107,7 @@ def from_2_4(
     places = indices[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3
     places = places.reshape(outputs, -1)[:, : inputs // 2].reshape(outputs, -1, 2)
     if (places[..., 0] == places[..., 1]).any():
-        raise ValueError("kernel: a place is there twice in a group of four.")
+        raise ValueError("kernel: a group of four names the same place twice.")
     dense = np.zeros((outputs, inputs // 4, 4), values.dtype)
     np.put_along_axis(dense, places, values.reshape(places.shape), -1)
     mask = np.zeros(dense.shape, bool)
