@@ -18,7 +18,7 @@ class Tracked(NamedTuple):
     """What is measured of one replicate while it trains.
 
     Attributes:
-      params: those with the lowest validation loss so far.
+      params: those with the lowest validation loss so far; () where they are not kept.
       loss: that validation loss.
       iteration: when it was measured.
       curves: at every validation, `loss` (training), `validation_loss`, `validation_accuracy` and,
@@ -43,6 +43,7 @@ def track(
     iterations: int,
     sets: Any,
     observe: Callable[[Any, Any], dict[str, Array]] = lambda params, opt_state: {},
+    best: bool = True,
 ) -> loop.Track:
     """Validation loss, the best parameters so far, and curves.
 
@@ -52,21 +53,22 @@ def track(
       iterations: of a whole training.
       sets: "validation" and "test" among them.
       observe: `(params, opt_state) -> more curves by name`, floating arrays of any shape.
+      best: whether the best parameters are kept, which takes the memory of one more network.
     """
     return loop.Track(
         every,
-        functools.partial(_start, observe, iterations // every),
+        functools.partial(_start, observe, iterations // every, best),
         functools.partial(_update, apply, observe, every),
         (sets["validation"], sets["test"]),
     )
 
 
-def _start(observe: Callable, points: int, params: Any, opt_state: Any) -> Tracked:
+def _start(observe: Callable, points: int, best: bool, params: Any, opt_state: Any) -> Tracked:
     names = ("loss", "validation_loss", "validation_accuracy", "test_accuracy")
     kinds = dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.float32))
     kinds |= jax.eval_shape(observe, params, opt_state)
     return Tracked(
-        params,
+        params if best else (),
         jnp.float32(jnp.inf),
         jnp.int32(0),
         {
@@ -107,8 +109,9 @@ def _update(
         **observe(params, state.opt_state),
     }
     better = now["validation_loss"] < tracked.loss
+    best = params if jax.tree.leaves(tracked.params) else ()
     return tracked._replace(
-        params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, tracked.params),
+        params=jax.tree.map(lambda new, old: jnp.where(better, new, old), best, tracked.params),
         loss=jnp.where(better, now["validation_loss"], tracked.loss),
         iteration=jnp.where(better, count, tracked.iteration),
         curves={name: tracked.curves[name].at[point].set(value) for name, value in now.items()},
