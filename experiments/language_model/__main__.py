@@ -19,7 +19,7 @@ from experiments.common.study.lab import Site
 from experiments.common.study.options import option, parse
 from experiments.common.study.study import Group
 from experiments.language_model import cells, layout, logs, plan, report
-from experiments.language_model.settings import METHODS, PRESETS, Settings
+from experiments.language_model.settings import DEFAULT, PRESETS, Settings
 from experiments.language_model.settings import cells as cells_of
 
 PROG = "python -m experiments.language_model"
@@ -31,7 +31,7 @@ class Options(command.StudyOptions):
 
     seeds: int = option(1, "runs of every method, each with weights, masks and batches of its own")
     preset: str = option("tiny", "the decoder and its recipe", choices=tuple(PRESETS))
-    method: str = option(",".join(METHODS), "methods, with commas between them")
+    method: str = option(",".join(DEFAULT), "methods, with commas between them")
     sparsity: str = option(
         "0.75,0.9", "fractions of zeros in the kernels, with commas between them"
     )

@@ -16,14 +16,12 @@ from experiments.common.study.content import Content, measured, read_arrays
 from experiments.common.study.lab import Site, begin_from
 from experiments.common.study.study import Group
 from experiments.common.training import evaluation, execution, from_disk, loop
-from experiments.common.training.methods import METHODS as TABLE
 from experiments.common.training.tracking import track
 from experiments.language_model import data, layout
 from experiments.language_model.decoder import make_decoder
 from experiments.language_model.logs import Log
 from experiments.language_model.settings import (
     LIFTED,
-    METHODS,
     PRUNABLE,
     TICKET,
     Cell,
@@ -121,7 +119,7 @@ def make_trainer(lab: Lab, cell: Cell, *, watched: bool) -> loop.Trainer:
       cell: what is trained.
       watched: whether losses and density are measured while it trains.
     """
-    settings, dense = lab.settings, TABLE[METHODS[cell.method]].dense
+    settings, dense = lab.settings, cell.trained_by.dense
     apply, init_params = make_decoder(settings.shape(cell), layout.over_batch(lab.mesh))
     curves = track(
         apply,
@@ -140,7 +138,7 @@ def make_trainer(lab: Lab, cell: Cell, *, watched: bool) -> loop.Trainer:
         blank,
         batch_size=settings.batch_size,
         execution=_RUN,
-        start=_start(cell.method),
+        start=_start(cell),
         track=curves if watched else None,
     )
     batches = data.batches(
@@ -160,10 +158,10 @@ def _density(dense: bool, params: Any, opt_state: Any) -> dict[str, jax.Array]:
     return {"density": jnp.float32(1) if dense else jaxsparse.metrics(opt_state)["density"]}
 
 
-def _start(method: str) -> Callable[[Any, Any], tuple[Any, Any]]:
-    if TABLE[METHODS[method]].dense:
+def _start(cell: Cell) -> Callable[[Any, Any], tuple[Any, Any]]:
+    if cell.trained_by.dense:
         return loop.start_dense
-    if method != TICKET:
+    if cell.method != TICKET:
         return jaxsparse.init
     # Until the step that it is rewound to, a ticket is the dense run that it comes from.
     return lambda tx, params: (params, jaxsparse.set_masks(tx.init(params), _everything(params)))
@@ -254,11 +252,11 @@ def _flops(lab: Lab, cell: Cell, params: Any, density: np.ndarray) -> np.ndarray
         return cost.dense, may
 
     whole, may = forward(cell)
-    method = TABLE[METHODS[cell.method]]
+    method = cell.trained_by
     before = np.concatenate([np.ones((1, 1)), density[:, :-1]], axis=1)
     # While a network loses weights, an interval costs the mean of its two ends.
     at = (density + before) / 2 if method.ramps else density
-    name = "fixed" if method.ramps else method.flops or METHODS[cell.method]
+    name = "fixed" if method.ramps else method.flops or cell.table_name
     spent = [
         analysis.training_flops(whole, whole - may * (1 - float(one)), name, every=settings.every)
         for one in at[0]

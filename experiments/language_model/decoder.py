@@ -170,7 +170,7 @@ class Decoder(nnx.Module):
         self.tied, self.checkpoint, self.place = a.tied, a.checkpoint, place
         self.tokens = nnx.Embed(VOCABULARY, a.width, dtype=dtype, rngs=rngs)
         stacked = nnx.vmap(lambda rngs: Block(a, rngs), in_axes=0, out_axes=0)
-        self.blocks = stacked(rngs.fork(split=a.layers))
+        self.blocks = stacked(rngs.split(a.layers))
         self.norm = nnx.RMSNorm(a.width, dtype=dtype, rngs=rngs)
         if not a.tied:
             self.head = nnx.Linear(a.width, VOCABULARY, use_bias=False, dtype=dtype, rngs=rngs)

@@ -12,18 +12,12 @@ from experiments.language_model.decoder import Architecture, smaller
 
 SMALL, LIFTED, TICKET = "small_dense", "fixed_then_dense", "ticket"
 TIME = "time"
-METHODS = {
-    "dense": "dense",
-    SMALL: "dense",
-    "fixed": "fixed",
-    "sparse_evolution": "sparse_evolution",
-    "rigl": "rigl",
-    "sparse_momentum": "sparse_momentum",
-    "gradual": "gradual",
-    LIFTED: "fixed",
-    TICKET: "fixed",
-}
-"""What can be trained, and the method of the table that trains it."""
+_TRAINED_BY = {SMALL: "dense", LIFTED: "fixed", TICKET: "fixed"}
+DEFAULT = (
+    *("dense", SMALL, *(name for name, one in methods.METHODS.items() if one.compared)),
+    *(LIFTED, TICKET),
+)
+"""What is trained unless told otherwise."""
 PRUNABLE = methods.prunable("^head/")
 """Kernels of the layers. Embedding and norms are dense by their names, and the head by this."""
 
@@ -32,7 +26,7 @@ class Cell(NamedTuple):
     """One run, or what its steps cost.
 
     Attributes:
-      method: of `METHODS`.
+      method: one of the table of methods, or of `SMALL`, `LIFTED`, `TICKET`.
       sparsity: of the kernels; None for dense training.
       seed: of weights, masks and batches; None for the cell that measures how long steps take.
     """
@@ -40,6 +34,16 @@ class Cell(NamedTuple):
     method: str
     sparsity: float | None
     seed: int | None
+
+    @property
+    def trained_by(self) -> methods.Method:
+        """What the table says of its optimizer; `KeyError` for an unknown method."""
+        return methods.METHODS[self.table_name]
+
+    @property
+    def table_name(self) -> str:
+        """The method of the table that trains it."""
+        return _TRAINED_BY.get(self.method, self.method)
 
     @property
     def name(self) -> str:
@@ -61,15 +65,15 @@ def parse(name: str) -> Cell:
     parts = name.split("-")
     timed = parts[0] == TIME
     method, *numbers = parts[1:] if timed else parts
-    METHODS[method]
     try:
         seed = None if timed else int(numbers.pop())
         sparsity = float(numbers.pop()) if method != "dense" else None
     except (ValueError, IndexError):
         raise KeyError(name) from None
-    if numbers:
+    cell = Cell(method, sparsity, seed)
+    if numbers or cell.table_name not in methods.METHODS:
         raise KeyError(name)
-    return Cell(method, sparsity, seed)
+    return cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +134,10 @@ class Settings:
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}.")
 
-    def updates(self, method: str) -> methods.MaskUpdates:
+    def updates(self, cell: Cell) -> methods.MaskUpdates:
         """When masks change: in the first three quarters of the run, and where the network starts
         dense, not before the end of the first."""
-        start = self.steps // 4 if methods.METHODS[METHODS[method]].ramps else self.every
+        start = self.steps // 4 if cell.trained_by.ramps else self.every
         return methods.MaskUpdates(self.every, start, self.steps * 3 // 4, None)
 
     def shape(self, cell: Cell) -> Architecture:
@@ -155,14 +159,14 @@ class Settings:
     def method(self, cell: Cell, key: Any) -> optax.GradientTransformationExtraArgs:
         """The optimizer of a cell; the key draws its masks."""
         return methods.sparse_method(
-            METHODS[cell.method],
+            cell.table_name,
             self.optimizer(),
             key=key,
             sparsity=cell.sparsity or 0.0,
             distribution="uniform",
             pattern=methods.pattern("unstructured"),
             prunable=PRUNABLE,
-            updates=self.updates(cell.method),
+            updates=self.updates(cell),
             axes="flax_stacked",
         )
 
@@ -179,10 +183,10 @@ def cells(
     Raises:
       ValueError: an unknown method, a sparsity that cannot be, or a ticket without dense.
     """
-    unknown = [name for name in names if name not in METHODS]
+    known = [*methods.METHODS, *_TRAINED_BY]
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        known = ", ".join(METHODS)
-        raise ValueError(f"--method must be among {known}, got {', '.join(unknown)!r}.")
+        raise ValueError(f"--method must be among {', '.join(known)}, got {', '.join(unknown)!r}.")
     if TICKET in names and "dense" not in names:
         raise ValueError("--method ticket needs dense beside it, whose last weights it is made of.")
     for sparsity in sparsities:
