@@ -1,6 +1,6 @@
-"""A small decoder, its layout on a mesh, and the study that trains it."""
+"""The study of a language model: its text, its cells, its plan and its command line."""
 
-import dataclasses
+import functools
 import json
 import re
 
@@ -9,25 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import jaxsparse
+from experiments.common.report.tables import size
+from experiments.common.study import engine
 from experiments.common.study.content import read_arrays, read_results
 from experiments.common.training import loop
-from experiments.common.training.execution import Execution, replicate_keys
 from experiments.language_model import __main__ as language_model
-from experiments.language_model import cells, data, layout, plan
+from experiments.language_model import cells, data, plan
 from experiments.language_model.decoder import (
     Architecture,
-    Block,
-    make_decoder,
-    rotate,
-    smaller,
 )
+from experiments.language_model.logs import Log
 from experiments.language_model.settings import (
-    LIFTED,
     PRESETS,
-    SMALL,
     TICKET,
     Cell,
     Settings,
@@ -38,125 +33,6 @@ SMALLEST = Architecture(layers=2, width=16, heads=4, groups=2, hidden=24)
 TINY = Settings(
     *(SMALLEST, 16, 4, 16, 1e-2), text="tiny_shakespeare", every=2, validate=4, weight_decay=0.1
 )
-TOKENS = jax.random.randint(jax.random.key(7), (4, 16), 0, 256)
-
-
-def decoder(**changes):
-    apply, init_params = make_decoder(dataclasses.replace(SMALLEST, **changes))
-    return jax.jit(apply), jax.jit(init_params)(jax.random.key(0))
-
-
-def test_a_later_byte_changes_no_earlier_logit():
-    apply, params = decoder()
-    before, after = apply(params, TOKENS), apply(params, TOKENS.at[:, 9].set(TOKENS[:, 9] ^ 1))
-    np.testing.assert_array_equal(before[:, :9], after[:, :9])
-    assert jnp.all(jnp.any(before[:, 9:] != after[:, 9:], axis=(0, 2)))
-
-
-def test_rotary_products_depend_on_the_distance_alone():
-    one, other = jax.random.normal(jax.random.key(0), (2, 1, 8))
-    turned = rotate(jnp.broadcast_to(one, (12, 1, 8))), rotate(jnp.broadcast_to(other, (12, 1, 8)))
-    products = jnp.einsum("ihd,jhd->ij", *turned)
-    for distance in range(-5, 6):
-        along = jnp.diagonal(products, distance)
-        np.testing.assert_allclose(along, along[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(products[0, 0], (one * other).sum(), rtol=1e-5)
-    assert jnp.ptp(products[0]) > 0.1
-
-
-def test_grouped_queries_are_full_attention_where_groups_repeat():
-    grouped = Block(SMALLEST, nnx.Rngs(0))
-    full = Block(dataclasses.replace(SMALLEST, groups=4), nnx.Rngs(0))
-    for name in ("query", "out", "gate", "up", "down"):
-        getattr(full, name).kernel[...] = getattr(grouped, name).kernel[...]
-    for name in ("key", "value"):
-        kernel = getattr(grouped, name).kernel[...].reshape(16, 2, 4)
-        getattr(full, name).kernel[...] = jnp.repeat(kernel, 2, axis=1).reshape(16, 16)
-    stream = jax.random.normal(jax.random.key(1), (2, 5, 16))
-    expected = jax.jit(grouped)(stream)
-    np.testing.assert_allclose(jax.jit(full)(stream), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["1m", "10m", "100m", "1b"])
-def test_a_preset_has_the_weights_of_its_name(name):
-    shape = PRESETS[name].architecture
-    PRESETS[name].check()
-    _, init_params = make_decoder(shape)
-    kinds = jax.eval_shape(init_params, jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(kinds)) == shape.weights
-    wanted = {"1m": 1e6, "10m": 1e7, "100m": 1e8, "1b": 1e9}[name]
-    assert 0.95 * wanted < shape.weights < 1.05 * wanted
-
-
-def test_a_small_decoder_has_as_many_weights_as_live_in_a_sparse_one():
-    whole = PRESETS["1m"].architecture
-    for sparsity in (0.75, 0.9):
-        small = PRESETS["1m"].shape(Cell(SMALL, sparsity, 0))
-        alive = whole.weights - sparsity * whole.sparse_weights
-        assert small.width < whole.width and 0.99 * alive < small.weights <= alive
-    with pytest.raises(ValueError, match="choose a lower sparsity"):
-        smaller(whole, 100)
-
-
-def test_masters_are_float32_and_checkpoints_change_nothing():
-    apply, params = decoder()
-    half, again = decoder(compute="bfloat16")[0], decoder(checkpoint=True)[0]
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    logits = apply(params, TOKENS)
-    assert half(params, TOKENS).dtype == jnp.float32
-    np.testing.assert_allclose(half(params, TOKENS), logits, atol=0.1)
-
-    def loss(apply):
-        return lambda params: jnp.mean(apply(params, TOKENS) ** 2)
-
-    grads, same = jax.grad(loss(apply))(params), jax.grad(loss(again))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), grads, same)
-
-
-def trainer_of(method, mesh=None):
-    cell = Cell(method, 0.75, 0)
-    apply, init_params = make_decoder(SMALLEST, layout.over_batch(mesh))
-    trainer = loop.make_trainer(
-        apply,
-        init_params,
-        lambda key: TINY.method(cell, key),
-        TOKENS,
-        jnp.roll(TOKENS, -1, axis=1),
-        batch_size=4,
-        execution=Execution("conv", "map"),
-        start=jaxsparse.init,
-    )
-    return layout.spread(trainer, replicate_keys(0, 1), mesh)
-
-
-def test_scanned_kernels_are_sparse_and_nothing_else():
-    trainer = trainer_of("rigl")
-    state = trainer.advance(trainer.init(replicate_keys(0, 1)), 0, 6)
-    params, opt_state = jax.tree.map(lambda leaf: leaf[0], (state.params, state.opt_state))
-    found = jaxsparse.metrics(opt_state, params=params)
-    assert found["off_mask"] == 0 and found["last_update"] == 4
-    masks = jaxsparse.get_masks(opt_state, params)
-    for path, mask in jax.tree.leaves_with_path(masks):
-        kernel = "kernel" in jax.tree_util.keystr(path)
-        assert mask.mean() == (0.25 if kernel else 1.0)
-    assert masks["blocks"]["gate"]["kernel"][...].shape == (2, 16, 24)
-
-
-def test_a_mesh_gives_the_same_losses_and_masks():
-    found = []
-    for mesh in (None, layout.make_mesh("data:2,model:2")):
-        trainer = trainer_of("rigl", mesh)
-        state = trainer.init(replicate_keys(0, 1))
-        if mesh is not None:
-            gate = state.params["blocks"]["gate"]["kernel"][...]
-            assert gate.sharding.shard_shape(gate.shape) == (1, 2, 8, 12)
-            masks = jaxsparse.get_masks(state.opt_state, state.params)
-            mask = masks["blocks"]["gate"]["kernel"][...]
-            assert mask.sharding.is_equivalent_to(gate.sharding, 4)
-        state = trainer.advance(trainer.advance(state, 0, 3), 3, 6)
-        found.append(jax.device_get((state.loss_sum, state.opt_state.masks)))
-    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-4)
-    jax.tree.map(np.testing.assert_array_equal, found[1][1], found[0][1])
 
 
 def test_masks_are_switched_once_and_where_they_should():
@@ -186,15 +62,13 @@ def test_masks_are_switched_once_and_where_they_should():
     assert calls == [(0, 4), (4, 6), (2, 4), (4, 6), (5, 6)]
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_bytes(bytes(range(32, 127)) * 60)
-    return path
+BYTES = bytes(range(32, 127)) * 60
 
 
-def test_the_bytes_of_a_file(text):
+def test_the_bytes_of_a_file(tmp_path):
     pytest.importorskip("grain")
+    text = tmp_path / "text.txt"
+    text.write_bytes(BYTES)
     found = data.read(str(text), 16, data_dir=None, examples=None)
     whole = np.frombuffer(text.read_bytes(), np.uint8)
     parts = found.train, found.validation, found.test
@@ -257,96 +131,105 @@ def test_a_text_that_is_too_short(call, tmp_path):
 
 def test_the_plan_of_a_mesh(monkeypatch, call):
     monkeypatch.setitem(PRESETS, "tiny", TINY)
-    args = ["--plan", "--method", "dense,rigl", "--mesh", "data:2,model:2"]
+    args = ["--plan", "--method", "rigl", "--mesh", "data:2,model:2"]
     code, out, err = call(language_model.main, *args)
     assert code == 0, err
-    assert "The steps lower for cuda and tpu." in out and "| rigl |" in out
-    one, four = (plan.memory(TINY, Cell("rigl", 0.9, 0), mesh) for mesh in (None, "data:2,model:2"))
-    assert one["parameters"] == 4 * SMALLEST.weights
-    shared = SMALLEST.sparse_weights + 256 * SMALLEST.width
-    rest = SMALLEST.weights - shared
-    assert four["parameters"] == shared + 4 * rest
-    assert 0 < four["masks"] <= one["masks"] / 3
+    # Kernels and embedding are split over all four devices, norms are on each.
+    split = SMALLEST.sparse_weights + 256 * SMALLEST.width
+    expected = split + 4 * (SMALLEST.weights - split)
+    assert f"| rigl | {size(expected)} |" in out
+    assert "The steps lower for cuda and tpu." in out
 
 
-def test_the_steps_of_the_large_presets_lower():
-    for name in ("100m", "1b"):
-        step, given = plan.training_step(PRESETS[name], Cell("rigl", 0.9, 0), "data:4,model:2")
-        exported = jax.export.export(step, platforms=plan.PLATFORMS)(*given)
-        assert set(exported.platforms) == set(plan.PLATFORMS)
-        assert exported.nr_devices == 8
-        places = jax.tree.map(lambda leaf: leaf.sharding.spec, given[0])
-        assert places["blocks"]["down"]["kernel"][...] == jax.P(None, "model", "data")
+def test_the_step_of_the_largest_preset_lowers():
+    step, given = plan.training_step(PRESETS["1b"], Cell("rigl", 0.9, 0), "data:4,model:2")
+    exported = jax.export.export(step, platforms=plan.PLATFORMS)(*given)
+    assert set(exported.platforms) == set(plan.PLATFORMS) and exported.nr_devices == 8
+    for path, leaf in jax.tree.leaves_with_path(given):
+        if "'down'" in jax.tree_util.keystr(path):  # kernel, both moments and mask
+            assert leaf.sharding.spec == jax.P(None, "model", "data")
 
 
-ALL = ["dense", SMALL, "gradual", "rigl", LIFTED, TICKET]
+def test_the_log_is_whole_however_often_it_is_written(tmp_path):
+    pytest.importorskip("tensorboardX")
+    curves = {"loss": np.array([[3.0, 2.0, np.nan]]), "density": np.array([[1.0, 0.5, np.nan]])}
+    for _ in range(2):  # as after a stop
+        log = Log(tmp_path, "dense-0", 5, tensorboard=True)
+        log.write(5, curves)
+        log.write(10, curves)
+    lines = (tmp_path / "logs" / "dense-0.jsonl").read_text().splitlines()
+    first = {"step": 5, "loss": 3.0, "density": 1.0}
+    assert list(map(json.loads, lines)) == [first, {"step": 10, "loss": 2.0, "density": 0.5}]
+    (events,) = (tmp_path / "logs" / "dense-0").iterdir()
+    assert b"density" in events.read_bytes()
 
 
-@pytest.fixture
-def study(monkeypatch, text, tmp_path, call):
+METHODS = ["dense", "gradual", TICKET]
+
+
+def run(folder, text, *args, methods):
+    given = ["--text", str(text), "--sparsity", "0.75", "--method", ",".join(methods)]
+    language_model.main([*given, *args, "--out", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
     pytest.importorskip("grain")
-    monkeypatch.setitem(PRESETS, "tiny", TINY)
-    monkeypatch.setattr(cells, "TURNS", 1)
-
-    def run(name, *args, methods=ALL):
-        path = tmp_path / name
-        given = ["--text", str(text), "--sparsity", "0.75", "--method", ",".join(methods)]
-        return path, *call(language_model.main, *given, *args, "--out", str(path))
-
-    return run
+    path = tmp_path_factory.mktemp("study")
+    text = path / "text.txt"
+    text.write_bytes(BYTES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", TINY)
+        patch.setattr(cells, "TURNS", 1)
+        run(path / "out", text, methods=METHODS)
+        yield path / "out", text
 
 
 def test_a_study_from_its_command_line(study):
-    path, code, out, err = study("whole")
-    assert code == 0, err
+    path, _ = study
     results = read_results(path, cells.content_of)
-    runs = ["dense-0", *(f"{name}-0.75-0" for name in ALL[1:])]
-    timed = [f"time-{name}-0.75" for name in (SMALL, "gradual", "rigl")]
-    assert list(results) == runs + timed
+    runs = ["dense-0", "gradual-0.75-0", "ticket-0.75-0"]
+    assert list(results) == [*runs, "time-gradual-0.75"]
     curves = read_arrays(path / "curves.npz")
-    density = {name: curves[f"{name}/density"][0].tolist() for name in runs}
-    assert density["dense-0"] == [1, 1, 1, 1] == density["small_dense-0.75-0"]
-    assert density["rigl-0.75-0"] == [0.25] * 4
-    assert density["fixed_then_dense-0.75-0"] == [0.25, 0.25, 0.25, 1]
-    assert density["ticket-0.75-0"] == [1, 0.25, 0.25, 0.25]
-    ramp = density["gradual-0.75-0"]
+    dense, ramp, ticket = (curves[f"{name}/density"][0].tolist() for name in runs)
+    assert dense == [1, 1, 1, 1] and ticket == [1, 0.25, 0.25, 0.25]
     assert ramp[0] == 1 and ramp[-1] == 0.25 and sorted(ramp, reverse=True) == ramp
-    for name in ("dense", "ticket-0.75"):
-        loss = curves[f"{name}-0/validation_loss"][0]
-        assert loss[-1] < loss[0]
-    same = [curves[f"{name}-0/validation_loss"][0, 0] for name in ("dense", "ticket-0.75")]
-    np.testing.assert_allclose(*same, rtol=1e-5)  # until it is rewound, it is the dense run
-    flops = {name: results[name]["flops"][0] for name in runs}
-    assert flops["dense-0"] == 1
-    assert flops["rigl-0.75-0"] < flops["gradual-0.75-0"] < 1 < flops["ticket-0.75-0"]
-    lines = (path / "logs" / "rigl-0.75-0.jsonl").read_text().splitlines()
+    losses = [curves[f"{name}/validation_loss"][0] for name in runs]
+    assert all(loss[-1] < loss[0] for loss in losses)
+    # Until it is rewound, a ticket is the dense run.
+    np.testing.assert_allclose(losses[2][0], losses[0][0], rtol=1e-5)
+    flops = [results[name]["flops"][0] for name in runs]
+    assert flops[0] == 1 and flops[1] < 1 < flops[2] < 2
+    lines = (path / "logs" / "gradual-0.75-0.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 8, 12, 16]
-    assert json.loads(lines[-1])["validation_loss"] > 0
     table = (path / "table.md").read_text()
     assert "## 75% of the kernels zero" in table and "PARTIAL" not in table
     assert (path / "loss.png").stat().st_size > 1000
 
 
-def test_a_stopped_run_goes_on_and_more_seeds_are_added(study, monkeypatch):
-    one = ["dense"]
-    whole, *_ = study("whole", methods=one)
-    path, code, _, err = study("stopped", "--minutes", "1e-9", methods=one)
-    assert code == 3 and "no cell is finished yet" in err
-    assert (path / "unfinished").exists()
-    path, code, out, _ = study("stopped", methods=one)
+def test_a_stopped_run_goes_on(study, tmp_path, monkeypatch, call):
+    whole, text = study
+    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    start = functools.partial(run, tmp_path / "out", text, methods=["dense"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "write", stop)
+        code, _, err = call(lambda _: start(), "")
+    assert code == 130 and "the same command goes on from here" in err
+    code, out, _ = call(lambda _: start(), "")
     assert code == 0 and "Going on from step" in out
-    first, second = (read_arrays(folder / "curves.npz") for folder in (whole, path))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    path, code, out, _ = study("stopped", "--seeds", "2", methods=one)
-    assert code == 0 and "1 of 2 cells" in out
-    assert list(read_results(path)) == ["dense-0", "dense-1"]
-    _, code, _, err = study("stopped", "--steps", "20", methods=one)
+    first, second = (read_arrays(folder / "curves.npz") for folder in (whole, tmp_path / "out"))
+    for name, curve in second.items():
+        np.testing.assert_array_equal(curve, first[name])
+
+
+def test_a_folder_takes_more_seeds_but_no_other_recipe(study, call):
+    path, text = study
+    more = functools.partial(run, path, text, methods=METHODS)
+    code, out, _ = call(lambda _: more("--seeds", "2", "--minutes", "0"), "")
+    assert code == 0 and "3 of 7 cells, 16 steps" in out and "PARTIAL" in out
+    code, _, err = call(lambda _: more("--steps", "20"), "")
     assert code == 1 and "another configuration (steps 16 there, 20 here" in err
-
-
-def test_curves_for_tensorboard(study):
-    pytest.importorskip("tensorboardX")
-    path, code, _, err = study("seen", "--tensorboard", methods=["dense"])
-    assert code == 0, err
-    (events,) = (path / "logs" / "dense-0").iterdir()
-    assert b"validation_loss" in events.read_bytes()
