@@ -17,17 +17,9 @@ from experiments.common.study.content import read_arrays, read_results
 from experiments.common.training import loop
 from experiments.language_model import __main__ as language_model
 from experiments.language_model import cells, data, plan
-from experiments.language_model.decoder import (
-    Architecture,
-)
+from experiments.language_model.decoder import Architecture
 from experiments.language_model.logs import Log
-from experiments.language_model.settings import (
-    PRESETS,
-    TICKET,
-    Cell,
-    Settings,
-    parse,
-)
+from experiments.language_model.settings import PRESETS, TICKET, Cell, Settings, parse
 
 SMALLEST = Architecture(layers=2, width=16, heads=4, groups=2, hidden=24)
 TINY = Settings(
@@ -38,23 +30,15 @@ TINY = Settings(
 def test_masks_are_switched_once_and_where_they_should():
     calls = []
 
-    class Recorder:
-        def advance(self, state, first, last):
-            calls.append((first, last))
-            return state
-
-        def _replace(self, advance):
-            self.run = advance
-            return self
+    def advance(state, first, last):
+        calls.append((first, last))
+        return state
 
     params = {"kernel": jnp.arange(1.0, 9).reshape(1, 2, 4)}
     tx = jaxsparse.fixed(optax.sgd(0.1), 0.5, key=0)
     params, opt_state = jax.vmap(lambda params: jaxsparse.init(tx, params))(params)
     state = loop.TrainState(params, opt_state, *[jnp.zeros(1)] * 3)
-    recorder = Recorder()
-    switching = cells._switching(Recorder._replace(recorder, None), 4, cells._everything)
-    del switching
-    run = recorder.run
+    run = cells._switching(loop.Trainer(None, advance, None, 1), 4, cells._everything).advance
     assert run(state, 0, 4).opt_state.masks["kernel"].mean() == 0.5
     assert run(state, 4, 6).opt_state.masks["kernel"].mean() == 1.0
     assert run(state, 2, 6).opt_state.masks["kernel"].mean() == 1.0
