@@ -125,7 +125,7 @@ def make_trainer(lab: Lab, cell: Cell, *, watched: bool) -> loop.Trainer:
         apply,
         settings.validate,
         settings.steps,
-        lab.sets,
+        {"validation": lab.sets["validation"]},
         functools.partial(_density, dense),
         best=False,
     )

@@ -145,8 +145,7 @@ def _draw(finished: Finished, shown: dict[float | None, list[Runs]], what: str, 
         room = max(late) - low
         left.set_ylim(low - 0.05 * room, max(late) + 0.05 * room)
         left.set_ylabel("validation loss, nats per byte")
-        left.set_xscale("log")
-        left.set_xlabel("FLOPs of living weights, dense training = 1 (log scale)")
+        left.set_xlabel("FLOPs of living weights, dense training = 1")
         right.set_xlabel("time, dense training = 1")
         for axes in (left, right):
             plain(axes)

@@ -51,7 +51,7 @@ def track(
       apply: `(params, inputs) -> logits`.
       every: iterations from one validation to the next.
       iterations: of a whole training.
-      sets: "validation" and "test" among them.
+      sets: "validation" among them, and "test" where its accuracy may be measured.
       observe: `(params, opt_state) -> more curves by name`, floating arrays of any shape.
       best: whether the best parameters are kept, which takes the memory of one more network.
     """
@@ -59,7 +59,7 @@ def track(
         every,
         functools.partial(_start, observe, iterations // every, best),
         functools.partial(_update, apply, observe, every),
-        (sets["validation"], sets["test"]),
+        (sets["validation"], sets.get("test")),
     )
 
 
@@ -105,7 +105,9 @@ def _update(
         "loss": loss,
         "validation_loss": total / counts,
         "validation_accuracy": correct / counts,
-        "test_accuracy": jax.lax.cond(tests, accuracy, lambda _: jnp.float32(jnp.nan), params),
+        "test_accuracy": jnp.float32(jnp.nan)
+        if test is None
+        else jax.lax.cond(tests, accuracy, lambda _: jnp.float32(jnp.nan), params),
         **observe(params, state.opt_state),
     }
     better = now["validation_loss"] < tracked.loss
