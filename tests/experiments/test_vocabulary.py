@@ -18,6 +18,7 @@ from experiments.common.training.methods import METHODS, Method
 from experiments.compare import __main__ as compare
 from experiments.cost import __main__ as cost
 from experiments.gradient_flow import __main__ as gradient_flow
+from experiments.language_model import __main__ as language_model
 from experiments.lottery_ticket import __main__ as lottery_ticket
 from experiments.sparse_momentum import __main__ as sparse_momentum
 from experiments.train import __main__ as train
@@ -28,6 +29,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 STUDIES = {
     "cost": cost,
     "sparse_momentum": sparse_momentum,
+    "language_model": language_model,
     "lottery_ticket": lottery_ticket,
     "gradient_flow": gradient_flow,
 }

@@ -49,6 +49,7 @@ LOOKS = {
     "snip_global": Look("SNIP, global", "#999933", "--"),
     "grasp": Look("GraSP", "#117733"),
     "grasp_global": Look("GraSP, global", "#117733", "--"),
+    "fixed_then_dense": Look("fixed masks, then dense", "#8C6D31", ":"),
     "ticket": Look("ticket", _TICKET),
     "shared_ticket": Look("ticket, one start", _TICKET),
     "shared_scratch": Look("scratch, one start", _SCRATCH),

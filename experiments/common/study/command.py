@@ -64,6 +64,7 @@ class Study(NamedTuple):
       begin: loads the data; `(site, cells that are left) -> (description of the data, groups)`.
       report: `(finished) -> tables as Markdown`; writes them, the pictures and `summary.json` into
         the folder, from the files there alone.
+      by_seed: whether every replicate is a cell of its own, so that a folder takes more of them.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Study(NamedTuple):
     what: str
     begin: Callable[[Site, Sequence[str]], tuple[str, list[Group]]]
     report: Callable[[Finished], str]
+    by_seed: bool = False
 
 
 def run(
@@ -116,7 +118,8 @@ def run(
         return study.report(read_finished(path, study.cells, description, command))
 
     cells = f"{len(left)} of {len(study.cells)} cells"
-    what = f"{cells}, {options.seeds} replicates each, {study.what}"
+    replicates = "" if study.by_seed else f", {options.seeds} replicates each"
+    what = f"{cells}{replicates}, {study.what}"
     with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
         train_groups(
             groups,

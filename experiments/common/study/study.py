@@ -33,6 +33,7 @@ class Group(NamedTuple):
         None for a group that only measures.
       iterations: of the training.
       every: iterations from one measurement to the next.
+      watch: called with the iterations done and the state whenever new measurements are there.
     """
 
     cells: Sequence[str]
@@ -40,6 +41,7 @@ class Group(NamedTuple):
     begin: Callable[[], tuple[Trainer, TrainState]] | None = None
     iterations: int = 0
     every: int = 1
+    watch: Callable[[int, TrainState], None] = lambda done, state: None
 
     @property
     def name(self) -> str:
@@ -111,6 +113,7 @@ def _train(
         files.remove(folder.path)
 
     def show(name: str, chunk: engine.Chunk) -> str:
+        group.watch(chunk.step, chunk.state)
         point = chunk.step // group.every - 1
         return f"{group.name}: {chunk.state.tracked.shown(point)}"
 

@@ -147,15 +147,25 @@ def make_trainer(
     shape = images.dataset.train_inputs.shape[1:]
     blank = np.zeros((batch_size, *shape), np.uint8), np.zeros(batch_size, np.int32)
     one = loop.make_trainer(apply, init_params, make_tx, *blank, batch_size=batch_size, **options)
+    return fed(one, images.batches)._replace(steps_per_epoch=images.steps_per_epoch)
+
+
+def fed(one: loop.Trainer, batches: Callable[[int], Iterator[Batch]]) -> loop.Trainer:
+    """A trainer whose every step gets the next batch.
+
+    Args:
+      one: a trainer of which the examples are one batch.
+      batches: `(step) -> batches from that step on`, without end.
+    """
 
     def advance(state: loop.TrainState, first: int, last: int) -> loop.TrainState:
-        with contextlib.closing(images.batches(first)) as batches:
+        with contextlib.closing(batches(first)) as left:
             for step in range(first, last):
-                state = one.advance(state, step, step + 1, next(batches))
+                state = one.advance(state, step, step + 1, next(left))
                 jax.block_until_ready(state.loss_sum)  # or batches would pile up on the device
         return state
 
-    return one._replace(advance=advance, steps_per_epoch=images.steps_per_epoch)
+    return one._replace(advance=advance)
 
 
 def _hold(name: str, split: str, count: int, image_size: int, data_dir: str | None) -> Batch:

@@ -140,6 +140,7 @@ def sparse_method(
     pattern: Any,
     prunable: Callable[[str, Any], bool],
     updates: MaskUpdates,
+    axes: str = "flax",
     **own: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer made sparse by one of `METHODS`; `dense` leaves it as it is.
@@ -153,6 +154,7 @@ def sparse_method(
       pattern: a `jaxsparse` pattern.
       prunable: `(path, leaf) -> bool`.
       updates: when masks change, for the methods whose masks do.
+      axes: of the kernels; "flax_stacked" for those of scanned layers.
       **own: more options of the method, which come before those above.
 
     Raises:
@@ -175,7 +177,7 @@ def sparse_method(
         distribution=getattr(jaxsparse.distributions, distribution),
         pattern=pattern,
         prunable=prunable,
-        axes="flax",
+        axes=axes,
         **options | own,
     )
 

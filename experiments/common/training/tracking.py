@@ -18,7 +18,7 @@ class Tracked(NamedTuple):
     """What is measured of one replicate while it trains.
 
     Attributes:
-      params: those with the lowest validation loss so far.
+      params: those with the lowest validation loss so far; () where they are not kept.
       loss: that validation loss.
       iteration: when it was measured.
       curves: at every validation, `loss` (training), `validation_loss`, `validation_accuracy` and,
@@ -43,6 +43,7 @@ def track(
     iterations: int,
     sets: Any,
     observe: Callable[[Any, Any], dict[str, Array]] = lambda params, opt_state: {},
+    best: bool = True,
 ) -> loop.Track:
     """Validation loss, the best parameters so far, and curves.
 
@@ -50,23 +51,24 @@ def track(
       apply: `(params, inputs) -> logits`.
       every: iterations from one validation to the next.
       iterations: of a whole training.
-      sets: "validation" and "test" among them.
+      sets: "validation" among them, and "test" where its accuracy may be measured.
       observe: `(params, opt_state) -> more curves by name`, floating arrays of any shape.
+      best: whether the best parameters are kept, which takes the memory of one more network.
     """
     return loop.Track(
         every,
-        functools.partial(_start, observe, iterations // every),
+        functools.partial(_start, observe, iterations // every, best),
         functools.partial(_update, apply, observe, every),
-        (sets["validation"], sets["test"]),
+        (sets["validation"], sets.get("test")),
     )
 
 
-def _start(observe: Callable, points: int, params: Any, opt_state: Any) -> Tracked:
+def _start(observe: Callable, points: int, best: bool, params: Any, opt_state: Any) -> Tracked:
     names = ("loss", "validation_loss", "validation_accuracy", "test_accuracy")
     kinds = dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.float32))
     kinds |= jax.eval_shape(observe, params, opt_state)
     return Tracked(
-        params,
+        params if best else (),
         jnp.float32(jnp.inf),
         jnp.int32(0),
         {
@@ -103,12 +105,15 @@ def _update(
         "loss": loss,
         "validation_loss": total / counts,
         "validation_accuracy": correct / counts,
-        "test_accuracy": jax.lax.cond(tests, accuracy, lambda _: jnp.float32(jnp.nan), params),
+        "test_accuracy": jnp.float32(jnp.nan)
+        if test is None
+        else jax.lax.cond(tests, accuracy, lambda _: jnp.float32(jnp.nan), params),
         **observe(params, state.opt_state),
     }
     better = now["validation_loss"] < tracked.loss
+    best = params if jax.tree.leaves(tracked.params) else ()
     return tracked._replace(
-        params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, tracked.params),
+        params=jax.tree.map(lambda new, old: jnp.where(better, new, old), best, tracked.params),
         loss=jnp.where(better, now["validation_loss"], tracked.loss),
         iteration=jnp.where(better, count, tracked.iteration),
         curves={name: tracked.curves[name].at[point].set(value) for name, value in now.items()},
