@@ -5,11 +5,13 @@ Integer arithmetic throughout, because floating comparisons may treat subnormals
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 
+@jax.jit
 def rank_keys(scores: Array, where: Array | None) -> Array:
     """Unsigned integers in the order of the scores: 0 = not eligible, 1 = NaN, zeros are equal."""
     unsigned, sign, infinity = _layout(scores.dtype)
