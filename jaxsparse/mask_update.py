@@ -200,7 +200,9 @@ def _none_infinite(*arrays: Array) -> Array:
     return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
 
 
-_finite_by_kernel = on_one_device(kernels.all_finite, _none_infinite)
+_finite_by_kernel = on_one_device(
+    kernels.all_finite, _none_infinite, lambda *_: jax.ShapeDtypeStruct((), jnp.bool_)
+)
 
 
 def where(flag: Array, new: Any, old: Any) -> Any:

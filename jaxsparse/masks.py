@@ -158,8 +158,14 @@ def _born(*masks: Array) -> Array:
     return _living(*(a & ~b for a, b in zip(masks[:half], masks[half:], strict=True)))
 
 
-_living_by_kernel = on_one_device(kernels.living, _living)
-_born_by_kernel = on_one_device(kernels.born, _born)
+def _counts(*masks: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((len(masks),), jnp.int32)
+
+
+_living_by_kernel = on_one_device(kernels.living, _living, _counts)
+_born_by_kernel = on_one_device(
+    kernels.born, _born, lambda *masks: _counts(*masks[: len(masks) // 2])
+)
 
 
 def _counted(masks: Masks, prunable: Prunable | None) -> list[Array]:

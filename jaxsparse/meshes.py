@@ -50,7 +50,11 @@ def automatic(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
     return function
 
 
-def on_one_device(one: Callable[..., Array], several: Callable[..., Array]) -> Callable[..., Array]:
+def on_one_device(
+    one: Callable[..., Array],
+    several: Callable[..., Array],
+    result: Callable[..., jax.ShapeDtypeStruct],
+) -> Callable[..., Array]:
     """A function of arrays that takes another form where they lie on one CPU device alone.
 
     Which one is settled when a program is compiled for its devices, so that forms which cannot be
@@ -58,43 +62,43 @@ def on_one_device(one: Callable[..., Array], several: Callable[..., Array]) -> C
 
     Args:
       one: for a single CPU device.
-      several: for all else; its result has the same shape and type.
+      several: for all else.
+      result: of the same arguments, the shape and type of what both give.
     """
 
     def call(*args: Array) -> Array:
         if varying_axes(args):
             return several(*args)
-        return _form.bind(*map(lax.stop_gradient, args), one=one, several=several)
+        kinds = {"one": one, "several": several, "result": result}
+        return _form.bind(*map(lax.stop_gradient, args), **kinds)
 
     return call
 
 
 _form = Primitive("on_one_device")
-_form.def_impl(jax.jit(_form.bind, static_argnames=("one", "several")))
+_form.def_impl(jax.jit(_form.bind, static_argnames=("one", "several", "result")))
 
 
 @_form.def_abstract_eval
-def _(*args: Any, one: Any, several: Any) -> Any:
-    found = jax.eval_shape(several, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args))
+def _(*args: Any, result: Any, **_: Any) -> Any:
+    found = result(*args)
     return jax.core.ShapedArray(found.shape, found.dtype)
 
 
-def _map(args: Any, dims: Any, *, one: Any, several: Any) -> tuple[Array, int]:
+def _map(args: Any, dims: Any, **kinds: Any) -> tuple[Array, int]:
     moved = [d is not None for d in dims]
     args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
 
     def each(given: list[Array]) -> Array:
         rest = iter(given)
         return _form.bind(
-            *(next(rest) if m else x for x, m in zip(args, moved, strict=True)),
-            one=one,
-            several=several,
+            *(next(rest) if m else x for x, m in zip(args, moved, strict=True)), **kinds
         )
 
     return lax.map(each, [x for x, m in zip(args, moved, strict=True) if m]), 0
 
 
-def _lower(context: Any, *args: Any, one: Any, several: Any) -> Any:
+def _lower(context: Any, *args: Any, one: Any, several: Any, result: Any) -> Any:
     module = context.module_context
     devices, manual = module.axis_context, getattr(module.axis_context, "manual_axes", None)
     single = getattr(devices, "num_devices", 0) == 1
@@ -108,7 +112,7 @@ batching.primitive_batchers[_form] = _map
 mlir.register_lowering(_form, _lower, platform="cpu")
 mlir.register_lowering(
     _form,
-    lambda context, *args, one, several: mlir.lower_fun(several, multiple_results=False)(
+    lambda context, *args, one, several, result: mlir.lower_fun(several, multiple_results=False)(
         context, *args
     ),
 )

@@ -284,7 +284,7 @@ def _method(
         key=key,
         sparsity=sparsity,
         distribution=distribution,
-        pattern=jaxsparse.unstructured,
+        pattern=methods.pattern(own.pop("pattern", "unstructured")),
         prunable=methods.prunable(settings.dense),
         updates=updates,
         **own,

@@ -149,7 +149,11 @@ def _mask_of_one(k: Array, scores: Array, where: Array) -> Array:
     return _counted([rank_keys(scores, where if where.shape == scores.shape else None)], k)[0]
 
 
-_mask = on_one_device(_kernels.top_k_mask, _mask_of_one)
+_mask = on_one_device(
+    _kernels.top_k_mask,
+    _mask_of_one,
+    lambda k, scores, where: jax.ShapeDtypeStruct(scores.shape, jnp.bool_),
+)
 
 
 @jax.jit
