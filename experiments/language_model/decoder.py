@@ -74,7 +74,7 @@ def smaller(architecture: Architecture, weights: int) -> Architecture:
 
     >>> large = Architecture(layers=2, width=64, heads=4, groups=2, hidden=128)
     >>> smaller(large, large.weights // 4).weights / large.weights
-    0.247...
+    0.249...
     """
     step = 2 * architecture.heads
     for width in range(architecture.width, 0, -step):
