@@ -13,7 +13,7 @@ the compiled program beside its arguments.
 import argparse
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,12 @@ def loss(params: Mapping[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean((x @ last - y) ** 2)
 
 
+def kernels(sizes: Sequence[int], keys: jax.Array) -> dict[str, jax.Array]:
+    """The kernels of a network, one key each."""
+    pairs = enumerate(itertools.pairwise(sizes))
+    return {f"fc{i}": jax.random.normal(keys[i], pair) / pair[0] ** 0.5 for i, pair in pairs}
+
+
 def training(tx: optax.GradientTransformation, state: tuple, *rest: Any) -> tuple[Any, Any]:
     """A call of the compiled step, and the peak bytes of the program."""
 
@@ -69,8 +75,7 @@ def network(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]]:
     """The calls of every form, and what each keeps and needs."""
     sizes, batch = NETWORKS[name]
     keys = jax.random.split(jax.random.key(0), len(sizes) + 2)
-    pairs = enumerate(itertools.pairwise(sizes))
-    params = {f"fc{i}": jax.random.normal(keys[i], pair) / pair[0] ** 0.5 for i, pair in pairs}
+    params = kernels(sizes, keys)
     examples = [
         jax.random.normal(keys[-2], (batch, sizes[0])),
         jax.random.normal(keys[-1], (batch, sizes[-1])),

@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import optax
 
 import jaxsparse
-from benchmarks.sparse import loss
+from benchmarks.sparse import NETWORKS, kernels, loss
 from benchmarks.step import SHAPES, weights
 from benchmarks.timing import chain, optimizer_step, ratio, take_turns
 from experiments.common.report.tables import markdown
 from jaxsparse import sparse
 
-SIZES, BATCH = (1024, 4096, 1024), 128
+SIZES, BATCH = NETWORKS["MLP"]
 BLOCK = 64
 Program = tuple[Callable[[], None], Any]
 
@@ -41,10 +41,7 @@ def program(step: Callable[..., Any], state: Any, *rest: Any) -> Program:
 def updates(turns: int) -> list[list[str]]:
     """A row for every storage: the step, that with a mask update, and its bytes."""
     keys = jax.random.split(jax.random.key(0), 4)
-    pairs = zip(SIZES[:-1], SIZES[1:], strict=True)
-    params = {
-        f"fc{i}": jax.random.normal(keys[i], pair) / pair[0] ** 0.5 for i, pair in enumerate(pairs)
-    }
+    params = kernels(SIZES, keys)
     examples = [jax.random.normal(keys[2 + i], (BATCH, SIZES[i])) for i in (0, -1)]
     inner, block = optax.adam(1e-3), jaxsparse.block(BLOCK, BLOCK)
     # The first call is a warm-up; from then on masks change in every other one.

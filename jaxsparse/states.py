@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxsparse import trees
 from jaxsparse.checks import traced
 from jaxsparse.inner_state import project
-from jaxsparse.masks import apply, density
+from jaxsparse.masks import apply, density, living
 from jaxsparse.meshes import mesh_sharding
 from jaxsparse.recognition import as_float
 from jaxsparse.sparse._layout import is_compressed
@@ -289,7 +289,7 @@ def _off_mask(states: list[Declared], params: Params) -> Array:
 def _not_zero_off(pairs: list[tuple[Array, Array]]) -> Array:
     total, most = jnp.int32(0), jnp.iinfo(jnp.int32).max
     for leaf, mask in pairs:
-        count = jnp.sum((leaf != jnp.zeros((), leaf.dtype)) & ~mask, dtype=jnp.int32)
+        count = living((leaf != jnp.zeros((), leaf.dtype)) & ~mask)
         total += jnp.minimum(count, most - total)
     return total
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxsparse import prng, trees
 from jaxsparse.checks import check_choice, check_number
 from jaxsparse.lottery._pruning_levels import prune_to
-from jaxsparse.masks import check_masks
+from jaxsparse.masks import check_masks, living
 from jaxsparse.recognition import as_float, filter_of, sparse_leaves
 from jaxsparse.scores import random_scores
 from jaxsparse.types import Array, Key, Masks, Params, Prunable
@@ -56,9 +56,7 @@ def shuffle_masks(
         like = jax.tree.map(lambda m: m.astype(jnp.float32) if trees.is_array(m) else m, masks)
         chosen = sparse_leaves(like, prunable)
         leaves, treedef = jax.tree.flatten(masks)
-        total = sum(
-            jnp.sum(mask, dtype=jnp.int32) for mask, use in zip(leaves, chosen, strict=True) if use
-        )
+        total = sum(living(mask) for mask, use in zip(leaves, chosen, strict=True) if use)
         scores = random_scores(key, like)
         shuffled = prune_to(scores, total, scope="global", prunable=prunable, min_alive=0)
         pairs = zip(leaves, jax.tree.leaves(shuffled), chosen, strict=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxsparse import counts, trees
 from jaxsparse.checks import check_array, check_count
-from jaxsparse.masks import apply, check_masks
+from jaxsparse.masks import apply, check_masks, living
 from jaxsparse.recognition import as_float, filter_of
 from jaxsparse.types import Array, Masks, Params, Prunable
 
@@ -71,7 +71,7 @@ def layer_densities(masks: Masks, *, prunable: Prunable | None = None) -> dict[s
     for path, mask in jax.tree.leaves_with_path(masks):
         name = trees.name(path)
         if trees.is_array(mask) and prunable(name, as_float(mask)):
-            found[name] = counts.ratio(jnp.sum(mask, dtype=jnp.int32), mask.size)
+            found[name] = counts.ratio(living(mask), mask.size)
     return found
 
 
