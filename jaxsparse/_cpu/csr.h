@@ -21,10 +21,10 @@ struct Rows {
   std::vector<int32_t> kept_starts, kept_columns, kept_order;
   std::vector<float> kept_values;
 
-  Rows(const Plan& plan, const Image& in, const int32_t* starts, const int32_t* columns,
-       const int32_t* order, const float* values)
-      : taps(plan.rank.size()), starts(starts), columns(columns), order(order), values(values),
-        unit(in.plane() * in.batch), shift(plan.shift[0] * in.batch) {}
+  Rows(const Passes& p, const int32_t* starts, const int32_t* columns, const int32_t* order,
+       const float* values)
+      : taps(p.plan.rank.size()), starts(starts), columns(columns), order(order), values(values),
+        unit(p.part.plane() * p.part.batch), shift(p.plan.shift[0] * p.part.batch) {}
   Rows(const Rows&) = delete;
 
   int64_t count(int64_t rows) const { return starts[rows * taps]; }
@@ -51,9 +51,12 @@ struct Rows {
 };
 
 // Rows as they come, (ends, flat inputs), each sorted by taps.
-inline void SortTaps(ffi::ThreadPool pool, const Geometry& g, const Plan& plan, const Image& in,
-                     int64_t rows, Rows& w) {
+inline void SortTaps(ffi::ThreadPool pool, const Passes& p, Rows& w) {
   if (w.taps == 1) return;
+  const Geometry& g = p.geometry;
+  const Plan& plan = p.plan;
+  const Image& in = p.part;
+  const int64_t rows = p.out.channels;
   const int32_t *ends = w.starts, *inputs = w.columns;
   const int64_t count = ends[rows];
   std::vector<int32_t> rank(w.taps * in.channels), column(w.taps * in.channels);
@@ -80,9 +83,12 @@ inline void SortTaps(ffi::ThreadPool pool, const Geometry& g, const Plan& plan, 
 
 // The transpose: the rows of all taps of a channel, (ends of flat inputs, outputs), one after the
 // other.
-inline void JoinTaps(ffi::ThreadPool pool, const Geometry& g, const Plan& plan, const Image& in,
-                     int64_t rows, Rows& w) {
+inline void JoinTaps(ffi::ThreadPool pool, const Passes& p, Rows& w) {
   if (w.taps == 1) return;
+  const Geometry& g = p.geometry;
+  const Plan& plan = p.plan;
+  const Image& in = p.part;
+  const int64_t rows = p.out.channels;
   const int32_t *ends = w.starts, *outputs = w.columns, *order = w.order;
   std::vector<int64_t> first(w.taps), shift(w.taps);
   for (int64_t tap = 0; tap < w.taps; ++tap) {
@@ -175,8 +181,8 @@ inline void GradientTile(const Rows& w, const Tile& t, int64_t o, const float* x
   }
 }
 
-inline void CsrProduct(ffi::ThreadPool pool, const Plan& plan, const Rows& w, const Image& in,
-                       const Image& out, const float* x, float* y) {
+inline void CsrProduct(ffi::ThreadPool pool, const Plan& plan, const Rows& w, const Image& out,
+                       const float* x, float* y) {
   const int64_t tiles = plan.tiles.size(), rows = out.channels;
   const int64_t step = out.plane() * out.batch;
   // A tile goes through all rows while what it reads lies in the cache; few tiles share the rows.
@@ -192,8 +198,8 @@ inline void CsrProduct(ffi::ThreadPool pool, const Plan& plan, const Rows& w, co
   });
 }
 
-inline void CsrGradient(ffi::ThreadPool pool, const Plan& plan, const Rows& w, const Image& in,
-                        const Image& out, const float* x, const float* g, float* d) {
+inline void CsrGradient(ffi::ThreadPool pool, const Plan& plan, const Rows& w, const Image& out,
+                        const float* x, const float* g, float* d) {
   const int64_t rows = out.channels, step = out.plane() * out.batch;
   // Rows have gradients of their own. Few parts: each reads the whole input.
   const int64_t parts =

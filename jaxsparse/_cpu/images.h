@@ -96,15 +96,16 @@ inline void WithShape(const Tile& t, F f) {
   }
 }
 
-constexpr int64_t kSlice = 4 * kLanes;      // of the batch, in tiles of several pixels
-constexpr int64_t kCache = 3 << 19;         // bytes of the input that rows of pixels come back to
+constexpr int64_t kSlice = 4 * kLanes;  // examples in tiles of several pixels
+constexpr int64_t kCache = 1 << 20;     // bytes of a matrix that a pass comes back to
 
 struct Plan {
   std::vector<int> rank;       // of every tap, row by row: its place in the order of the plan
   std::vector<int64_t> shift;  // of every tap, row by row: pixels from where the tile reads
   std::vector<Tile> tiles;
 
-  Plan(const Geometry& g, const Image& out, const Image& in, bool transposed)
+  // Of the first `examples` of both images.
+  Plan(const Geometry& g, const Image& out, const Image& in, bool transposed, int64_t examples)
       : rank(g.taps(), -1), shift(g.taps()) {
     const auto rows = Phases(g.rows, out.height, transposed);
     const auto columns = Phases(g.columns, out.width, transposed);
@@ -138,13 +139,7 @@ struct Plan {
       }
     for (int& r : rank)
       if (r < 0) r = base++;  // no pixel of the output has this tap
-    // Of matrices nothing is read again, and wide tiles are worth more.
-    const int64_t row =
-        in.plane() == 1 ? 0 : in.channels * g.rows.size * in.width * int64_t{sizeof(float)};
-    int64_t slice = out.batch;
-    while (slice > kSlice && row * slice > kCache) slice = (slice / 2 + kSlice - 1) / kSlice * kSlice;
-    for (int64_t first = 0; first < out.batch; first += slice)
-      for (const Tile& run : runs) Cut(run, first, std::min(slice, out.batch - first), out.batch);
+    for (const Tile& run : runs) Cut(run, examples, out.batch, in.batch);
   }
 
  private:
@@ -162,23 +157,73 @@ struct Plan {
     runs.push_back(std::move(t));
   }
 
-  // A slice of the batch of all pixels of a run.
-  void Cut(const Tile& run, int64_t first, int64_t slice, int64_t batch) {
+  // So many examples of all pixels of a run.
+  void Cut(const Tile& run, int64_t examples, int64_t apart, int64_t in_apart) {
     const auto add = [&](int64_t pixel, int64_t at, int pixels, int vectors, int skip, int length) {
       Tile t = run;
       t.out += pixel * t.out_step + at, t.in += pixel * t.in_step + at;
       t.pixels = pixels, t.vectors = vectors, t.skip = skip, t.length = length;
       tiles.push_back(std::move(t));
     };
-    const bool contiguous = run.out_step == batch && run.in_step == batch && slice == batch;
-    const int64_t length = contiguous ? run.pixels * batch : slice;
+    const bool contiguous = run.out_step == examples && run.in_step == examples &&
+                            apart == examples && in_apart == examples;
+    const int64_t length = contiguous ? run.pixels * examples : examples;
     int64_t pixel = 0;
-    if (kWide >= 16 && !contiguous && slice == kSlice)
+    if (kWide >= 16 && !contiguous && examples == kSlice)
       for (int pixels = 4; pixels > 1; pixels /= 2)
-        for (; pixel + pixels <= run.pixels; pixel += pixels) add(pixel, first, pixels, 4, 0, 0);
+        for (; pixel + pixels <= run.pixels; pixel += pixels) add(pixel, 0, pixels, 4, 0, 0);
     for (; pixel < (contiguous ? 1 : run.pixels); ++pixel)
       CutRun(length, [&](int64_t at, auto vectors, int skip) {
-        add(pixel, first + at, 1, vectors, skip, length - at);
+        add(pixel, at, 1, vectors, skip, length - at);
       });
+  }
+};
+
+// A product in passes over some of the examples each. Those of a matrix are so few that its part stays
+// in the cache, and are copied out of it: apart from each other its rows would share few sets of the
+// cache, and have a page each. For images the copy takes as long as it saves.
+struct Passes {
+  const Geometry& geometry;
+  const Image in, out;
+  const bool transposed;
+  Image part;  // of the input, as a pass sees it
+  Plan plan;   // of a whole pass
+
+  // So many weights read them; few are not worth a copy.
+  Passes(const Geometry& g, const Image& out, const Image& in, bool transposed, int64_t weights)
+      : geometry(g), in(in), out(out), transposed(transposed), part(Part(in, weights)),
+        plan(g, out, part, transposed, part.batch) {}
+
+  // Calls f(plan, images of the pass, first example) for each.
+  template <typename F>
+  void Each(ffi::ThreadPool pool, const float* x, F f) const {
+    for (int64_t first = 0; first < in.batch; first += part.batch) {
+      const int64_t count = std::min(part.batch, in.batch - first);
+      const float* from = Copy(pool, x, first, count);
+      if (count == part.batch) f(plan, from, first);
+      else f(Plan(geometry, out, part, transposed, count), from, first);
+    }
+  }
+
+ private:
+  static Image Part(Image in, int64_t weights) {
+    if (in.plane() > 1 || weights < 4 * in.channels) return in;
+    constexpr int64_t kMost = kWide * kLanes, kLeast = std::min<int64_t>(8 * kLanes, kMost);
+    const int64_t fits = kCache / (in.channels * int64_t{sizeof(float)});
+    in.batch = std::min(in.batch, std::clamp(fits / kLanes * kLanes, kLeast, kMost));
+    return in;
+  }
+
+  const float* Copy(ffi::ThreadPool pool, const float* x, int64_t first, int64_t count) const {
+    if (part.batch == in.batch) return x;
+    thread_local std::vector<float> kept;
+    kept.resize(part.size());
+    const int64_t rows = in.channels, pieces = 8 * pool.num_threads();
+    float* to = kept.data();
+    InParallel(pool, pieces, rows * count, [&](int64_t piece) {
+      for (int64_t i = piece * rows / pieces; i < (piece + 1) * rows / pieces; ++i)
+        std::copy_n(x + i * in.batch + first, count, to + i * part.batch);
+    });
+    return to;
   }
 };

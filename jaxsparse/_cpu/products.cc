@@ -23,11 +23,13 @@ ffi::Error CsrForward(ffi::ThreadPool pool, Ints ends, Ints inputs, Floats value
                       ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y, Sizes sizes) {
   const Geometry g(sizes);
   const Image in = ImageOf(x.dimensions()), out = ImageOf(y->dimensions());
-  const Plan plan(g, out, in, false);
-  Rows w(plan, in, ends.typed_data(), inputs.typed_data(), nullptr, values.typed_data());
-  SortTaps(pool, g, plan, in, out.channels, w);
+  const Passes passes(g, out, in, false, inputs.element_count());
+  Rows w(passes, ends.typed_data(), inputs.typed_data(), nullptr, values.typed_data());
+  SortTaps(pool, passes, w);
   w.SortValues(pool, w.count(out.channels));
-  CsrProduct(pool, plan, w, in, out, Data(x), Data(y));
+  passes.Each(pool, Data(x), [&](const Plan& plan, const float* x, int64_t first) {
+    CsrProduct(pool, plan, w, out, x, Data(y) + first);
+  });
   return ffi::Error::Success();
 }
 
@@ -36,12 +38,13 @@ ffi::Error CsrTransposed(ffi::ThreadPool pool, Ints ends, Ints outputs, Ints ord
                          ffi::AnyBuffer y, ffi::Result<ffi::AnyBuffer> x, Sizes sizes) {
   const Geometry g(sizes);
   const Image in = ImageOf(y.dimensions()), out = ImageOf(x->dimensions());
-  const Plan plan(g, out, in, true);
-  Rows w(plan, in, ends.typed_data(), outputs.typed_data(), order.typed_data(),
-         values.typed_data());
-  JoinTaps(pool, g, plan, in, out.channels, w);
+  const Passes passes(g, out, in, true, outputs.element_count());
+  Rows w(passes, ends.typed_data(), outputs.typed_data(), order.typed_data(), values.typed_data());
+  JoinTaps(pool, passes, w);
   w.SortValues(pool, w.count(out.channels));
-  CsrProduct(pool, plan, w, in, out, Data(y), Data(x));
+  passes.Each(pool, Data(y), [&](const Plan& plan, const float* y, int64_t first) {
+    CsrProduct(pool, plan, w, out, y, Data(x) + first);
+  });
   return ffi::Error::Success();
 }
 
@@ -50,11 +53,13 @@ ffi::Error CsrValues(ffi::ThreadPool pool, Ints ends, Ints inputs, ffi::AnyBuffe
                      ffi::AnyBuffer y, ffi::Result<Floats> d, Sizes sizes) {
   const Geometry g(sizes);
   const Image in = ImageOf(x.dimensions()), out = ImageOf(y.dimensions());
-  const Plan plan(g, out, in, false);
-  Rows w(plan, in, ends.typed_data(), inputs.typed_data(), nullptr, nullptr);
-  SortTaps(pool, g, plan, in, out.channels, w);
+  const Passes passes(g, out, in, false, inputs.element_count());
+  Rows w(passes, ends.typed_data(), inputs.typed_data(), nullptr, nullptr);
+  SortTaps(pool, passes, w);
   std::fill_n(d->typed_data(), d->element_count(), 0.0f);
-  CsrGradient(pool, plan, w, in, out, Data(x), Data(y), d->typed_data());
+  passes.Each(pool, Data(x), [&](const Plan& plan, const float* x, int64_t first) {
+    CsrGradient(pool, plan, w, out, x, Data(y) + first, d->typed_data());
+  });
   return ffi::Error::Success();
 }
 
