@@ -5,10 +5,10 @@
     python -m benchmarks.sparse --tune     # the costs by which format="auto" chooses
 
 Networks: forward, both gradients, SGD; donated, ten steps a turn, as training does them: after
-another program a step would not find in the cache what it left there. Convolutions: forward and both gradients, images in
-the layout that XLA gives them between two convolutions of the same kind. Everything in float32, in
-turns within one run. Bytes are what is kept of the parameters, values and places, and the peak of
-the compiled program beside its arguments.
+another program a step would not find in the cache what it left there. Convolutions: forward and
+both gradients, images in the layout that XLA gives them between two convolutions of the same kind.
+Everything in float32, in turns within one run. Bytes are what is kept of the parameters, values
+and places, and the peak of the compiled program beside its arguments.
 """
 
 import argparse

@@ -5,10 +5,10 @@
     python -m benchmarks.sparse_networks --network wrn_16_8 --batch 32 --turns 3
 
 Forward, both gradients and SGD with momentum, batch normalization included, on made-up images;
-jitted, donated steps, ten a call where they are short, all forms in turns within one run, medians. Ratios are to the
-faster of two dense steps, with XLA's convolutions and with this repository's patches. `masks` is
-patches with a static mask; `csr` is XLA's form through `jaxsparse.sparse.accelerate`, with the same
-masks.
+jitted, donated steps, ten a call where they are short, all forms in turns within one run, medians.
+Ratios are to the faster of two dense steps, with XLA's convolutions and with this repository's
+patches. `masks` is patches with a static mask; `csr` is XLA's form through
+`jaxsparse.sparse.accelerate`, with the same masks.
 """
 
 import argparse

@@ -25,7 +25,7 @@ import jaxsparse
 from benchmarks.timing import chain, optimizer_step, ratio, take_turns
 from experiments.common.report.tables import markdown
 from experiments.common.study.options import renamed
-from experiments.common.training.methods import METHODS, Method
+from experiments.common.training.methods import METHODS
 
 SPARSITY = 0.9
 OBVIOUS, UPDATE = "obvious rigl", " with mask update"
@@ -88,21 +88,32 @@ def obvious(inner: optax.GradientTransformation, every: int) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
+def variant(
+    name: str, inner: optax.GradientTransformation, every: int, **more: str
+) -> optax.GradientTransformation:
+    """The optimizer of a method; masks change at steps `every`, `2 * every`, ...
+
+    Args:
+      name: a key of `METHODS`.
+      inner: the dense optimizer.
+      every: steps between mask updates.
+      more: options that all methods share, such as `storage`.
+    """
+    method = METHODS[name]
+    if method.make is None:
+        return inner
+    given = {"every": every, "drop_fraction": 0.3}
+    options = {name: value for name, value in given.items() if name in method.options}
+    if method.ramps:  # compiling makes a table of a count for each of its updates
+        options |= {"start": 0, "stop": 10_000 * every}
+    return method.make(inner, sparsity=SPARSITY, key=0, **options, **more)
+
+
 def variants(
     inner: optax.GradientTransformation, every: int
 ) -> dict[str, optax.GradientTransformation]:
-    """The optimizers by name; masks change at steps `every`, `2 * every`, ..."""
-    given = {"every": every, "drop_fraction": 0.3}
-
-    def make(method: Method) -> optax.GradientTransformation:
-        if method.make is None:
-            return inner
-        options = {name: value for name, value in given.items() if name in method.options}
-        if method.ramps:  # compiling makes a table of a count for each of its updates
-            options |= {"start": 0, "stop": 10_000 * every}
-        return method.make(inner, sparsity=SPARSITY, key=0, **options)
-
-    return {name: make(method) for name, method in METHODS.items()} | {
+    """All optimizers by name, and the obvious one."""
+    return {name: variant(name, inner, every) for name in METHODS} | {
         OBVIOUS: obvious(inner, every)
     }
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxsparse import trees
 from jaxsparse.mask_update import MaskUpdate, Step, any_replicate, decide, look, where
-from jaxsparse.sparse._flat import Patch, as_masks, at_places, died, is_place, nowhere
+from jaxsparse.sparse._flat import Patch, at_places, died, is_place, nowhere
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._moving import (
     Move,
@@ -25,7 +25,7 @@ from jaxsparse.sparse._moving import (
     with_kernels,
 )
 from jaxsparse.sparse._values import expand, values, with_values
-from jaxsparse.state_tree import SparseState
+from jaxsparse.state_tree import SparseState, as_masks
 from jaxsparse.storage import Storage
 from jaxsparse.types import Array, Masks, Params, Rule, Schedule
 
@@ -292,8 +292,7 @@ def _move(
 ) -> Moved:
     """The mask update: what the rule decides, and all that goes to the new places with it."""
     old, dense = kernels_of(living.kernels), expand(living.kernels)
-    update: Any = method.rule.update
-    decided = decide(step, update, _scored(method, living, step), wanted)
+    decided = decide(step, method.rule, _scored(method, living, step), wanted)
     masks = at_kernels(living.kernels, decided.masks)
     fits = [entries(k, mask) <= len(k.values) for k, mask in zip(old, masks, strict=True)]
     fired = functools.reduce(jnp.logical_and, fits, decided.fired)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsparse import trees
+from jaxsparse.state_tree import as_masks
 from jaxsparse.types import Array, Masks, Params
 
 
@@ -28,7 +29,7 @@ def reset_dead(
       inner_state: the state of the inner optimizer.
       fresh: gives what `inner.init` gives.
       params: the parameters.
-      masks: where the state stays.
+      masks: where the state stays, in the form in which a state keeps them.
       sparse: which leaves of the parameters may be sparse.
       fired: whether to reset.
       some: whether any replicate under `vmap` is to be reset.
@@ -38,14 +39,14 @@ def reset_dead(
       for it may write over them.
     """
     leaves, treedef = jax.tree.flatten(inner_state)
-    masks, owners = jax.tree.leaves(masks), weights(inner_state, params, sparse)
+    owners = weights(inner_state, params, sparse)
     if not owners:
         return inner_state, some
 
     def reset(_: Array, carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
-        initial = jax.tree.leaves(fresh())
+        initial, alive = jax.tree.leaves(fresh()), jax.tree.leaves(as_masks(masks))
         return [
-            jnp.where(masks[w], leaf, jnp.where(fired, initial[i].astype(leaf.dtype), leaf))
+            jnp.where(alive[w], leaf, jnp.where(fired, initial[i].astype(leaf.dtype), leaf))
             for (i, w), leaf in zip(owners.items(), carry[0], strict=True)
         ], jnp.asarray(True)
 

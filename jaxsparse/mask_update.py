@@ -12,7 +12,7 @@ from jaxsparse import counts, rules, trees
 from jaxsparse.masks import check_boolean, living_each
 from jaxsparse.meshes import automatic, on_one_device
 from jaxsparse.selection import kernels
-from jaxsparse.state_tree import SparseState
+from jaxsparse.state_tree import SparseState, as_masks, kept_like, tells_mask
 from jaxsparse.types import Array, Masks, Params, Rule, RuleUpdate
 
 
@@ -43,12 +43,17 @@ class Step(NamedTuple):
     adjusted: Params
     observed: Any
 
+    @property
+    def masks(self) -> Masks:
+        """The masks before it; made where they are asked for, if the state keeps bits."""
+        return as_masks(self.state.masks)
+
 
 class Decision(NamedTuple):
     """What a rule makes of a step, before it is known whether it holds.
 
     Attributes:
-      masks: the new ones.
+      masks: the new ones, in the form in which the state keeps its own.
       rule_state: what the rule keeps then.
       fired: bool, whether they are to hold.
       churn: the fraction of their weights that were dead.
@@ -64,7 +69,7 @@ class MaskUpdate(NamedTuple):
     """What a step decides about the masks.
 
     Attributes:
-      masks: those that hold from now on.
+      masks: those that hold from now on, in the form in which the state keeps them.
       before: those that held before; the same arrays where the rule is static.
       rule_state: what the rule keeps.
       fired: bool, whether the masks are new ones.
@@ -90,7 +95,7 @@ def look(
     regrown_state: str,
 ) -> Step:
     """(1) What the rule makes of the dense gradients, with all else that the step is about."""
-    masks, count, moves = state.masks, state.count, rule.fires is not None
+    masks, count, moves = as_masks(state.masks), state.count, rule.fires is not None
     observed = rules.observe(rule, state.rule_state, grads, masks, params, count)
     noise = jax.random.fold_in(key, 2)
     return Step(
@@ -121,13 +126,13 @@ def no_update(step: Step) -> MaskUpdate:
 
 
 def mask_update(
-    step: Step, update: RuleUpdate, scored: Callable[[], Params], wanted: Array, some: Array
+    step: Step, rule: Rule, scored: Callable[[], Params], wanted: Array, some: Array
 ) -> MaskUpdate:
     """(2) New masks where they are wanted and all that they are made of is finite.
 
     Args:
       step: what the step is about.
-      update: that of the rule.
+      rule: whose masks move.
       scored: gives the parameters that masks are scored on, zero off the old ones.
       wanted: whether the masks are to change.
       some: whether those of any replicate under `vmap` are.
@@ -135,7 +140,7 @@ def mask_update(
     old, observed = step.state.masks, step.observed
 
     def attempt() -> tuple[Masks, Any, Array, Array]:
-        new = decide(step, update, scored(), wanted)
+        new = decide(step, rule, scored(), wanted)
         # The churn is always finite, but waiting for it lets the select, as the last reader of
         # the old masks, write over them in place; otherwise every step would copy them.
         last = new.fired & jnp.isfinite(new.churn)
@@ -157,15 +162,31 @@ def mask_update(
     )
 
 
-def decide(step: Step, update: RuleUpdate, params: Params, wanted: Array) -> Decision:
+def decide(step: Step, rule: Rule, params: Params, wanted: Array) -> Decision:
     """What the rule makes of these parameters, which are zero off the old masks."""
     old, observed = step.state.masks, step.observed
-    renew = automatic(update, (old, observed))
+    renew = automatic(_update_of(rule), (old, observed))
     masks, rule_state = renew(step.key, step.state.count, old, params, step.grads, observed)
     masks = _replace_sparse(step.sparse, old, masks)
     churn = _churn(step.sparse, old, masks)
     sources = _only(step.sparse, params, step.grads)
     return Decision(masks, rule_state, wanted & _finite(sources) & _finite([observed]), churn)
+
+
+def _update_of(rule: Rule) -> RuleUpdate:
+    """The update of a rule, from and to masks in the form in which a state keeps them."""
+    update: Any = rule.update
+    if rule.reads_packed:
+        return update
+
+    def renew(key: Array, count: Array, kept: Any, *given: Any) -> tuple[Any, Any]:
+        old = as_masks(kept)
+        masks, rule_state = update(key, count, old, *given)
+        trees.check_same(old, masks, "the masks of rule.update")
+        check_boolean(masks, "the masks of rule.update")
+        return kept_like(kept, masks), rule_state
+
+    return renew
 
 
 @jax.custom_batching.custom_vmap
@@ -180,9 +201,8 @@ def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]
 
 
 def _only(sparse: list[bool], *found: Any) -> list[Array]:
-    return [
-        x for tree in found for x, used in zip(jax.tree.leaves(tree), sparse, strict=True) if used
-    ]
+    leaves = [jax.tree.leaves(tree, is_leaf=tells_mask) for tree in found]
+    return [x for each in leaves for x, used in zip(each, sparse, strict=True) if used]
 
 
 def _finite(found: list[Any]) -> Array:
@@ -211,11 +231,9 @@ def where(flag: Array, new: Any, old: Any) -> Any:
 
 
 def _replace_sparse(sparse: list[bool], old: Masks, new: Masks) -> Masks:
-    leaves, treedef = jax.tree.flatten(old)
-    found = trees.check_same(old, new, "the masks of rule.update")
-    check_boolean(new, "the masks of rule.update")
-    chosen = [b if used else a for a, b, used in zip(leaves, found, sparse, strict=True)]
-    return jax.tree.unflatten(treedef, chosen)
+    leaves, treedef = jax.tree.flatten(old, is_leaf=tells_mask)
+    pairs = zip(leaves, treedef.flatten_up_to(new), sparse, strict=True)
+    return jax.tree.unflatten(treedef, [b if used else a for a, b, used in pairs])
 
 
 def _churn(sparse: list[bool], old: Masks, new: Masks) -> Array:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from jaxsparse import counts, trees
 from jaxsparse.meshes import on_one_device
+from jaxsparse.packed import PackedMask
 from jaxsparse.recognition import as_float, filter_of
 from jaxsparse.selection import kernels
-from jaxsparse.state_tree import Declared, find, masks_by_path
+from jaxsparse.state_tree import Declared, find, lost_shapes, masks_by_path
 from jaxsparse.types import Array, Masks, Params, Prunable
 
 
@@ -140,17 +141,24 @@ def living(mask: Array) -> Array:
     return living_each([mask])[0]
 
 
-def living_each(masks: Sequence[Array], off: Sequence[Array] = ()) -> Array:
-    """How many of each mask are True (off another one each, if given), int32 of shape (masks,)."""
+def living_each(
+    masks: Sequence[Array | PackedMask], off: Sequence[Array | PackedMask] = ()
+) -> Array:
+    """How many of each mask are True (off another one each, if given), int32 of shape (masks,).
+
+    Packed masks are those of sparse leaves, and both of a pair.
+    """
     if not masks:
         return jnp.zeros(0, jnp.int32)
+    arrays = [mask.words if isinstance(mask, PackedMask) else mask for mask in (*masks, *off)]
     if kernels.exist():
-        return (_born_by_kernel if off else _living_by_kernel)(*masks, *off)
-    return (_born if off else _living)(*masks, *off)
+        return (_born_by_kernel if off else _living_by_kernel)(*arrays)
+    return (_born if off else _living)(*arrays)
 
 
 def _living(*masks: Array) -> Array:
-    return jnp.stack([jnp.sum(mask, dtype=jnp.int32) for mask in masks])
+    ones = [mask if mask.dtype == bool else jax.lax.population_count(mask) for mask in masks]
+    return jnp.stack([jnp.sum(found, dtype=jnp.int32) for found in ones])
 
 
 def _born(*masks: Array) -> Array:
@@ -187,7 +195,7 @@ def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, 
 
     Raises:
       TypeError: masks that are not boolean.
-      ValueError: a state whose masks are in compressed parameters.
+      ValueError: a state whose masks are in compressed parameters, or packed and without shapes.
     """
     states = find(masks)
     if not states:
@@ -200,6 +208,11 @@ def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, 
             raise ValueError(
                 "the masks are not in the state but in the places of compressed parameters: use "
                 "jaxsparse.metrics(opt_state, params=params), or jaxsparse.get_masks."
+            )
+        if lost_shapes(states):
+            raise ValueError(
+                "the masks are packed, and a checkpoint that is restored without a template has "
+                "lost their shapes: use jaxsparse.get_masks(opt_state, params)."
             )
     if states and prunable is None:
         chosen = {path for state in states for path in state.sparse or _with_dead(state)}

@@ -13,9 +13,11 @@ from jaxsparse import jaxprs, trees
 from jaxsparse.checks import traced
 from jaxsparse.distributions import target_count
 from jaxsparse.masks import full_mask, living, living_each
+from jaxsparse.packed import PackedMask
 from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select
 from jaxsparse.scores import drawn
 from jaxsparse.selection import global_top_k_masks
+from jaxsparse.state_tree import as_masks
 from jaxsparse.types import Array, Axes, Key, Masks, Params, Scores
 
 Counts = Any
@@ -116,7 +118,8 @@ class Plan(NamedTuple):
     """What is decided about a whole tree of parameters.
 
     Its methods take trees in the structure of the parameters; of those, functions see the sparse
-    leaves only.
+    leaves only. Masks may be packed: functions see booleans, and masks of a leaf that are made of
+    packed ones are packed again.
 
     Attributes:
       treedef: the structure of the parameters.
@@ -272,7 +275,7 @@ class Plan(NamedTuple):
         gathered = self.each(lambda leaf, s: leaf.pattern.gather(s, leaf.axes), scores)
         safe = self.each(first, scores, within)
         left = total - sum(map(living, safe))
-        where = self.each(others, within, self.tree(safe))
+        where = as_masks(self.each(others, within, self.tree(safe)))
         chosen = global_top_k_masks(gathered, left, where=where)
         return self.map(join, scores, self.tree(safe), self.tree(chosen), dense=full_mask)
 
@@ -300,9 +303,16 @@ class Plan(NamedTuple):
 
 
 def _call(function: Callable[..., Any], leaf: LeafPlan, *given: Any) -> Any:
-    return function(
-        leaf, *(_call(x.function, leaf, *x.leaves) if isinstance(x, Later) else x for x in given)
-    )
+    found = function(leaf, *(_read(leaf, x) for x in given))
+    packed = next((x for x in given if isinstance(x, PackedMask)), None)
+    same = packed and trees.is_array(found) and (found.shape, found.dtype) == (leaf.shape, bool)
+    return packed.like(found) if packed and same else found
+
+
+def _read(leaf: LeafPlan, given: Any) -> Any:
+    if isinstance(given, Later):
+        return given.function(leaf, *(_read(leaf, x) for x in given.leaves))
+    return given.mask if isinstance(given, PackedMask) else given
 
 
 def counts_over_time(counts: Sequence[Counts]) -> Counts:

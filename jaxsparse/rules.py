@@ -9,7 +9,7 @@ from jaxsparse import recognition, trees
 from jaxsparse.checks import check_flag, check_function, check_size
 from jaxsparse.types import Array, Key, Masks, Params, Rule
 
-_NUMBERS = ("grows", "gradients", "window", "reads_dead")
+_NUMBERS = ("grows", "gradients", "window", "reads_dead", "reads_packed")
 
 
 def check_rule(rule: Any) -> None:
@@ -27,6 +27,7 @@ def check_rule(rule: Any) -> None:
     check_flag("rule.grows", rule.grows)
     check_flag("rule.gradients", rule.gradients)
     check_flag("rule.reads_dead", rule.reads_dead)
+    check_flag("rule.reads_packed", rule.reads_packed)
     if rule.window is not None:
         check_size("rule.window", rule.window, 0)
     if (rule.update is None) != (rule.fires is None):

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxsparse import trees
 from jaxsparse.meshes import varying_axes
@@ -115,12 +116,13 @@ def replaced(old: Masks, masks: Masks) -> Masks:
             raise ValueError(f"masks at {path!r} has shape {new.shape}, the state {mask.shape}.")
         return new
 
-    return jax.tree.map_with_path(one, old)
+    return kept_like(old, jax.tree.map_with_path(one, as_masks(old)))
 
 
 ARRAYS = SparseState._fields[:-1]
 _NEEDED = frozenset(Declared._fields) - {"sparse"}
 VALUE = "/value"  # how the path of a Flax variable ends in a checkpoint without a template
+WORDS = "/words"  # and that of a packed mask, whose shape is not in it
 
 
 class _Paths:
@@ -235,7 +237,10 @@ def _get(node: Any, name: str) -> Any:
 
 
 def masks_by_path(states: list[Declared]) -> dict[str, Array]:
-    """The masks of all the states; a leaf that several of them hold lives where all let it."""
+    """The masks of all the states; a leaf that several of them hold lives where all let it.
+
+    Bytes in the place of booleans are bits without a shape: see `lost_shapes`.
+    """
     found: dict[str, Array] = {}
     for state in states:
         for path, mask in _own_masks(state).items():
@@ -243,15 +248,32 @@ def masks_by_path(states: list[Declared]) -> dict[str, Array]:
     return found
 
 
-def _tells_mask(node: Any) -> bool:
-    """Whether a node is no mask, but can tell one: places of living weights."""
+def lost_shapes(states: list[Declared]) -> bool:
+    """Whether masks are packed, and a checkpoint without a template has lost their shapes."""
+    return any(mask.dtype == jnp.uint8 for mask in masks_by_path(states).values())
+
+
+def tells_mask(node: Any) -> bool:
+    """Whether a node is no mask, but can tell one: bits, or places of living weights."""
     return isinstance(getattr(type(node), "mask", None), property)
 
 
+def as_masks(kept: Any) -> Masks:
+    """The masks that a tree tells, which a state keeps in whatever form."""
+    return jax.tree.map(lambda x: x.mask if tells_mask(x) else x, kept, is_leaf=tells_mask)
+
+
+def kept_like(kept: Any, masks: Masks) -> Any:
+    """Other masks in the form in which a state keeps its own."""
+    return jax.tree.map(
+        lambda x, mask: x.like(mask) if tells_mask(x) else mask, kept, masks, is_leaf=tells_mask
+    )
+
+
 def _own_masks(state: Declared) -> dict[str, Array]:
-    leaves = jax.tree.leaves_with_path(state.masks, is_leaf=_tells_mask)
-    masks = [(path, leaf.mask if _tells_mask(leaf) else leaf) for path, leaf in leaves]
-    found = {trees.name(path): mask for path, mask in masks if trees.is_array(mask)}
+    leaves = jax.tree.leaves_with_path(as_masks(state.masks))
+    found = {trees.name(path): mask for path, mask in leaves if trees.is_array(mask)}
+    found = {path.removesuffix(WORDS): mask for path, mask in found.items()}
     if state.sparse is None and all(path.endswith(VALUE) for path in found):
         return {path.removesuffix(VALUE): mask for path, mask in found.items()}
     return found

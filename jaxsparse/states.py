@@ -13,15 +13,18 @@ from jaxsparse.checks import traced
 from jaxsparse.inner_state import project
 from jaxsparse.masks import apply, density, living
 from jaxsparse.meshes import mesh_sharding
+from jaxsparse.packed import unpacked
 from jaxsparse.recognition import as_float
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._states import holds_kernels, keeps_places, take_out
 from jaxsparse.state_tree import (
     VALUE,
     Declared,
+    as_masks,
     field,
     find,
     is_state,
+    lost_shapes,
     masks_by_path,
     replace,
     replaced,
@@ -69,6 +72,8 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
             return leaf
         if path not in found:
             return jnp.ones(leaf.shape, bool)
+        if found[path].dtype == jnp.uint8:
+            return unpacked(found[path], leaf.shape)
         if found[path].shape != leaf.shape:
             raise ValueError(
                 f"the state's mask at {path!r} has shape {found[path].shape}, the parameter "
@@ -128,6 +133,7 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
             return node
         before = field(node, "masks", "set_masks")
         new = replace(node, masks=replaced(before, masks))
+        before = as_masks(before)
         if tx is None:
             return new
         if type(node) is not type(fresh):
@@ -149,7 +155,7 @@ def _fresh(tx: Any, params: Params, masks: Masks) -> Any:
 def _with_fresh(state: Any, before: Masks, fresh: Any) -> Any:
     """The state, fresh where weights live that did not before."""
     old, new = (field(node, "inner_state", "set_masks with tx") for node in (state, fresh))
-    after = field(state, "masks", "set_masks")
+    after = as_masks(field(state, "masks", "set_masks"))
     kept = jax.tree.map(lambda a, b: a | ~b if trees.is_array(a) else a, before, after)
     like = jax.tree.map(lambda m: as_float(m) if trees.is_array(m) else m, kept)
     return replace(state, inner_state=project(old, new, like, kept))
@@ -261,7 +267,8 @@ def metrics(
     """
     states = _find(opt_state, params)
     known = states
-    if any(map(is_compressed, jax.tree.leaves(params, is_leaf=is_compressed))):
+    told = any(map(is_compressed, jax.tree.leaves(params, is_leaf=is_compressed)))
+    if told or (params is not None and lost_shapes(states)):
         masks = get_masks(states, params)
         known = [state._replace(masks=masks) for state in states]
 

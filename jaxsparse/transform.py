@@ -21,9 +21,17 @@ from jaxsparse.mask_update import (
 )
 from jaxsparse.masks import check_boolean, zero_dead
 from jaxsparse.meshes import beside
-from jaxsparse.sparse._flat import is_place
+from jaxsparse.packed import pack_leaves
 from jaxsparse.sparse._values import expand
-from jaxsparse.state_tree import FORMAT, SparseState, check_copies, find, is_state, starting_masks
+from jaxsparse.state_tree import (
+    FORMAT,
+    SparseState,
+    as_masks,
+    check_copies,
+    find,
+    is_state,
+    starting_masks,
+)
 from jaxsparse.storage import Storage, start, storage_of
 from jaxsparse.types import Array, AxesSpec, Key, Masks, Params, Rule
 
@@ -40,6 +48,7 @@ def sparsify(
     room: float = 1.5,
     window: int | None = None,
     axes: AxesSpec = None,
+    mask_storage: str = "bool",
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that its updates keep the parameters exactly sparse.
 
@@ -75,6 +84,9 @@ def sparsify(
       window: with storage "compressed", how many steps before a mask update `rule.observe` sees;
         None means `rule.window`.
       axes: with storage "compressed", what the axes of the kernels mean.
+      mask_storage: "bool": a byte for every weight. "packed": the state keeps a bit for every
+        weight that may be sparse and a byte for every leaf that is dense; masks, results and
+        `get_masks` are the same. For storage "masked".
 
     Returns:
       A `GradientTransformationExtraArgs`; `update` needs `params` and forwards extra arguments.
@@ -85,7 +97,8 @@ def sparsify(
     Raises:
       TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key; later, a state
         that is none of this wrapper, or masks that are not boolean.
-      ValueError: `regrown_state` is unknown; later, trees that differ from the parameters.
+      ValueError: `regrown_state`, a storage or a `mask_storage` is unknown, or they do not go
+        together; later, trees that differ from the parameters.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse, optax
@@ -118,6 +131,12 @@ def sparsify(
         first_value=first_value,
         skip_update=skip_update,
     )
+    check_choice("mask_storage", mask_storage, ("bool", "packed"))
+    if mask_storage == "packed" and kept is not None:
+        raise ValueError(
+            f'mask_storage="packed" is for storage="masked"; with storage={storage!r} there are no '
+            "masks, but places of living weights."
+        )
 
     def init_fn(params: Params) -> SparseState:
         random = prng.as_key(key)
@@ -126,7 +145,9 @@ def sparsify(
         check_boolean(masks, "the masks of rule.init")
         masks = beside(starting_masks(masks), dense)
         if kept is None:
-            living = zero_dead(params, masks, rules.sparse_leaves(rule, params))
+            used = rules.sparse_leaves(rule, params)
+            living = zero_dead(params, masks, used)
+            masks = pack_leaves(masks, used) if mask_storage == "packed" else masks
         else:
             living, masks = start(kept, rule, params, masks)
         return SparseState(
@@ -188,7 +209,7 @@ def _masked_step(
 ) -> tuple[Params, MaskUpdate, Any]:
     """A step of dense arrays beside masks."""
     state = step.state
-    if rule.fires is None or rule.update is None:
+    if rule.fires is None:
         decided, inner_state = no_update(step), state.inner_state
     else:
         wanted = rule.fires(state.count) | state.pending
@@ -198,7 +219,7 @@ def _masked_step(
         # decays it, and `set_masks` leaves what it was; the update may bring it to life.
         clean, some = _reset(optimizer, step, state.masks, state.inner_state, wanted, some)
         scored = functools.partial(_scored, optimizer, step, clean, rule.reads_dead)
-        decided = mask_update(step, rule.update, scored, wanted, some)
+        decided = mask_update(step, rule, scored, wanted, some)
         inner_state, _ = _reset(optimizer, step, decided.masks, clean, decided.fired, some)
     updates, inner_state = _inner_step(optimizer, step, decided.masks, inner_state)
     return _emit(step, decided, updates, first_value), decided, inner_state
@@ -217,7 +238,7 @@ def _reset(
         return inner_state, some
 
     def fresh() -> Any:
-        return inner.init(zero_dead(step.params, masks, step.sparse))
+        return inner.init(zero_dead(step.params, as_masks(masks), step.sparse))
 
     return reset_dead(inner_state, fresh, step.params, masks, step.sparse, when, some)
 
@@ -226,7 +247,7 @@ def _inner_step(
     inner: optax.GradientTransformation, step: Step, masks: Masks, inner_state: Any
 ) -> tuple[Params, Any]:
     """(4) What the inner optimizer makes of the living weights."""
-    grads = step.adjusted
+    grads, masks = step.adjusted, as_masks(masks)
     if step.regrown_state != "dense":
         grads = zero_dead(grads, masks, step.sparse)
     return inner.update(grads, inner_state, zero_dead(step.params, masks, step.sparse))
@@ -236,7 +257,7 @@ def _scored(
     inner: optax.GradientTransformation, step: Step, inner_state: Any, reads_dead: bool
 ) -> Params:
     """The parameters that new masks are scored on: as they are, or as the step leaves them."""
-    masks = step.state.masks
+    masks = step.masks
     if step.skips and not reads_dead:
         return step.params
     params = zero_dead(step.params, masks, step.sparse)
@@ -273,7 +294,8 @@ def _emit(
     first = jax.tree.map(lambda _: None, step.params)
     if first_value is not None:
         first = first_value(jax.random.fold_in(step.key, 1), step.params)
-    return jax.tree.map(leaf, step.params, updates, decided.masks, decided.before, used, first)
+    masks, before = as_masks(decided.masks), as_masks(decided.before)
+    return jax.tree.map(leaf, step.params, updates, masks, before, used, first)
 
 
 def _fitting(grads: Params, state: Any, params: Params | None, kept: Storage | None) -> Params:
@@ -289,9 +311,9 @@ def _fitting(grads: Params, state: Any, params: Params | None, kept: Storage | N
     if kept is not None and kept.format is not None:
         compressed.check_compressed(grads, state, params)
         return params
-    masks = state.masks
+    masks = as_masks(state.masks)
     if kept is not None:
-        masks = jax.tree.map(lambda _: True, masks, is_leaf=is_place)
+        masks = jax.tree.map(lambda _: True, masks)
     params = trees.cut(params, masks)
     trees.check_same(params, grads, "grads")
     trees.check_same(params, masks, "masks", shapes=kept is None)

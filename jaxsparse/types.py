@@ -137,6 +137,8 @@ class Rule(NamedTuple):
         made at every step (`storage="compressed"`); None means all.
       reads_dead: whether `update` looks at parameters off the masks. They are zero for it then,
         in a copy; otherwise they may be anything.
+      reads_packed: whether `update` takes and gives masks in the form in which the state keeps
+        them, which may be bits; otherwise it sees booleans.
     """
 
     init: RuleInit
@@ -151,3 +153,4 @@ class Rule(NamedTuple):
     gradients: bool = True
     window: int | None = None
     reads_dead: bool = True
+    reads_packed: bool = False

@@ -25,19 +25,23 @@ STEPS = 9
 KEY = 3
 
 ALGORITHMS = {
-    "fixed": lambda inner, key: jaxsparse.fixed(inner, 0.7, key=key),
-    "gradual": lambda inner, key: jaxsparse.gradual(inner, 0.7, start=1, stop=6, every=2),
-    "gradual global": lambda inner, key: jaxsparse.gradual(
-        inner, 0.7, start=1, stop=6, every=2, scope="global"
+    "fixed": lambda inner, key, **more: jaxsparse.fixed(inner, 0.7, key=key, **more),
+    "gradual": lambda inner, key, **more: jaxsparse.gradual(
+        inner, 0.7, start=1, stop=6, every=2, **more
     ),
-    "sparse_evolution": lambda inner, key: jaxsparse.sparse_evolution(
-        inner, 0.7, key=key, every=2, drop_fraction=0.5
+    "gradual global": lambda inner, key, **more: jaxsparse.gradual(
+        inner, 0.7, start=1, stop=6, every=2, scope="global", **more
     ),
-    "rigl": lambda inner, key: jaxsparse.rigl(inner, 0.7, key=key, every=2, drop_fraction=0.5),
-    "rigl accumulate": lambda inner, key: jaxsparse.rigl(
-        inner, 0.7, key=key, every=3, accumulate=2, drop_fraction=0.5
+    "sparse_evolution": lambda inner, key, **more: jaxsparse.sparse_evolution(
+        inner, 0.7, key=key, every=2, drop_fraction=0.5, **more
     ),
-    "rigl removing units": lambda inner, key: jaxsparse.rigl(
+    "rigl": lambda inner, key, **more: jaxsparse.rigl(
+        inner, 0.7, key=key, every=2, drop_fraction=0.5, **more
+    ),
+    "rigl accumulate": lambda inner, key, **more: jaxsparse.rigl(
+        inner, 0.7, key=key, every=3, accumulate=2, drop_fraction=0.5, **more
+    ),
+    "rigl removing units": lambda inner, key, **more: jaxsparse.rigl(
         inner,
         0.7,
         key=key,
@@ -46,30 +50,38 @@ ALGORITHMS = {
         pattern=jaxsparse.fan_in,
         min_salient=0.6,
         keep_units=(),
+        **more,
     ),
-    "sparse_momentum": lambda inner, key: jaxsparse.sparse_momentum(
-        inner, 0.7, key=key, every=2, drop_fraction=0.5
+    "sparse_momentum": lambda inner, key, **more: jaxsparse.sparse_momentum(
+        inner, 0.7, key=key, every=2, drop_fraction=0.5, **more
     ),
-    "sparse_momentum by neuron": lambda inner, key: jaxsparse.sparse_momentum(
-        inner, 0.7, key=key, every=2, growth="momentum_neuron", redistribution="magnitude"
+    "sparse_momentum by neuron": lambda inner, key, **more: jaxsparse.sparse_momentum(
+        inner, 0.7, key=key, every=2, growth="momentum_neuron", redistribution="magnitude", **more
     ),
-    "sparse_momentum global": lambda inner, key: jaxsparse.sparse_momentum(
-        inner, 0.7, key=key, every=2, drop_by="global", growth="global", drop_fraction=0.4
+    "sparse_momentum global": lambda inner, key, **more: jaxsparse.sparse_momentum(
+        inner, 0.7, key=key, every=2, drop_by="global", growth="global", drop_fraction=0.4, **more
     ),
-    "sparse_momentum normalised": lambda inner, key: jaxsparse.sparse_momentum(
-        inner, 0.7, key=key, every=2, second_moment=0.999, drop_by="sign", redistribution="nonzero"
+    "sparse_momentum normalised": lambda inner, key, **more: jaxsparse.sparse_momentum(
+        inner,
+        0.7,
+        key=key,
+        every=2,
+        second_moment=0.999,
+        drop_by="sign",
+        redistribution="nonzero",
+        **more,
     ),
-    "sparse_evolution by sign": lambda inner, key: jaxsparse.sparse_evolution(
-        inner, 0.7, key=key, every=2, drop_fraction=0.5, drop_by="sign"
+    "sparse_evolution by sign": lambda inner, key, **more: jaxsparse.sparse_evolution(
+        inner, 0.7, key=key, every=2, drop_fraction=0.5, drop_by="sign", **more
     ),
-    "dynamic_reparameterization": lambda inner, key: jaxsparse.dynamic_reparameterization(
-        inner, 0.7, key=key, every=2, threshold=0.1, target=0.3
+    "dynamic_reparameterization": lambda inner, key, **more: jaxsparse.dynamic_reparameterization(
+        inner, 0.7, key=key, every=2, threshold=0.1, target=0.3, **more
     ),
-    "deep_rewiring": lambda inner, key: jaxsparse.deep_rewiring(
-        inner, 0.7, key=key, l1=0.01, noise=0.5
+    "deep_rewiring": lambda inner, key, **more: jaxsparse.deep_rewiring(
+        inner, 0.7, key=key, l1=0.01, noise=0.5, **more
     ),
-    "deep_rewiring free": lambda inner, key: jaxsparse.deep_rewiring(
-        inner, 0.7, key=key, l1=0.01, noise=0.5, sign="free"
+    "deep_rewiring free": lambda inner, key, **more: jaxsparse.deep_rewiring(
+        inner, 0.7, key=key, l1=0.01, noise=0.5, sign="free", **more
     ),
 }
 
@@ -135,10 +147,10 @@ def off_mask_is_initial(inner, state, params, masks):
     return good
 
 
-def run(make, inner, key, dtype=jnp.float32, extra=("value", "unknown")):
+def run(make, inner, key, dtype=jnp.float32, extra=("value", "unknown"), **more):
     """Trains; returns the last parameters and, for every step, one bool per invariant."""
     inner = spy(inner)
-    tx = make(inner, key)
+    tx = make(inner, key, **more)
 
     def step(carry, _):
         params, state = carry
@@ -217,8 +229,9 @@ def test_the_table_holds_every_optimizer_that_optax_exports():
 )
 def test_every_algorithm(inner, name):
     make = ALGORITHMS[name]
+    other = {"mask_storage": "bool" if inner == "sgd" else "packed"}
 
-    replicates = jax.jit(jax.vmap(lambda key: run(make, INNERS[inner](), key)))
+    replicates = jax.jit(jax.vmap(lambda key: run(make, INNERS[inner](), key, **other)))
 
     with jax.numpy_dtype_promotion("strict" if inner == "sgd" else "standard"):
         params, flags, alive, metrics = run(make, INNERS[inner](), KEY)

@@ -19,6 +19,7 @@ LEVELS = {
     "meshes": 1,
     "axes": 2,
     "jaxprs": 2,
+    "packed": 2,
     "recognition": 2,
     "selection": 2,
     "state_tree": 2,

@@ -34,6 +34,7 @@ class Options(command.StudyOptions):
     )
     sparsity: float = option(0.95, "fraction of zeros, in [0, 1)")
     epochs: int | None = option(None, "passes over the training set (default: the preset's)")
+    dataset: str | None = option(None, "the data set (default: the preset's)")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -52,8 +53,9 @@ def prepare(options: Options) -> command.Study:
       ValueError: a value that cannot be.
     """
     settings = dataclasses.replace(PRESETS[options.preset], sparsity=options.sparsity)
-    if options.epochs is not None:
-        settings = dataclasses.replace(settings, epochs=options.epochs)
+    given = {"epochs": options.epochs, "dataset": options.dataset}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = dataclasses.replace(settings, **given)
     names = [*NAMES.get(options.preset, METHODS)]
     if options.method is not None:
         names = [name for name in options.method.split(",") if name]

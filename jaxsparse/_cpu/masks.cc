@@ -3,6 +3,7 @@
 // The mask of the k largest scores is exact and needs no sorted copy: scores become unsigned keys in
 // their order on the way, two passes count the halves of the keys, a third writes the mask.
 
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -163,7 +164,7 @@ std::vector<int64_t> Sums(ffi::ThreadPool pool, int64_t arrays, Size size, F f) 
   return sums;
 }
 
-// How many of each mask are True; with twice as many masks, those that are not so in its partner of
+// How many bits of each mask are set; with twice as many masks, those that are not in its partner of
 // the second half.
 ffi::Error Living(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Counts> found) {
   const int64_t masks = found->element_count();
@@ -179,11 +180,23 @@ ffi::Error Living(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Cou
   const auto sums = Sums(
       pool, masks, [&](int64_t a) { return sizes[a]; },
       [&](int64_t a, int64_t first, int64_t last) {
-        int32_t sum = 0;
         const uint8_t *mask = data[a], *off = pairs ? data[a + masks] : nullptr;
-        if (pairs) for (int64_t i = first; i < last; ++i) sum += mask[i] & ~off[i] & 1;
-        else for (int64_t i = first; i < last; ++i) sum += mask[i];
-        return sum;
+        const auto ones = [&](auto read) {  // a boolean is a byte with one bit
+          int32_t sum = 0;
+          int64_t i = first;
+          for (; i + 8 <= last; i += 8) sum += __builtin_popcountll(read(i, uint64_t{}));
+          for (; i < last; ++i) sum += __builtin_popcount(read(i, uint8_t{}));
+          return sum;
+        };
+        const auto load = [](const uint8_t* from, auto word) {
+          std::memcpy(&word, from, sizeof(word));
+          return word;
+        };
+        if (!pairs) return ones([&](int64_t i, auto word) { return load(mask + i, word); });
+        return ones([&](int64_t i, auto word) {
+          const auto others = load(off + i, word);
+          return decltype(word)(load(mask + i, word) & ~others);
+        });
       });
   std::copy(sums.begin(), sums.end(), found->typed_data());
   return ffi::Error::Success();

@@ -25,6 +25,7 @@ class WrapOptions(TypedDict, total=False):
     storage: str
     room: float
     window: int | None
+    mask_storage: str
 
 
 class SparseOptions(TargetOptions, WrapOptions):
@@ -147,6 +148,7 @@ def dynamic_rule(
         gradients=gradients,
         window=window,
         reads_dead=False,
+        reads_packed=True,
     )
 
 

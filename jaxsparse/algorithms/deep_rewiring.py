@@ -59,7 +59,8 @@ def deep_rewiring(
         defaults to `every`. Published is every step.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`; the pattern must
         be unstructured.
-      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`.
+      skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
+        `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the

@@ -61,7 +61,8 @@ def dynamic_reparameterization(
       target: weights that an update is meant to move, as a fraction of all living weights, in
         (0, 1].
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`.
+      skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
+        `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the

@@ -18,6 +18,7 @@ def fixed(
     *,
     key: Key = None,
     storage: str = "masked",
+    mask_storage: str = "bool",
     **options: Unpack[TargetOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Trains with masks that never change: random ones, or masks of your own.
@@ -30,7 +31,7 @@ def fixed(
         have dead weights are those that count in a density.
       key: an int, a typed key or raw key data, for the random masks.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      storage: as for `jaxsparse.sparsify`.
+      storage, mask_storage: as for `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -51,7 +52,14 @@ def fixed(
     shared, _ = split(fixed, options, TargetOptions)
     rule = fixed_rule(sparsity, **shared)
     key = 0 if key is None and sparsity is None else key
-    return sparsify(inner, rule, key=key, storage=storage, axes=shared.get("axes"))
+    return sparsify(
+        inner,
+        rule,
+        key=key,
+        storage=storage,
+        axes=shared.get("axes"),
+        mask_storage=mask_storage,
+    )
 
 
 def fixed_rule(sparsity: Sparsity | None = None, **options: Unpack[TargetOptions]) -> Rule:

@@ -47,7 +47,8 @@ def gradual(
       scope: "layer", or "global" where the layers compete and only the total is fixed.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       key: unused, because nothing is drawn.
-      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`;
+      skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
+        `jaxsparse.sparsify`.
         nothing comes to life. A compressed storage begins with whole leaves: it pays once
         `jaxsparse.sparse.fit` has taken the weights out that died.
 
@@ -143,4 +144,5 @@ def gradual_rule(
         prunable=lambda params: planned(params).prunable,
         gradients=False,
         reads_dead=False,
+        reads_packed=True,
     )

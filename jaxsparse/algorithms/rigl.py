@@ -78,7 +78,8 @@ def rigl(
         are also attention and all linear layers of a ResNet. () removes units of every layer; None
         does so with a warning.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`;
+      skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
+        `jaxsparse.sparsify`.
         a mask update replaces the weight step here, as published, unless `skip_update` is False.
 
     Returns:

@@ -45,7 +45,8 @@ def sparse_evolution(
       drop_by: "magnitude", as later work has it; or "sign", as published: the fraction f of the
         smallest positive and of the largest negative weights.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`.
+      skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
+        `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the

@@ -94,7 +94,8 @@ def sparse_momentum(
       redistribution: a layer's share goes by "momentum", by the mean "magnitude" of its living
         weights, by their number ("nonzero"), or it grows what it dropped ("none").
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
-      skip_update, regrown_state, first_value, storage, room, window: as for `jaxsparse.sparsify`.
+      skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
+        `jaxsparse.sparsify`.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the

@@ -28,12 +28,12 @@ def top_k_mask(k: Array, scores: Array, where: Array) -> Array:
 
 
 def living(*masks: Array) -> Array:
-    """How many of each mask are True, int32 of shape (masks,)."""
+    """How many bits of each mask are set, int32 of shape (masks,); booleans have one each."""
     return _call("living", (len(masks),), jnp.int32, *masks)
 
 
 def born(*masks: Array) -> Array:
-    """How many of each mask of the first half are True where that of the second half is not."""
+    """How many of each mask of the first half are set where those of the second half are not."""
     return _call("living", (len(masks) // 2,), jnp.int32, *masks)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxsparse.sparse import _layout
 from jaxsparse.sparse._bits import Bits
-from jaxsparse.types import Array, Masks, Params
+from jaxsparse.types import Array, Params
 
 
 @_layout.register_places("indices")
@@ -133,8 +133,3 @@ def at_places(masks: Any, params: Params) -> Params:
         return Flat(Flat(p, place).gather(p), place) if is_place(place) else p
 
     return jax.tree.map(leaf, masks, params, is_leaf=is_place)
-
-
-def as_masks(masks: Any) -> Masks:
-    """The tree with masks in the place of places."""
-    return jax.tree.map(lambda m: m.mask if is_place(m) else m, masks, is_leaf=is_place)

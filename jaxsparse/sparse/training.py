@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from jaxsparse.checks import check_flag, check_function
 from jaxsparse.sparse._accelerate import accelerate
-from jaxsparse.sparse._flat import Patch, as_masks, at_places
+from jaxsparse.sparse._flat import Patch, at_places
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._moving import Move, compressed_leaves, kernels_of, masks_of, moments
 from jaxsparse.sparse._states import nodes, own_places
 from jaxsparse.sparse._values import expand, values, with_values
 from jaxsparse.sparse._watched import Watched
-from jaxsparse.state_tree import field, is_state, replace, starting_from
+from jaxsparse.state_tree import as_masks, field, is_state, replace, starting_from
 from jaxsparse.types import Params
 
 

@@ -1,0 +1,113 @@
+"""Masks as bits: a weight takes an eighth of a byte in a state, a dense leaf one byte in all."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse import trees
+from jaxsparse.meshes import automatic
+from jaxsparse.types import Array, Masks
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["words"], meta_fields=["shape", "dense"]
+)
+@dataclasses.dataclass(frozen=True)
+class PackedMask:
+    """The mask of one leaf, eight weights a byte.
+
+    Attributes:
+      words: uint8, of the mask's shape but for the packed axis, which has an eighth of its size;
+        for a dense leaf one byte, of shape `(1, ..., 1)`. Replicates may stand in front.
+      shape: of the mask.
+      dense: whether the leaf is dense as a whole.
+    """
+
+    words: Array
+    shape: tuple[int, ...]
+    dense: bool = False
+
+    @classmethod
+    def of(cls, mask: Array, dense: bool = False) -> "PackedMask":
+        """A boolean mask as bits; of a dense leaf only its shape is kept."""
+        if dense:
+            return cls(jnp.full((1,) * mask.ndim, 255, jnp.uint8), mask.shape, True)
+        return cls(automatic(_packed, mask)(mask), mask.shape)
+
+    @property
+    def mask(self) -> Array:
+        """Boolean, of the mask's shape."""
+        return unpacked(self.words, self.shape)
+
+    def like(self, mask: Array) -> "PackedMask":
+        """Another mask of this leaf, in the same form; a dense leaf stays dense."""
+        if self.dense:
+            return self
+        return dataclasses.replace(self, words=automatic(_packed, self.words)(mask))
+
+
+def pack_leaves(masks: Masks, sparse: list[bool]) -> Any:
+    """The masks of all leaves as bits.
+
+    Args:
+      masks: boolean arrays.
+      sparse: one bool per leaf: may it have dead weights?
+    """
+    leaves, treedef = jax.tree.flatten(masks)
+    pairs = zip(leaves, sparse, strict=True)
+    return treedef.unflatten(
+        PackedMask.of(mask, dense=not used) if trees.is_array(mask) else mask
+        for mask, used in pairs
+    )
+
+
+def unpacked(words: Array, shape: tuple[int, ...]) -> Array:
+    """The mask of a shape whose bits these are, with whatever axes of replicates in front."""
+    axis, lead = _axis(shape), words.shape[: words.ndim - len(shape)]
+    if axis is None or words.shape[axis] != -(-shape[axis] // 8):
+        return jnp.broadcast_to(words != 0, (*lead, *shape))
+    rows = 8 * words.shape[axis]
+
+    def bits(words: Array) -> Array:
+        found = (jnp.expand_dims(words, axis) & _bits(axis)) != 0
+        found = found.reshape(*lead, *_with(shape, axis, rows))
+        return found if rows == shape[axis] else found[..., : shape[axis]]
+
+    return automatic(bits, words)(words)
+
+
+def _packed(mask: Array) -> Array:
+    """As `numpy.packbits`, in few operations, because a step has many of them to compile."""
+    axis = _axis(mask.shape)
+    if axis is None:
+        return mask.astype(jnp.uint8)
+    if axis == -1 and mask.shape[-1] % 8:
+        mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % 8)])
+    split = list(mask.shape)
+    split[axis:] = [split[axis] // 8, 8, *split[len(split) + axis + 1 :]]
+    apart = jnp.where(mask.reshape(split), _bits(axis), jnp.uint8(0))
+    return jnp.sum(apart, axis=axis, dtype=jnp.uint8)
+
+
+def _bits(axis: int) -> np.ndarray:
+    """The bits of a byte, the first place in the highest one, along an axis counted from behind."""
+    return (128 >> np.arange(8)).astype(np.uint8).reshape(8, *(1,) * (-axis - 1))
+
+
+def _with(shape: tuple[int, ...], axis: int, size: int) -> list[int]:
+    """A shape with another size along an axis."""
+    sizes = list(shape)
+    sizes[axis] = size
+    return sizes
+
+
+def _axis(shape: tuple[int, ...]) -> int | None:
+    """Which axis is packed: the last but one, if eight divides it, because that one is unpacked by
+    whole vectors."""
+    if not shape:
+        return None
+    return -2 if len(shape) > 1 and shape[-2] % 8 == 0 else -1
