@@ -41,13 +41,13 @@ def sparse_tx(key):
 
 def trainer(examples, form="vmap", *, make_tx=sparse_tx, apply=apply, **options):
     start = jaxsparse.init if make_tx is sparse_tx else loop.start_dense
+    options = {"execution": FORMS[form]} | options
     return loop.make_trainer(
         apply,
         init_params,
         make_tx,
         *examples,
         batch_size=SIZE,
-        execution=FORMS[form],
         start=start,
         **options,
     )
@@ -100,6 +100,27 @@ def test_all_forms_agree(sparse):
     for params in found[1:]:
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found[0]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_replicate_may_go_step_by_step(examples):
+    """The same numbers as in the loop, whatever the calls, measurements among them."""
+    count = loop.Track(
+        5,
+        lambda *_: jnp.zeros(4),
+        lambda seen, state, step, loss, _: seen.at[step // 5].set(loss),
+        (),
+    )
+    found = {}
+    for by_steps in (False, True):
+        execution = Execution("conv", "map", by_steps)
+        made = trainer(examples, execution=execution, track=count)
+        found[by_steps] = made.advance(made.init(keys(1)), 0, 17)
+    cut = made.init(keys(1))
+    for first, last in [(0, 6), (6, 17)]:
+        cut = made.advance(cut, first, last)
+    assert same(cut, found[True])
+    for a, b in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_is_an_ordinary_optax_step(examples):

@@ -188,14 +188,18 @@ def make_trainer(
         tracked = jax.lax.cond(due, update, lambda tracked, *_: tracked, *inputs)
         return state._replace(tracked=tracked, loss_sum=jnp.where(due, 0, state.loss_sum))
 
+    def epoch(state: TrainState, count: Array) -> tuple[Array, Array]:
+        """The key of the epoch that a step is in, and the order of its examples."""
+        number, row = count // steps_per_epoch, count % steps_per_epoch
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.data_key), number)
+        new = functools.partial(batch_indices, n=n, batch_size=batch_size)
+        return key, jax.lax.cond(row == 0, new, lambda key: state.order, key)
+
     def replicate(state: TrainState, first: Array, last: Array, examples: Any, data: Any) -> Any:
         def stretch(carry: tuple[Array, TrainState]) -> tuple[Array, TrainState]:
             # To the end of the epoch, the next measurement or the last step, whichever comes first.
             count, state = carry
-            epoch, row = count // steps_per_epoch, count % steps_per_epoch
-            key = jax.random.fold_in(jax.random.wrap_key_data(state.data_key), epoch)
-            new = functools.partial(batch_indices, n=n, batch_size=batch_size)
-            order = jax.lax.cond(row == 0, new, lambda key: state.order, key)
+            row, (key, order) = count % steps_per_epoch, epoch(state, count)
             size = jnp.minimum(last - count, steps_per_epoch - row)
             if track is not None:
                 size = jnp.minimum(size, track.every - count % track.every)
@@ -206,8 +210,17 @@ def make_trainer(
 
         return jax.lax.while_loop(lambda carry: carry[0] < last, stretch, (first, state))[1]
 
+    def alone(states: TrainState, count: Array, examples: Any, data: Any) -> TrainState:
+        """The step at `count` of a single replicate."""
+        state = jax.tree.map(lambda leaf: leaf[0], states)
+        key, order = epoch(state, count)
+        state = step(count % steps_per_epoch, state._replace(order=order), key, examples)
+        state = state if track is None else measure(state, count + 1, data)
+        return jax.tree.map(lambda leaf: leaf[None], state)
+
     every_replicate = over_replicates(replicate, execution.replicates)
     steps = jax.jit(lambda state, *shared: every_replicate((state,), *shared), donate_argnums=0)
+    one_step = jax.jit(alone, donate_argnums=0)
     placed: dict[int, Any] = {}
 
     def advance(state: TrainState, first: int, last: int, examples: Any = None) -> TrainState:
@@ -217,7 +230,11 @@ def make_trainer(
             placed[count] = place(state.data_key, (inputs, labels), data)[1:]
         (state,), (here, data) = place(state), placed[count]
         here = here if examples is None else place(state.data_key, examples)[1]
-        return steps(state, first, last, here, data)
+        if not (execution.by_steps and count == 1):
+            return steps(state, first, last, here, data)
+        for now in range(first, last):
+            state = one_step(state, jnp.int32(now), here, data)
+        return state
 
     return Trainer(
         init, advance, functools.partial(evaluate, apply, loss, execution), steps_per_epoch
