@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxsparse import trees
 from jaxsparse.mask_update import MaskUpdate, Step, any_replicate, decide, look, where
+from jaxsparse.plans import limited_to
 from jaxsparse.sparse._flat import Patch, at_places, died, is_place, nowhere
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._moving import (
@@ -292,7 +293,8 @@ def _move(
 ) -> Moved:
     """The mask update: what the rule decides, and all that goes to the new places with it."""
     old, dense = kernels_of(living.kernels), expand(living.kernels)
-    decided = decide(step, method.rule, _scored(method, living, step), wanted)
+    with limited_to([kernel.values.size for kernel in old]):
+        decided = decide(step, method.rule, _scored(method, living, step), wanted)
     masks = at_kernels(living.kernels, decided.masks)
     fits = [entries(k, mask) <= len(k.values) for k, mask in zip(old, masks, strict=True)]
     fired = functools.reduce(jnp.logical_and, fits, decided.fired)

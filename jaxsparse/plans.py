@@ -3,7 +3,9 @@ live. Plans are made from shapes and Python numbers while tracing, so they cost 
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +26,23 @@ Counts = Any
 """How many groups of weights: a tree in the structure of the parameters, with one number for every
 sparse leaf (or one for each of its rows) and None for a dense one; or, where all leaves compete,
 one number for all of them together."""
+
+
+_CAPACITIES: ContextVar[Sequence[int] | None] = ContextVar("capacities", default=None)
+
+
+@contextmanager
+def limited_to(capacities: Sequence[int]) -> Iterator[None]:
+    """In this context no sparse leaf is given more weights than it has room for.
+
+    Args:
+      capacities: weights of every sparse leaf.
+    """
+    token = _CAPACITIES.set(capacities)
+    try:
+        yield
+    finally:
+        _CAPACITIES.reset(token)
 
 
 class Later(NamedTuple):
@@ -206,6 +225,14 @@ class Plan(NamedTuple):
     def groups(self) -> list[int]:
         """Groups of every sparse leaf, alive or dead."""
         return [leaf.groups.rows * leaf.groups.columns for leaf in self.sparse]
+
+    def places(self) -> list[int]:
+        """Groups that may live in every sparse leaf: all of it, or what there is room for."""
+        weights, groups = _CAPACITIES.get(), self.groups()
+        if weights is None:
+            return groups
+        sizes = (leaf.groups.size for leaf in self.sparse)
+        return [min(n, most // size) for n, most, size in zip(groups, weights, sizes, strict=True)]
 
     def total(self) -> int:
         """Groups of all sparse leaves together, alive or dead."""

@@ -200,7 +200,8 @@ def shared_counts(
 ) -> Counts:
     """How many groups each leaf grows by its share; in total, what was dropped.
 
-    No leaf grows beyond its cap while another has room; by default 0.99 of its free places.
+    No leaf grows beyond its cap while another has room; by default 0.99 of its free places. None
+    grows beyond its places.
     """
     room = free_places(plan, after)
     caps = 0.99 * room.astype(jnp.float32) if caps is None else caps
@@ -208,8 +209,8 @@ def shared_counts(
 
 
 def free_places(plan: Plan, masks: Masks) -> Array:
-    """Dead groups of every sparse leaf, int32 of shape (leaves,)."""
-    return jnp.array(plan.groups(), jnp.int32) - plan.count_alive(masks)
+    """Groups that may still come to life in every sparse leaf, int32 of shape (leaves,)."""
+    return jnp.array(plan.places(), jnp.int32) - plan.count_alive(masks)
 
 
 def lost(plan: Plan, before: Masks, after: Masks) -> Array:

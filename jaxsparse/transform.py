@@ -80,7 +80,8 @@ def sparsify(
         `jaxsparse.sparse.train_step`. "compressed_state": the parameters stay dense, and the inner
         optimizer sees and keeps vectors of living values.
       room: with a compressed storage, the capacity of a leaf over the weights that live in it at
-        the start, where a method moves weights between leaves; see `jaxsparse.sparse.fit`.
+        the start, where a method moves weights between leaves. What one has no room for goes to
+        the others; see `jaxsparse.sparse.fit`.
       window: with storage "compressed", how many steps before a mask update `rule.observe` sees;
         None means `rule.window`.
       axes: with storage "compressed", what the axes of the kernels mean.

@@ -13,6 +13,9 @@ COMPRESSED, BLOCKS = "_compressed", "_blocks"
 last layer is dense, because it has ten outputs."""
 
 
+ROOM = 4.0  # so that sparse momentum shares weights out as it does with masks
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """One recipe for all methods; the learning rate falls by a cosine.
@@ -76,7 +79,7 @@ class Settings:
         updates = self.updates(steps)
         if every is not None:
             updates = updates._replace(every=every, start=min(every, updates.stop - 1))
-        kept = {} if not form else {"storage": methods.storage("compressed", form)}
+        kept = {} if not form else {"storage": methods.storage("compressed", form), "room": ROOM}
         inner = methods.optimizer(
             self.optimizer,
             self.learning_rate,

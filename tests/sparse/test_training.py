@@ -144,15 +144,29 @@ def test_the_window_leaves_out_what_was_long_before():
     assert short[2]["last_update"] == 4
 
 
+@pytest.mark.parametrize("method", ["sparse_momentum", "dynamic_reparameterization"])
+@pytest.mark.parametrize("storage", ["compressed", "compressed_state"])
+def test_what_a_leaf_has_no_room_for_goes_to_the_others(method, storage):
+    """Every mask update comes in time, and the total is conserved."""
+    alive = {}
+    for room in (1.05, 5.0):
+        _, masks, found = train(METHODS[method](SGD, storage=storage, room=room), 40)
+        assert (found["last_update"], found["postponed"]) == (36, 0)
+        alive[room] = [int(masks[name]["kernel"].sum()) for name in ("fc1", "fc2")]
+    assert sum(alive[1.05]) == sum(alive[5.0])
+    assert alive[1.05] != alive[5.0], "the room is felt"
+
+
 def test_an_update_without_room_waits_until_fit_makes_some():
-    tx = METHODS["dynamic_reparameterization"](SGD, storage="compressed", room=1.0)
+    """A global choice takes the best weights wherever they are."""
+    tx = METHODS["sparse_momentum global"](SGD, storage="compressed", room=1.0)
     params, state, step = begin(tx)
     for _ in range(5):
         params, state, _ = step(params, state)
     masks = jaxsparse.get_masks(state, params)
     found = jaxsparse.metrics(state, params=params)
     assert (found["last_update"], found["postponed"]) == (-1, 1)
-    roomy = METHODS["dynamic_reparameterization"](SGD, storage="compressed", room=3.0)
+    roomy = METHODS["sparse_momentum global"](SGD, storage="compressed", room=3.0)
     before = sparse.expand(params)
     params, state = sparse.fit(roomy, params, state)
     jax.tree.map(np.testing.assert_array_equal, sparse.expand(params), before)
