@@ -79,7 +79,11 @@ class Settings:
         updates = self.updates(steps)
         if every is not None:
             updates = updates._replace(every=every, start=min(every, updates.stop - 1))
-        kept = {} if not form else {"storage": methods.storage("compressed", form), "room": ROOM}
+        kept: dict[str, Any] = {}
+        if form:
+            kept["storage"] = methods.storage("compressed", form)
+        if form and methods.METHODS[name].moves:
+            kept["room"] = ROOM
         inner = methods.optimizer(
             self.optimizer,
             self.learning_rate,
