@@ -165,7 +165,7 @@ def mask_update(
 def decide(step: Step, rule: Rule, params: Params, wanted: Array) -> Decision:
     """What the rule makes of these parameters, which are zero off the old masks."""
     old, observed = step.state.masks, step.observed
-    renew = automatic(_update_of(rule), (old, observed))
+    renew = automatic(_update_of(rule, old), (old, observed))
     masks, rule_state = renew(step.key, step.state.count, old, params, step.grads, observed)
     masks = _replace_sparse(step.sparse, old, masks)
     churn = _churn(step.sparse, old, masks)
@@ -173,10 +173,11 @@ def decide(step: Step, rule: Rule, params: Params, wanted: Array) -> Decision:
     return Decision(masks, rule_state, wanted & _finite(sources) & _finite([observed]), churn)
 
 
-def _update_of(rule: Rule) -> RuleUpdate:
+def _update_of(rule: Rule, kept: Any) -> RuleUpdate:
     """The update of a rule, from and to masks in the form in which a state keeps them."""
     update: Any = rule.update
-    if rule.reads_packed:
+    packed = any(map(tells_mask, jax.tree.leaves(kept, is_leaf=tells_mask)))
+    if packed and rule.reads_packed:
         return update
 
     def renew(key: Array, count: Array, kept: Any, *given: Any) -> tuple[Any, Any]:

@@ -88,7 +88,8 @@ def test_an_unknown_option_names_the_function_and_the_nearest(name):
         getattr(jaxsparse, f"{name}_rule")(**rest, prunabel=None)
 
 
-WRAPPING = ("inner", "key", "skip_update", "storage")  # what `sparsify` asks for, not the rule
+WRAPPING = ("inner", "key", "skip_update", "storage", "mask_storage")
+"""What `sparsify` asks for, not the rule."""
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -135,6 +135,7 @@ SHARED = {
     "storage": '"compressed"',
     "room": "2.0",
     "window": "10",
+    "mask_storage": '"packed"',
 }
 
 
