@@ -10,15 +10,13 @@ on the network: see `benchmarks.sparse_training`.
 """
 
 import argparse
-import math
-from typing import Any
 
 import jax
 import optax
 
 import jaxsparse
 from benchmarks.step import OPTIMIZERS, SHAPES, SPARSITY, variant, weights
-from benchmarks.timing import optimizer_step
+from benchmarks.timing import optimizer_step, step_in_place
 from experiments.common.report.tables import markdown
 from experiments.common.training.methods import METHODS
 from jaxsparse import sparse
@@ -31,21 +29,6 @@ FORMS: dict[str, dict[str, str]] = {
 }
 
 
-def nbytes(tree: Any) -> int:
-    """Of all arrays of a tree, given or only described."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def in_place(tx: optax.GradientTransformation) -> Any:
-    """An optimizer step as `jaxsparse.sparse.train_step` does it."""
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params, patches=True)
-        return sparse.apply_updates(params, updates), state
-
-    return step
-
-
 def measure(
     inner: optax.GradientTransformation, shapes: list[tuple[int, ...]], name: str, form: str
 ) -> list[float | None]:
@@ -55,16 +38,21 @@ def measure(
     tx = variant(name, inner, 100, **FORMS[form])
     if METHODS[name].make is None:
         params, state = dense, tx.init(dense)
-        found = [nbytes(params), 0, nbytes(state), 0]
+        found = [sparse.nbytes(params), 0, sparse.nbytes(state), 0]
     else:
         params, state = jaxsparse.init(tx, dense)
         values = sparse.values(params)
-        places = nbytes(params) - nbytes(values) + nbytes(state.masks)
-        found = [nbytes(values), places, nbytes(state.inner_state), nbytes(state.rule_state)]
+        places = sparse.nbytes(params) - sparse.nbytes(values) + sparse.nbytes(state.masks)
+        found = [
+            sparse.nbytes(values),
+            places,
+            sparse.nbytes(state.inner_state),
+            sparse.nbytes(state.rule_state),
+        ]
     temporary = None
     if form != "compressed":
         patched = form == "compressed_state"
-        step = jax.jit(in_place(tx) if patched else optimizer_step(tx), donate_argnums=(0, 1))
+        step = jax.jit(step_in_place(tx) if patched else optimizer_step(tx), donate_argnums=(0, 1))
         compiled = step.lower(params, state, dense).compile()
         temporary = compiled.memory_analysis().temp_size_in_bytes
     return [None if n is None else n / size for n in (*found, temporary)]

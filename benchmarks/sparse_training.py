@@ -23,7 +23,7 @@ import optax
 import jaxsparse
 from benchmarks.sparse import NETWORKS, kernels, loss
 from benchmarks.step import SHAPES, weights
-from benchmarks.timing import chain, optimizer_step, ratio, take_turns
+from benchmarks.timing import chain, optimizer_step, ratio, step_in_place, take_turns
 from experiments.common.report.tables import markdown
 from jaxsparse import sparse
 
@@ -88,13 +88,6 @@ def state(turns: int) -> list[list[str]]:
     shapes, inner = SHAPES["resnet50"], optax.adam(1e-3)
     size, grads = sum(map(math.prod, shapes)), weights(shapes, 1)
 
-    def in_place(tx: Any) -> Callable[..., Any]:
-        def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-            found, state = tx.update(grads, state, params, patches=True)
-            return sparse.apply_updates(params, found), state
-
-        return step
-
     forms: dict[str, tuple[Any, Callable[..., Any]]] = {"dense": (inner, optimizer_step)}
     for name, make in (
         ("fixed", functools.partial(jaxsparse.fixed, inner, 0.9, key=0)),
@@ -103,7 +96,7 @@ def state(turns: int) -> list[list[str]]:
         forms[f"{name}, masks"] = make(), optimizer_step
         compressed = make(storage="compressed_state")
         forms[f"{name}, compressed state, any loop"] = compressed, optimizer_step
-        forms[f"{name}, compressed state, in place"] = compressed, in_place
+        forms[f"{name}, compressed state, in place"] = compressed, step_in_place
     calls, kept = {}, {}
     for name, (tx, step) in forms.items():
         params = weights(shapes, 0)

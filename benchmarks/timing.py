@@ -10,6 +10,7 @@ import optax
 
 from experiments.common.training.execution import replicate_keys
 from experiments.common.training.loop import Trainer
+from jaxsparse import sparse
 
 CALL_SECONDS = 0.2  # a call of a training loop lasts at least as long
 
@@ -20,6 +21,16 @@ def optimizer_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def step_in_place(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """The same for a compressed state, as `jaxsparse.sparse.train_step` does it."""
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params, patches=True)
+        return sparse.apply_updates(params, updates), state
 
     return step
 

@@ -250,7 +250,8 @@ def masks_by_path(states: list[Declared]) -> dict[str, Array]:
 
 def lost_shapes(states: list[Declared]) -> bool:
     """Whether masks are packed, and a checkpoint without a template has lost their shapes."""
-    return any(mask.dtype == jnp.uint8 for mask in masks_by_path(states).values())
+    kept = [x for state in states for x in jax.tree.leaves(state.masks, is_leaf=tells_mask)]
+    return any(trees.is_array(x) and x.dtype == jnp.uint8 for x in kept)
 
 
 def tells_mask(node: Any) -> bool:

@@ -133,12 +133,11 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
             return node
         before = field(node, "masks", "set_masks")
         new = replace(node, masks=replaced(before, masks))
-        before = as_masks(before)
         if tx is None:
             return new
         if type(node) is not type(fresh):
             raise ValueError("opt_state must be what tx.init gives, where tx is given.")
-        return _with_fresh(new, before, fresh)
+        return _with_fresh(new, as_masks(before), fresh)
 
     if tx is None:
         return jax.tree.map(state, opt_state, is_leaf=is_state)
