@@ -124,19 +124,18 @@ def _times(lab: Lab, name: str) -> list[float]:
     steps, so that what else the machine does slows all of them.
     """
     every = lab.settings.updates(_steps(lab)).every
-    near = min(every, NEAR)
+    near = 0 if METHODS[parse(name)[0]].dense else min(every, NEAR)
     far, never = min(every, FAR), _steps(lab)
-    timed = [
-        _timed(lab, name, near, near),
-        _timed(lab, name, far, never),
-        _timed(lab, "dense", far, never),
-    ]
+    timed = [_timed(lab, name, far, never), _timed(lab, "dense", far, never)]
+    if near:
+        timed.append(_timed(lab, name, near, near))
     for call in timed:
         call()  # compiles
     found, begun = [], time.perf_counter()
     while len(found) < TURNS and (len(found) < 3 or time.perf_counter() - begun < LONG):
-        before, apart, dense = (call() for call in timed)
-        found.append((near / every * before + (1 - near / every) * apart) / dense)
+        apart, dense, *before = (call() for call in timed)
+        step = (1 - near / every) * apart + sum(near / every * seconds for seconds in before)
+        found.append(step / dense)
     return found
 
 

@@ -9,12 +9,7 @@
 
 #include "vectors.h"
 
-constexpr int kRowsOfTile = 4;
-#ifdef __AVX512F__
-constexpr int kPanel = 4;  // vectors
-#else
-constexpr int kPanel = 1;
-#endif
+constexpr int kRowsOfTile = 4, kPanel = kWide / kRowsOfTile;  // vectors
 
 // acc[m][v] += sum over k < depth of a[m * row + k * column] * panel[k * step, vector v].
 template <int M, int V>
@@ -82,7 +77,7 @@ inline void BlockProduct(ffi::ThreadPool pool, const Blocks& w, bool transposed,
     const int64_t group = piece % count, width = panel.vectors * kLanes;
     const int64_t first = groups.starts[group], blocks = groups.starts[group + 1] - first;
     // Rows far apart fall into few sets of the cache: they are copied together.
-    const bool pack = batch > 16 * kLanes;
+    const bool pack = batch > 256;
     static thread_local std::vector<float> packed;
     if (pack) packed.resize(blocks * depth * width);
     const auto source = [&](int64_t n) {
@@ -135,7 +130,7 @@ inline void BlockGradient(ffi::ThreadPool pool, const Blocks& w, const Groups& g
         CutRows(w.inputs, [&](int64_t m, auto tall) {
           CutPanels(wide, [&](int64_t c, auto v) {
             constexpr int M = tall, V = v;
-        Vec acc[M][V] = {};
+            Vec acc[M][V] = {};
             MultiplyTile(in + m * batch, batch, 1, &turned[c], wide, depth, acc);
             for (int i = 0; i < M; ++i) {
               float* to = d + n * w.size() + (m + i) * w.outputs + c;

@@ -5,6 +5,7 @@
 #include "csr.h"
 #include "images.h"
 #include "vectors.h"
+#include "whole.h"
 
 namespace {
 
@@ -105,6 +106,15 @@ ffi::Error BlockValues(ffi::ThreadPool pool, Ints inputs, Ints outputs,
   return ffi::Error::Success();
 }
 
+// Of all weights of a convolution, as the matrix of its kernel (inputs, outputs).
+ffi::Error WindowValues(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer y,
+                        ffi::Result<Matrix> d, Sizes sizes) {
+  const Geometry g(sizes);
+  WholeGradient(pool, g, ImageOf(x.dimensions()), ImageOf(y.dimensions()), Data(x), Data(y),
+                d->typed_data());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(block_product, BlockProducts,
@@ -154,4 +164,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(csr_values, CsrValues,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<Floats>()
+                                  .Attr<Sizes>("sizes"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(window_values, WindowValues,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<Matrix>()
                                   .Attr<Sizes>("sizes"));

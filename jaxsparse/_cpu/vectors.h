@@ -8,11 +8,14 @@
 
 #include "threads.h"
 
-constexpr int kLanes = 16;
-#ifdef __AVX512F__
-constexpr int kWide = 16;  // vectors that a tile keeps in registers
+// The floats of one register, since compilers take wider vectors apart in memory, and the vectors that
+// a tile keeps in registers.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kWide = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kWide = 8;
 #else
-constexpr int kWide = 4;
+constexpr int kLanes = 4, kWide = 8;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
@@ -22,10 +25,26 @@ inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
 // The sum of the lanes, by halves: one after the other they would wait for each other.
 inline float Sum(Vec v) {
+  typedef float Four __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
   auto a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
            __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-  auto b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+#else
+  auto a = v;
+#endif
+#if defined(__AVX__)
+  Four b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+#else
+  Four b = a;
+#endif
   return (b[0] + b[1]) + (b[2] + b[3]);
+}
+
+// Keeps it in a register, where a compiler would rather read it again for every use.
+inline void Keep(Vec& v) {
+#if defined(__AVX__)
+  asm("" : "+x"(v));
+#endif
 }
 
 template <int N>

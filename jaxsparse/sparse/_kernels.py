@@ -10,7 +10,14 @@ from jaxsparse import compiled
 from jaxsparse.compiled import Backend
 from jaxsparse.types import Array
 
-_TARGETS = ("csr_forward", "csr_transposed", "csr_values", "block_product", "block_values")
+_TARGETS = (
+    "csr_forward",
+    "csr_transposed",
+    "csr_values",
+    "block_product",
+    "block_values",
+    "window_values",
+)
 
 
 def products() -> Backend:

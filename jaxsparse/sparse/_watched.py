@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.sparse import _layout, _windows
+from jaxsparse.sparse import _kernels, _layout, _windows
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.sparse._windows import Window
 from jaxsparse.types import Array
@@ -81,7 +81,12 @@ def _backward(static: _Static, shapes: Shapes, places: Any, matrix: Array, g: Ar
 
 def _of_values(static: _Static, shapes: Shapes, places: Any, x: Array, g: Array) -> Array:
     _, window = static
-    return _windows.gradient(x, g, window) if window.sizes else x.T @ g
+    if not window.sizes:
+        return x.T @ g
+    if x.dtype != jnp.float32 or not _kernels.choose("auto"):
+        return _windows.gradient(x, g, window)
+    sizes = window.numbers()
+    return _kernels.call("window_values", shapes.values, x, g, batched=(0, 1), sizes=sizes)
 
 
 _PRODUCT = Trilinear("watched_product", _forward, _backward, _of_values)

@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,6 +84,27 @@ def test_of_any_geometry(via, name):
     *_, strides, pads, axes, sparsity = found = CASES[name]
     values, mask, x = case(*found[:4], sparsity, axes)
     check(values, mask, x, strides, (pads[:2], pads[2:]), axes, via)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_of_dead_weights(name):
+    """What a mask update looks at, through the step of training."""
+    *_, strides, pads, axes, sparsity = found = CASES[name]
+    values, mask, x = case(*found[:4], sparsity, axes)
+    values, numbers = jnp.where(mask, values, 0), FLAX if axes == "flax" else EQUINOX
+    fits = (pads[:2], pads[2:])
+
+    def loss(params, x):
+        found = jax.lax.conv_general_dilated(x, params, strides, fits, dimension_numbers=numbers)
+        return jnp.sum(jnp.sin(found) * jnp.cos(jnp.arange(found.size)).reshape(found.shape))
+
+    def update(grads, state, params, *, dense_grads):
+        return params, dense_grads(sparse.expand(params))
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    params = sparse.free_places(sparse.compress(values, mask, format="csr", axes=axes))
+    _, seen, _ = jax.jit(sparse.train_step(loss, tx))(params, (), x)
+    close(seen, jax.jit(jax.grad(loss))(values, x))
 
 
 @COMPILED

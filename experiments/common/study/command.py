@@ -93,6 +93,7 @@ def run(
     """
     options = parse(kind, prog, args)
     execution.use_every_core()
+    execution.keep_memory()
     console = Console(markup=False)
     groups: list[Group] = []
     with in_one_line(ValueError, TypeError):

@@ -1,6 +1,7 @@
 """How a model runs on a backend: the one place where that is decided, by measurement."""
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from experiments.common.models.layers import Form, form_on
 from experiments.common.models.registry import MODELS
 
 REPLICATES = "replicates"
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # as malloc.h numbers them
 
 
 class Execution(NamedTuple):
@@ -75,6 +77,18 @@ def use_every_core() -> None:
         return
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", _cores())
+
+
+def keep_memory() -> None:
+    """Lets the process keep the memory of arrays that are freed, for those that come next.
+
+    glibc gives large ones back, and the system clears every page of the next ones: with 32 MiB in
+    and out `x + 1` takes 19 ms instead of 4 on a virtual machine with two cores (medians of 40 calls). Where the C library is another one it does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def compiled_once(function: Callable) -> Callable:
