@@ -82,8 +82,9 @@ def use_every_core() -> None:
 def keep_memory() -> None:
     """Lets the process keep the memory of arrays that are freed, for those that come next.
 
-    glibc gives large ones back, and the system clears every page of the next ones: with 32 MiB in
-    and out `x + 1` takes 19 ms instead of 4 on a virtual machine with two cores (medians of 40 calls). Where the C library is another one it does nothing.
+    glibc gives large ones back, and the system clears every page of the next ones: `x + 1` of 32
+    MiB takes 19 ms instead of 4 on a virtual machine with two cores (medians of 40 calls). Where
+    the C library is another one it does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
