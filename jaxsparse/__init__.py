@@ -1,7 +1,7 @@
 """jaxsparse: sparse training for JAX, on any Optax optimizer and any pytree.
 
-Masks are a pytree beside the parameters; everything that makes or changes them is a pure function;
-one Optax wrapper puts them to work, so the whole train step stays one jitted function.
+Masks are a pytree beside the parameters; every function that makes or changes them is pure; one
+Optax wrapper applies them, so the whole train step stays a single jitted function.
 """
 
 from typing import TYPE_CHECKING
@@ -124,7 +124,7 @@ _MOVED = {name: room for room in (schedules, distributions, scores) for name in 
 if not TYPE_CHECKING:
 
     def __getattr__(name):
-        """Names that say too little alone live in a module that explains them."""
+        """Names that say too little on their own live in a module that gives them context."""
         if name in _MOVED:
             home = f"{_MOVED[name].__name__}.{name}"
             raise AttributeError(f"jaxsparse.{name} is called {home} now")

@@ -33,25 +33,25 @@ def leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes:
 def all_axes(axes: AxesSpec, leaves: Mapping[str, Any]) -> dict[str, Axes]:
     """The axes of every leaf.
 
-    Without `axes`, a `kernel` is read as Flax writes it, a `weight` (`weight_ih`, `in_proj_weight`)
-    as Equinox does, where the shape leaves no doubt: two axes, or four whose window looks like that
-    of a convolution over images; and three or four as the kernels `query`, `key`, `value` and `out`
-    of Flax's attention have them. Anything else is ambiguous: three axes can be a 1-D convolution
-    or a stack of layers, four a stack of experts.
+    Without `axes`, a `kernel` is read in the layout of Flax and a `weight` (`weight_ih`,
+    `in_proj_weight`) in that of Equinox, if the shape is unambiguous: two axes; four axes whose
+    window looks like that of a convolution over images; or three or four axes laid out as in the
+    kernels `query`, `key`, `value` and `out` of Flax's attention. Anything else is ambiguous: three
+    axes can be a 1-D convolution or a stack of layers, four a stack of experts.
 
-    Presets: "flax" `(spatial..., in, out)`; "equinox" and "torch" `(out, in, spatial...)`; each
-    with "_stacked", a leading axis of layers, "_experts", one of experts, or "_stacked_experts",
-    layers and then experts; "qkv" `(in, heads, head size)` and "attention_out"
-    `(heads, head size, out)`, also "_stacked".
+    Presets: "flax" `(spatial..., in, out)`; "equinox" and "torch" `(out, in, spatial...)`; each of
+    these also with a suffix for leading axes: "_stacked" (layers), "_experts" (experts) or
+    "_stacked_experts" (layers, then experts); "qkv" `(in, heads, head size)` and "attention_out"
+    `(heads, head size, out)`, both also with "_stacked".
 
     Args:
       axes: a preset's name, one `Axes`, `{path regex: preset or Axes}`, a function
         `(path, leaf) -> Axes`, or None.
-      leaves: arrays, or anything with a shape, by their paths, such as `"fc1/kernel"`.
+      leaves: arrays, or anything with a shape, keyed by path, such as `"fc1/kernel"`.
 
     Raises:
-      ValueError: leaves are ambiguous (all are named, with `axes=` to paste), an axis does not
-        exist or is named twice, or the preset is unknown.
+      ValueError: leaves are ambiguous (the message has an `axes=` for all of them to paste), an
+        axis does not exist or is named twice, or the preset is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ def all_axes(axes: AxesSpec, leaves: Mapping[str, Any]) -> dict[str, Axes]:
 
 
 def _leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes | None:
-    """None where they are ambiguous."""
+    """The axes of one leaf; None if they are ambiguous."""
     spec, ndim = axes, len(leaf.shape)
     if isinstance(spec, Mapping):
         spec = next((value for regex, value in spec.items() if re.search(regex, path)), None)
@@ -98,7 +98,7 @@ def _leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes | None:
 
 
 def check_axes(axes: AxesSpec, argument: str = "axes") -> None:
-    """Raises for values that fit no leaf, before any parameters are seen."""
+    """Raises for values that could fit no leaf, before any parameters are seen."""
     if axes is None or (callable(axes) and not isinstance(axes, type)):
         return
     if isinstance(axes, Mapping):
@@ -110,7 +110,7 @@ def check_axes(axes: AxesSpec, argument: str = "axes") -> None:
     elif isinstance(axes, str):
         if axes not in _PRESETS:
             known = ", ".join(_PRESETS)
-            raise ValueError(f"{argument}: unknown preset {axes!r}; known are {known}.")
+            raise ValueError(f"{argument}: unknown preset {axes!r}; known presets: {known}.")
     elif not isinstance(axes, Axes):
         raise TypeError(
             f"{argument} must be a preset, Axes, a mapping or a function, got {axes!r}."
@@ -142,7 +142,7 @@ def _preset(preset: str, path: str, ndim: int) -> Axes:
 
 
 def _recognized(path: str, shape: tuple[int, ...]) -> str | None:
-    """The preset that name and shape speak for; None where they leave a doubt."""
+    """The preset that the name and the shape indicate; None if they are ambiguous."""
     order = _order(path)
     if order is None:
         return None
@@ -160,7 +160,7 @@ def _order(path: str) -> str | None:
 
 
 def _attention(path: str, shape: tuple[int, ...]) -> str | None:
-    """A kernel of Flax's attention: heads times head size is at most the number of features."""
+    """The preset of a Flax attention kernel: heads times head size is at most the feature count."""
     module = trees.parts(path)[-2:-1]
     if _order(path) != "flax" or len(shape) not in (3, 4):
         return None
@@ -173,9 +173,9 @@ def _attention(path: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _is_convolution(order: str, shape: tuple[int, ...]) -> bool:
-    """A square window, or one of odd sizes: small, or on few channels (images, depthwise).
+    """A square or odd-sized window that is small or on few channels (images, depthwise).
 
-    The counts of layers and experts that a stack has instead are rarely equal, and rarely odd.
+    A stack has numbers of layers and experts in these axes; they are rarely equal and rarely odd.
     """
     window, channels = (shape[:2], shape[2:]) if order == "flax" else (shape[2:], shape[:2])
     even = window[0] != window[1] and not (window[0] % 2 and window[1] % 2)
@@ -184,8 +184,8 @@ def _is_convolution(order: str, shape: tuple[int, ...]) -> bool:
 
 
 def _question(unknown: Mapping[str, tuple[int, ...]]) -> str:
-    """All ambiguous leaves in one message, with a guess of `axes=` for them."""
-    guesses: dict[str, dict[str, str | Axes]] = {}  # paths that differ in numbers share a regex
+    """One message for all ambiguous leaves, with a guess of `axes=` for them."""
+    guesses: dict[str, dict[str, str | Axes]] = {}  # paths alike but for numbers share a regex
     for path, shape in unknown.items():
         regex = re.sub(r"\d+", lambda _: r"\d+", re.escape(path))
         guesses.setdefault(regex, {})[path] = _guess(path, shape)
@@ -202,7 +202,7 @@ def _question(unknown: Mapping[str, tuple[int, ...]]) -> str:
     return (
         f"axes: cannot tell inputs from outputs of {', '.join(told[:5])}{more}. Pass axes=; this "
         "is a guess, so check it before you paste it:\naxes={\n" + "\n".join(lines) + "\n}\n"
-        f"Known are {', '.join(_PRESETS)}, and jaxsparse.Axes(inputs, outputs, stacked)."
+        f"Known presets: {', '.join(_PRESETS)}; or jaxsparse.Axes(inputs, outputs, stacked)."
     )
 
 
@@ -222,7 +222,7 @@ def _guess(path: str, shape: tuple[int, ...]) -> str | Axes:
 
 
 def _reading(guess: str | Axes, path: str, shape: tuple[int, ...]) -> str:
-    """What a guess says of a shape, in words."""
+    """How a guess reads a shape, in words."""
     found = guess if isinstance(guess, Axes) else _preset(guess, path, len(shape))
     named = {*found.inputs, *found.outputs, *found.stacked}
     rest = [axis for axis in range(len(shape)) if axis not in named]

@@ -1,6 +1,6 @@
-"""Checks of arguments: every message names the argument, its value and what is allowed.
+"""Argument checks: every message names the argument, its value and what is allowed.
 
-Values that are traced cannot be checked, and pass.
+Traced values cannot be checked, so they pass.
 """
 
 import difflib
@@ -18,7 +18,7 @@ COUNTS = 2**31  # step counts are int32
 
 
 def check_count(argument: str, value: Any, least: int = 0) -> None:
-    """Raises unless `value` is a number of steps: an integer in [least, 2^31), an array too."""
+    """Raises unless `value` is a step count: an integer, or a scalar array, in [least, 2^31)."""
     if isinstance(value, bool) or not jnp.issubdtype(_type(value), jnp.integer):
         raise TypeError(f"{argument} must be an integer count of steps, got {value!r}.")
     if not traced(value) and not least <= int(value) < COUNTS:
@@ -27,7 +27,7 @@ def check_count(argument: str, value: Any, least: int = 0) -> None:
 
 
 def check_size(argument: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raises unless `value` is a Python int of at least `least`, and at most `most`."""
+    """Raises unless `value` is a Python int of at least `least` and, if given, at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{argument} must be an int, got {value!r}.")
     if value < least:
@@ -37,7 +37,7 @@ def check_size(argument: str, value: Any, least: int = 1, most: int | None = Non
 
 
 def check_rank(k: Any, size: int, least: int = 0) -> None:
-    """Raises unless `k` is a number of scores out of `size`, which one selection can count."""
+    """Raises unless `k` is in [least, size] and one selection can count `size` scores."""
     if size >= COUNTS:
         raise ValueError(f"{size} scores are more than one selection can count (2^31 - 1).")
     if isinstance(k, bool) or not jnp.issubdtype(getattr(k, "dtype", type(k)), jnp.integer):
@@ -74,7 +74,7 @@ def check_sparsity(value: Any, argument: str = "sparsity") -> None:
 
 
 def check_number(argument: str, value: Any, *, above: bool = False) -> None:
-    """Raises unless `value` is a finite number of at least 0, or above it."""
+    """Raises unless `value` is a finite number of at least 0, or with `above` greater than 0."""
     bound = "above 0" if above else "at least 0"
     if not _is_number(value):
         raise TypeError(f"{argument} must be a number {bound}, got {value!r}.")
@@ -105,24 +105,24 @@ def check_function(argument: str, value: Any, form: str) -> None:
 
 
 def check_array(argument: str, value: Any, kind: Any = jnp.number) -> jax.Array:
-    """An array-like as an array; raises unless its numbers are of a kind."""
+    """Converts an array-like to an array; raises unless its type is of the given kind."""
     wanted = {jnp.integer: "an integer", jnp.floating: "a floating"}.get(kind, "a numeric")
     try:
         found = jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(f"{argument} must be {wanted} array, got {value!r}.") from None
     if not jnp.issubdtype(found.dtype, kind):
-        raise TypeError(f"{argument} must be {wanted} array, got one of {found.dtype}.")
+        raise TypeError(f"{argument} must be {wanted} array, got {found.dtype}.")
     if kind is jnp.floating and jnp.finfo(found.dtype).bits < 16:
         raise TypeError(
-            f"{argument} must be of 16 bits or more, got {found.dtype}; convert it, such as by "
+            f"{argument} must have 16 bits or more, got {found.dtype}; convert it, such as with "
             ".astype(jnp.float32)."
         )
     return found
 
 
 def check_batches(batches: Any) -> None:
-    """Raises unless `batches` is a tree of arrays with one batch or more along their first axis."""
+    """Raises unless `batches` is a tree of arrays with at least one batch along the first axis."""
     leaves = jax.tree.leaves(batches)
     if not leaves or not all(getattr(leaf, "ndim", 0) and len(leaf) for leaf in leaves):
         raise ValueError(
@@ -141,7 +141,7 @@ def check_regex(argument: str, regex: Any) -> None:
 
 
 def check_regexes(argument: str, values: Mapping[str, Any]) -> None:
-    """Raises unless every key of a mapping is a regular expression, and there is one."""
+    """Raises unless a mapping is not empty and all its keys are regular expressions."""
     if not values:
         raise ValueError(f"{argument}: an empty mapping names no leaf; give {{path regex: value}}.")
     for regex in values:
@@ -149,10 +149,10 @@ def check_regexes(argument: str, values: Mapping[str, Any]) -> None:
 
 
 def check_options(function: Callable[..., Any], given: Iterable[str]) -> None:
-    """Raises where an option is unknown; the message names the function and the nearest option.
+    """Raises if an option is unknown; the message names the function and the closest known option.
 
     Args:
-      function: its signature, and the `TypedDict` of its `**options`, say what is known.
+      function: its signature, and the `TypedDict` of its `**options`, define the known options.
       given: the names of the options.
     """
     known: set[str] = set()
@@ -167,7 +167,7 @@ def check_options(function: Callable[..., Any], given: Iterable[str]) -> None:
 
 
 def traced(value: Any) -> bool:
-    """Whether a value is only known while the compiled program runs."""
+    """Whether a value is traced: known only when the compiled program runs."""
     return isinstance(value, jax.core.Tracer)
 
 

@@ -1,7 +1,7 @@
-"""The compiled CPU kernels: built by the machine's own compiler when they are first wanted.
+"""Compiled CPU kernels, built by the machine's own compiler when they are first used.
 
 Nothing is downloaded, and nothing is built at installation: the headers come with jaxlib, and the
-libraries that the compiler makes are kept in the user's cache.
+compiled libraries are kept in the user's cache.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from jaxsparse.checks import check_choice
 _SOURCES = Path(__file__).parent / "_cpu"
 _FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w"),
-    # Sums may be taken in any order; unlike -ffast-math, infinities and NaN stay what they are.
+    # Sums may be reordered; unlike with -ffast-math, infinities and NaN keep their meaning.
     *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"),
     "-ffp-contract=fast",
 )
@@ -34,11 +34,11 @@ _meant = jax.make_user_context(default_value="auto")
 
 
 class Backend(NamedTuple):
-    """What computes the products of a format here.
+    """What computes the products of a format on this machine.
 
     Attributes:
       compiled: whether it is a compiled kernel of this library.
-      why: one line for a person: the compiler, or why there is none.
+      why: one human-readable line: the compiler, or why there is no compiled kernel.
     """
 
     compiled: bool
@@ -46,20 +46,20 @@ class Backend(NamedTuple):
 
 
 class KernelError(RuntimeError):
-    """A compiled kernel was asked for by name, and there is none."""
+    """A compiled kernel was requested by name, but none is available."""
 
 
 @functools.cache
 def library(source: str, targets: tuple[str, ...]) -> Backend:
-    """Builds and registers kernels, once a process; the environment variable `JAXSPARSE_CXX` names
-    another compiler, and the empty string leaves them out.
+    """Builds and registers kernels, once per process. The environment variable `JAXSPARSE_CXX`
+    selects another compiler; set to the empty string, it turns the kernels off.
 
     Args:
-      source: the file of `_cpu` that holds them.
-      targets: their names; to XLA they are known with `jaxsparse_` before them.
+      source: the file in `_cpu` that contains them.
+      targets: their names; XLA knows them with the prefix `jaxsparse_`.
     """
     if jax.default_backend() != "cpu":
-        return Backend(False, f"the kernels are for a CPU, and this is a {jax.default_backend()}")
+        return Backend(False, f"the kernels need a CPU, and the backend is {jax.default_backend()}")
     wanted = os.environ.get("JAXSPARSE_CXX")
     if wanted == "":
         return Backend(False, "switched off by JAXSPARSE_CXX")
@@ -79,14 +79,14 @@ def library(source: str, targets: tuple[str, ...]) -> Backend:
 
 
 def kernels(kernel: str) -> AbstractContextManager[Any]:
-    """Which kernel `via="auto"` means within a `with` block, also under `jit`.
+    """Sets which kernel `via="auto"` means within a `with` block, also under `jit`.
 
     Args:
-      kernel: "xla", "compiled" or "auto"; or "portable" for operations of XLA alone. The form "xla"
-        may take kernels of jaxlib, which an exported program cannot hold.
+      kernel: "xla", "compiled" or "auto"; or "portable" for XLA operations only; "xla" may use
+        jaxlib kernels, which an exported program cannot contain.
 
     Raises:
-      ValueError: another word.
+      ValueError: any other word.
 
     Example:
       >>> import jax.numpy as jnp
@@ -101,20 +101,20 @@ def kernels(kernel: str) -> AbstractContextManager[Any]:
 
 
 def portable() -> bool:
-    """Whether products that are not compiled keep to operations of XLA."""
+    """Whether products without a compiled kernel are restricted to XLA operations."""
     return _meant.value == _PORTABLE
 
 
 def choose(kernel: str, found: Callable[[], Backend]) -> bool:
-    """Whether the compiled kernel is taken.
+    """Whether to use the compiled kernel.
 
     Args:
       kernel: "auto", "compiled" or "xla".
-      found: says what there is.
+      found: reports what is available.
 
     Raises:
-      KernelError: "compiled", and there is none.
-      ValueError: another word.
+      KernelError: "compiled" was requested, and there is none.
+      ValueError: any other word.
     """
     check_choice("via", kernel, _KERNELS)
     if kernel == "auto":
@@ -123,17 +123,17 @@ def choose(kernel: str, found: Callable[[], Backend]) -> bool:
         return False
     here = found()
     if kernel == "compiled" and not here.compiled:
-        raise KernelError(f"via: there is no compiled one, because {here.why}.")
+        raise KernelError(f"via: there is no compiled kernel: {here.why}.")
     return here.compiled
 
 
 def cache_folder() -> Path:
-    """Where what was built and measured on this machine is kept."""
+    """The folder that keeps what was built and measured on this machine."""
     return Path(os.environ.get("JAXSPARSE_CACHE") or Path.home() / ".cache" / "jaxsparse")
 
 
 def _built(compiler: str, source: Path) -> Path:
-    """The shared library of this source, by this compiler, for this processor."""
+    """The shared library of this source, built by this compiler for this processor."""
     command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(source)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     what = [*command, version.stdout, _processor(), jax.__version__]
@@ -148,12 +148,12 @@ def _built(compiler: str, source: Path) -> Path:
             part = Path(scratch) / file.name
             command += ["-o", str(part)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-            os.replace(part, file)  # whole at once, whoever else is building it
+            os.replace(part, file)  # atomic, in case another process builds it too
     return file
 
 
 def _processor() -> str:
-    """What tells processors apart that know other instructions."""
+    """A text that differs between processors with different instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")

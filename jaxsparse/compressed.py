@@ -1,4 +1,4 @@
-"""Steps of an optimizer that sees living values only: `sparsify` for all storages but masks."""
+"""Steps of an optimizer that sees only living values: `sparsify` for every storage but "masked"."""
 
 import functools
 from collections.abc import Callable
@@ -32,16 +32,16 @@ from jaxsparse.types import Array, Masks, Params, Rule, Schedule
 
 
 class Moved(NamedTuple):
-    """What a mask update moves, and what it says of itself.
+    """What a mask update moves, and what it reports.
 
     Attributes:
-      held: the kernels and their gradients, or only their places, where the values are elsewhere.
+      held: the kernels and their gradients, or only their places if values are stored elsewhere.
       state: the optimizer state that belongs to them.
       rule_state: what the rule keeps.
-      fired: bool, whether the masks are new ones.
-      churn: the fraction of living weights that the update brought to life.
-      born: which values are new, where the step has to know.
-      first: their first values, where there are any.
+      fired: bool, whether the masks are new.
+      churn: the fraction of the living weights that the update brought to life.
+      born: which values are new; empty unless the step needs to know.
+      first: their first values; empty if none are given.
     """
 
     held: Any
@@ -54,11 +54,11 @@ class Moved(NamedTuple):
 
 
 class Living(NamedTuple):
-    """What a step knows of the living weights.
+    """What a step knows about the living weights.
 
     Attributes:
       kernels: the parameters, with kernels at free places.
-      grads: the gradients of their values, as the optimizer is to see them.
+      grads: the gradients of their values, as the optimizer will see them.
       inner_state: the state of the optimizer of values.
     """
 
@@ -68,26 +68,26 @@ class Living(NamedTuple):
 
     @property
     def moments(self) -> dict[int, int]:
-        """Which leaves of the state belong to kernels, and to which."""
+        """Which leaves of the state belong to kernels, and which kernel each belongs to."""
         return moments(self.inner_state, self.kernels, self.grads)
 
 
 class Method(NamedTuple):
-    """Who does a step: a rule, an optimizer of values, and how these are kept."""
+    """What performs a step: a rule, an optimizer of values, and how the values are stored."""
 
     rule: Rule
     optimizer: optax.GradientTransformation
     storage: Storage
 
     def asks_born(self) -> bool:
-        """Whether a step has to know which values are new."""
+        """Whether a step needs to know which values are new."""
         if self.rule.fires is None or not self.rule.grows:
             return False
         return self.storage.first_value is not None or not self.storage.skip_update
 
 
 Outcome = tuple[Params, MaskUpdate, Any]
-"""Updates, what was decided about the masks, and the optimizer's state."""
+"""The updates, the decision about the masks, and the optimizer's state."""
 
 
 def step(
@@ -99,16 +99,17 @@ def step(
     dense_grads: Callable[[Params], Params] | None,
     patches: bool,
 ) -> Outcome:
-    """One step, whichever way the living values are kept.
+    """One step, for every way of storing the living values.
 
     Args:
-      method: who does it.
-      key: for the draws of this step.
-      grads: of the values of compressed parameters, or of dense ones.
-      state: before the step.
-      params: with kernels at free places, or dense.
-      dense_grads: gives the gradient of dense parameters, where `grads` is of values.
-      patches: whether updates of sparse leaves are to be `Patch`es where parameters are dense.
+      method: what performs the step.
+      key: the random key of this step.
+      grads: the gradients of the values of compressed parameters, or of dense parameters.
+      state: the state before the step.
+      params: the parameters, with kernels at free places, or dense.
+      dense_grads: returns the gradient of dense parameters, if `grads` belongs to values.
+      patches: whether the updates of sparse leaves are returned as `Patch`es when parameters are
+        dense.
     """
     if method.storage.format is None:
         return _step_of_state(method, key, grads, state, params, patches)
@@ -116,11 +117,11 @@ def step(
 
 
 def check_compressed(grads: Params, state: SparseState, params: Params) -> None:
-    """Raises for what is not compressed parameters and gradients of their values.
+    """Raises unless the parameters are compressed and the gradients are those of their values.
 
     Raises:
-      TypeError: dense parameters, or fixed places.
-      ValueError: other gradients.
+      TypeError: the parameters are dense, or their places are fixed.
+      ValueError: the gradients do not fit the values.
     """
     if not any(compressed_leaves(params)) or state.masks:
         raise TypeError(
@@ -143,16 +144,16 @@ def _step_of_compressed(
     params: Params,
     dense_grads: Callable[[Params], Params] | None,
 ) -> Outcome:
-    """A step of compressed parameters, by the gradients of their values.
+    """One step of compressed parameters, from the gradients of their values.
 
-    Dense arrays are there in mask updates only, and where the rule observes.
+    Dense arrays exist only in mask updates, and when the rule observes.
     """
     rule, storage = method.rule, method.storage
     if dense_grads is None and (rule.gradients or rule.observe) and rule.fires:
         raise ValueError(
             "dense_grads must be given: this method looks at the gradients of dead weights. Call "
             "tx.update(grads, opt_state, params, dense_grads=...), a function of the dense "
-            "parameters, or take jaxsparse.sparse.train_step(loss, tx)."
+            "parameters, or use jaxsparse.sparse.train_step(loss, tx)."
         )
     living = Living(params, grads, state.inner_state)
 
@@ -199,14 +200,14 @@ def _step_of_compressed(
 def _step_of_state(
     method: Method, key: Array, grads: Params, state: SparseState, params: Params, patches: bool
 ) -> Outcome:
-    """A step of dense parameters, of which the optimizer sees the living values only."""
+    """One step of dense parameters, of which the optimizer sees only the living values."""
     rule = method.rule
 
     def seen() -> Step:
         known = state._replace(masks=as_masks(state.masks))
         return look(rule, key, grads, known, params, method.storage.skip_update, "reset")
 
-    # Masks are made where masks change only, unless the rule looks at every step.
+    # Masks are built only when they change, unless the rule looks at every step.
     always = seen() if rule.observe or rule.adjust else None
     adjusted = always.adjusted if always else grads
     observed = always.observed if always else state.rule_state
@@ -260,7 +261,7 @@ def _wanted(rule: Rule, state: SparseState) -> Array:
 
 
 def _looks(method: Method, count: Array) -> Array:
-    """Whether the rule observes at this step: a mask update is near."""
+    """Whether the rule observes at this step, because a mask update is near."""
     rule, window = method.rule, method.storage.window
     if rule.observe is None:
         return jnp.asarray(False)
@@ -273,7 +274,7 @@ def _looks(method: Method, count: Array) -> Array:
 def _stay(
     method: Method, living: Living, rule_state: Any, wanted: Array, hold: Callable[..., Any]
 ) -> Moved:
-    """What there is where no masks change."""
+    """The outcome if no masks change."""
     kernels, leaves = kernels_of(living.kernels), jax.tree.leaves(living.inner_state)
     asked = kernels if method.asks_born() else []
     first = asked if method.storage.first_value is not None else []
@@ -291,7 +292,7 @@ def _stay(
 def _move(
     method: Method, living: Living, step: Step, wanted: Array, hold: Callable[..., Any]
 ) -> Moved:
-    """The mask update: what the rule decides, and all that goes to the new places with it."""
+    """The mask update: what the rule decides, and everything that moves to the new places."""
     old, dense = kernels_of(living.kernels), expand(living.kernels)
     with limited_to([kernel.values.size for kernel in old]):
         decided = decide(step, method.rule, _scored(method, living, step), wanted)
@@ -342,7 +343,7 @@ def _scored(method: Method, living: Living, step: Step) -> Params:
 def _inner_step(
     method: Method, kernels: Params, grads: Params, living: Living, moved: Moved
 ) -> tuple[Params, Any]:
-    """What the optimizer makes of the living values, as updates that a mask update lets stand."""
+    """The optimizer's updates of the living values, corrected for a mask update."""
     leaves, treedef = jax.tree.flatten(living.inner_state)
     for i, leaf in zip(living.moments, moved.state, strict=True):
         leaves[i] = leaf
@@ -377,12 +378,12 @@ def _decided(state: SparseState, moved: Moved, masks: Masks, wanted: Array) -> M
 
 
 def _pairs(params: Params, tree: Any) -> list[tuple[Any, Array]]:
-    """Every kernel with the leaf of a tree of values that belongs to it."""
+    """Every kernel with its leaf of a tree of values."""
     return list(zip(kernels_of(params), at_kernels(params, tree), strict=True))
 
 
 def _put(params: Params, tree: Any, found: list[Any]) -> Any:
-    """A tree of values with other leaves where the parameters have kernels."""
+    """A tree of values with the leaves of kernels replaced."""
     others = iter(found)
     leaves, treedef = jax.tree.flatten(tree)
     flags = compressed_leaves(params)

@@ -1,12 +1,12 @@
 """Exact counts without 64-bit integers: fractions of a count, and totals of many leaves.
 
-A fraction f of a count n is `round(f * n)`, and floats do not know it: 0.3 in float32 is a little
-more than 3/10, so `ceil(0.3 * 50)` is 16, and beyond 2^24 float32 skips integers. Here a fraction
-is read as a ratio of integers first, `share`, and the rest is done in integers. That takes dozens
-of small operations; outside of `jit`, too, they are one compiled program.
+A fraction f of a count n is `round(f * n)`, and floats get it wrong: 0.3 in float32 is a little
+more than 3/10, so `ceil(0.3 * 50)` is 16, and beyond 2^24 float32 skips integers. Here `share`
+first reads a fraction as a ratio of integers, and the rest is integer arithmetic. That takes dozens
+of small operations, which are a single compiled program even outside of `jit`.
 
-A leaf has fewer than 2^31 weights, but the leaves of a net together may have more: totals are kept
-in two words of 32 bits.
+A leaf has fewer than 2^31 weights, but all leaves of a net together may have more, so totals are
+kept in two words of 32 bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,28 +35,28 @@ class Share(NamedTuple):
     denominator: int | Array = PARTS
 
     def rest(self) -> "Share":
-        """What is missing to 1."""
+        """One minus this fraction."""
         return Share(self.denominator - self.numerator, self.denominator)
 
 
 def share(fraction: float | Array) -> Share:
     """Reads a fraction: its float32 value, rounded to the nearest multiple of 1 / 12,000,000.
 
-    Those multiples are further apart than float32 is from the number that was meant. So every
-    decimal of up to six digits, every third and every fraction of 256 is read as what it was meant
-    to be, and a Python float, a NumPy scalar and a traced value of any floating type agree
-    wherever they round to one float32. What is outside [0, 1] counts as the nearer end.
+    Those multiples are further apart than a float32 is from the number that was meant. So every
+    decimal of up to six digits, every multiple of 1/3 and every multiple of 1/256 is read as
+    intended, and a Python float, a NumPy scalar and a traced value of any floating type agree if
+    they round to the same float32. A value outside [0, 1] is clipped.
 
     Example:
       >>> share(0.3).numerator, share(1 / 3).numerator
       (3600000, 4000000)
     """
-    # In units of 2^-30, which is exact from 2^-6 on and far finer than the multiples below it.
+    # In units of 2^-30, which is exact from 2^-6 on and, below that, far finer than the multiples.
     if not isinstance(fraction, jax.Array):
         known = int(min(max(float(np.float32(fraction)), 0.0), 1.0) * 2**30)
         return Share((known * PARTS + 2**29) >> 30)
     value = jnp.clip(fraction.astype(jnp.float32), 0, 1)
-    bits = jnp.where(value > 0, value * 2**30, 0).astype(jnp.int32)  # NaN is no fraction: 0
+    bits = jnp.where(value > 0, value * 2**30, 0).astype(jnp.int32)  # NaN is not a fraction: 0
     return Share(nearest(PARTS, Share(bits, 2**30)))
 
 
@@ -65,10 +65,10 @@ def floor(count: int | Array, part: Share) -> int | Array:
 
     Args:
       count: an int of any size, or int32 of any shape, not negative.
-      part: which part of it; see `share`.
+      part: the fraction of it; see `share`.
 
     Returns:
-      An int where all is known, else int32 of the broadcast shape.
+      An int if all arguments are ints, else int32 of the broadcast shape.
 
     Example:
       >>> floor(50, share(0.3)), ceil(50, share(0.3)), nearest(5, share(0.9))
@@ -104,14 +104,14 @@ def _rounded(count: int | Array, part: Share, up: Callable[..., Any]) -> int | A
 @jax.jit
 def _divide(count: Array, numerator: Array, denominator: Array) -> tuple[Array, Array]:
     """Quotient and remainder of `count * numerator / denominator`, where the quotient is at most
-    `count`: estimated in floats, twice, and then set right in integers."""
+    `count`: estimated in floats, twice, and then corrected in integers."""
     product = _product(count, numerator)
     wide = [x.astype(jnp.float32) for x in (count, numerator, denominator)]
     quotient = jnp.floor(wide[0] * (wide[1] / wide[2])).astype(jnp.uint32)
     left = subtract(product, _product(quotient, denominator))  # of either sign, and still large
     step = jnp.floor(as_float(left) / wide[2]).astype(jnp.int32)
     quotient += step.astype(jnp.uint32)
-    # Now at most one too many or one too few.
+    # Now off by at most one.
     quotient -= negative(subtract(product, _product(quotient, denominator))).astype(jnp.uint32)
     fits = ~negative(subtract(product, _product(quotient + 1, denominator)))
     quotient += fits.astype(jnp.uint32)
@@ -131,7 +131,7 @@ class Total(NamedTuple):
 
 
 def add_up(counts: int | Array | Sequence[Array]) -> Total:
-    """The total of counts that are not negative: one int, an array, or a list of scalars."""
+    """The total of non-negative counts: one int, an array, or a list of scalars."""
     if isinstance(counts, np.ndarray):
         counts = int(counts.sum(dtype=np.int64))
     if isinstance(counts, int | np.integer):
@@ -167,7 +167,7 @@ def negative(a: Total) -> Array:
 
 
 def clipped(a: Total) -> Array:
-    """The total as an int32, or the end of [0, 2^31) that is nearer."""
+    """The total as an int32, clipped to [0, 2^31)."""
     small = (a.high == 0) & (a.low <= _LARGEST)
     found = jnp.where(small, a.low, jnp.uint32(_LARGEST)).astype(jnp.int32)
     return jnp.where(negative(a), 0, found)
@@ -189,7 +189,7 @@ def ratio(
     Args:
       part: counts as for `add_up`, in total at most the whole.
       whole: counts as for `add_up`.
-      empty: what no part of nothing is.
+      empty: the ratio if the whole is 0.
 
     Example:
       >>> float(ratio([jnp.int32(2**30)] * 3, 2**32))
@@ -201,7 +201,7 @@ def ratio(
 @jax.jit
 def _ratio(some: Total, every: Total, empty: float) -> Array:
     part, whole = as_float(some), as_float(every)
-    # A compiler multiplies by the reciprocal of a constant: 41 / 41 would be a little below 1.
+    # A compiler multiplies by the reciprocal of a constant, so 41 / 41 would be a little below 1.
     found = part / lax.optimization_barrier(jnp.maximum(whole, 1))
     found = jnp.where(part < whole, jnp.minimum(found, 1), 1)
     return jnp.where(whole > 0, found, jnp.float32(empty))
@@ -213,7 +213,7 @@ def _add(a: Total, b: Total) -> Total:
 
 
 def _product(a: Array, b: Array) -> Total:
-    """The product of two words, from those of their halves."""
+    """The product of two words, from the products of their halves."""
     half = jnp.uint32(0xFFFF)
     one = (a >> 16) * (b & half) + ((a & half) * (b & half) >> 16)
     two = (a & half) * (b >> 16) + (one & half)

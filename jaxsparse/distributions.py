@@ -34,7 +34,7 @@ def uniform(
       ValueError: the sparsity is out of range, or the filter matches nothing.
 
     Differs from the paper:
-      RigL's uniform distribution keeps the first layer dense; here a filter does that.
+      RigL's uniform distribution keeps the first layer dense; here `prunable` does that.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,8 +55,8 @@ def erdos_renyi(
 ) -> Sparsities:
     """Erdos-Renyi: a leaf's density is proportional to `(n_in + n_out) / (n_in * n_out)`.
 
-    The factor is chosen such that the whole net has the target sparsity; leaves that would be
-    denser than 1 are kept whole and the factor is solved for again.
+    The factor is chosen so that the whole net has the target sparsity; leaves whose density would
+    exceed 1 stay dense, and the factor is solved for again.
 
     Args:
       params: any pytree.
@@ -65,8 +65,8 @@ def erdos_renyi(
       axes: which axes are inputs, outputs and stacked layers; see `jaxsparse.axes.leaf_axes`.
 
     Raises:
-      ValueError: the sparsity is out of range, the filter matches nothing, or the axes of a
-        leaf with more than two of them are ambiguous.
+      ValueError: the sparsity is out of range, the filter matches nothing, or the axes of a leaf
+        with more than two axes are ambiguous.
 
     References:
       Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
@@ -92,7 +92,7 @@ def erk(
     prunable: Prunable | None = None,
     axes: AxesSpec = None,
 ) -> Sparsities:
-    """Erdos-Renyi-Kernel: as `erdos_renyi`, with the kernel's spatial axes in the sum.
+    """Erdos-Renyi-Kernel: like `erdos_renyi`, with the kernel's spatial axes included.
 
     A leaf's density is proportional to `(n_in + n_out + w + h) / (n_in * n_out * w * h)`.
     Arguments and errors as for `erdos_renyi`.
@@ -116,7 +116,7 @@ def erk(
 def by_path(
     params: Params, sparsity: Mapping[str, float], *, prunable: Prunable | None = None
 ) -> Sparsities:
-    """A sparsity per path: the first regular expression that is found in a leaf's path decides.
+    """A sparsity per path: the first regular expression found in a leaf's path decides.
 
     Prunable leaves that no expression matches stay dense.
 
@@ -140,12 +140,12 @@ def by_path(
 def first_match(
     params: Params, values: Mapping[str, float], argument: str, prunable: Prunable | None
 ) -> list[float | None]:
-    """For each leaf the value of the first regex found in its path; None for all other leaves.
+    """For each prunable leaf, the value of the first regex found in its path; otherwise None.
 
-    An expression that finds dense leaves only is left with a warning, which says why they are so.
+    An expression that finds only dense leaves is ignored, with a warning that says why.
 
     Raises:
-      ValueError: no value, or an expression that is the first match of no leaf.
+      ValueError: no values, or an expression that is the first match of no leaf.
     """
     check_regexes(argument, values)
     chosen = sparse_leaves(params, prunable)
@@ -165,8 +165,8 @@ def first_match(
         more = ", ..." if len(dense) > 5 else ""
         only = f"{argument}: {regex!r} finds only leaves that stay dense: {', '.join(told)}{more}"
         if all(chosen is None for chosen in used.values()):
-            raise ValueError(f"{only}, so nothing is sparse; prunable= says which may be sparse.")
-        warnings.warn(f"{only}; prunable= says which may be sparse.", stacklevel=2)
+            raise ValueError(f"{only}, so nothing is sparse; pass prunable= to choose leaves.")
+        warnings.warn(f"{only}; pass prunable= to choose leaves.", stacklevel=2)
     regexes = [used.get(name) for name in leaves]
     return [None if regex is None else float(values[regex]) for regex in regexes]
 
@@ -175,8 +175,9 @@ def target_count(size: int, sparsity: float | Array) -> int | Array:
     """The number of weights that live: `floor(size * (1 - sparsity) + 0.5)`, as a Python int.
 
     Every count in the library comes from here. The sparsity is read as a multiple of 1 / 12,000,000
-    (`jaxsparse.counts.share`), so that 0.9 is nine tenths and not the float below, and the rest is
-    exact. A traced sparsity gives the same number as a traced int32, for sizes below 2^31.
+    (`jaxsparse.counts.share`), so that 0.9 is exactly nine tenths and not the float32 below it, and
+    the rest is exact. A traced sparsity gives the same number as a traced int32, for sizes below
+    2^31.
 
     Raises:
       TypeError: a size that is not an int, or a sparsity that is not a number.
@@ -236,7 +237,7 @@ def _balanced(
 
 
 def _layer_axes(layers: Iterable[tuple[str, Any]], axes: AxesSpec) -> dict[str, Axes]:
-    """The axes of all layers; with two of them, it does not matter which one are the inputs."""
+    """The axes of all layers; of two axes, it does not matter which are the inputs."""
     known, asked = {}, {}
     for path, leaf in layers:
         if axes is None and len(leaf.shape) <= 2:

@@ -1,4 +1,4 @@
-"""Sparse-aware initialization: every unit is scaled by the weights it really has."""
+"""Sparse-aware initialization: every unit is scaled by the weights that it really has."""
 
 import math
 import re
@@ -35,40 +35,40 @@ def sparse_init(
     axes: AxesSpec = None,
     groups: int | Mapping[str, int] = 1,
 ) -> Params:
-    """Draws the living weights anew with variance `scale / max(1, fan)`.
+    """Redraws the living weights with variance `scale / max(1, fan)`.
 
     The fan counts living weights: for "fan_in" the inputs of the weight's target unit, for
-    "fan_out" the outputs of its source unit, for "fan_avg" the mean of both; over the spatial axes
-    of a kernel the mask is summed. Two baselines have one factor for all units of a layer: "layer"
-    (Liu et al.), the dense fan-in times the density of the layer; and "dense", the dense fan-in,
-    as if there were no mask.
+    "fan_out" the outputs of its source unit, for "fan_avg" the mean of both; the mask is summed
+    over the spatial axes of a kernel. Two baselines use the same factor for all units of a layer:
+    "layer" (Liu et al.), the dense fan-in times the density of the layer; and "dense", the dense
+    fan-in, as if there were no mask.
 
-    A unit without living inputs has nothing to draw: its output is its bias, for every input. A
-    leaf without any living weight is an error.
+    A unit without living inputs has nothing to draw: it outputs its bias for every input. A leaf
+    without any living weight is an error.
 
     Args:
       key: an int, a typed key or raw key data; every leaf has its own stream.
-      params: dense leaves are returned as they are.
+      params: the parameters; dense leaves are returned as they are.
       masks: boolean arrays in the structure of `params`.
       scale: 2.0 suits ReLU; 1.0 with "fan_avg" and "uniform" is Glorot's.
       fan: "fan_in", "fan_out", "fan_avg", "layer" or "dense".
       distribution: "normal"; "uniform" on +-sqrt(3 variance); "truncated_normal", cut off at two
-        deviations of the normal it is made from; or "orthogonal", for "fan_in": a random matrix of
-        inputs times outputs with orthogonal columns (orthogonal rows, where there are more outputs
-        than inputs) under the mask, each unit's living weights then scaled to the sum of squares
-        `scale`. The dead weights cost exact orthogonality, not the scale.
-      prunable: which leaves are drawn anew; default as for `jaxsparse.prune`.
+        standard deviations of the underlying normal; or "orthogonal", for "fan_in": a random matrix
+        of inputs times outputs with orthogonal columns (orthogonal rows, if there are more outputs
+        than inputs), masked, with each unit's living weights then scaled to the sum of squares
+        `scale`. Masking costs exact orthogonality, but not the scale.
+      prunable: which leaves are redrawn; default as for `jaxsparse.prune`.
       axes: which axes are inputs and outputs; see `jaxsparse.axes.leaf_axes`.
-      groups: of grouped convolutions (`feature_group_count`): an int for every leaf, or `{path
-        regex: int}`, 1 elsewhere. The outputs of the first group come first, and a unit feeds
-        those of its own group only.
+      groups: the number of groups of grouped convolutions (`feature_group_count`): an int for all
+        leaves, or `{path regex: int}`, 1 elsewhere. The outputs of the first group come first, and
+        a unit feeds only the outputs of its own group.
 
     Returns:
       Parameters of the same structure and types, exactly zero off the masks.
 
     Raises:
       ValueError: an argument out of range, trees that differ, ambiguous axes, groups that do not
-        divide the outputs, or a leaf without a living weight (where masks are not traced).
+        divide the outputs, or a leaf without a living weight (if masks are not traced).
       TypeError: masks that are not boolean.
 
     References:
@@ -131,23 +131,23 @@ def sparse_initializer(
     axes: AxesSpec = "flax",
     groups: int = 1,
 ) -> Initializer:
-    """`sparse_init` of one leaf in the form of `jax.nn.initializers`.
+    """`sparse_init` for one leaf, in the form of `jax.nn.initializers`.
 
-    Goes wherever a framework takes an initializer, such as `kernel_init=` of a Flax layer.
+    Use it wherever a framework takes an initializer, such as `kernel_init=` of a Flax layer.
 
     Args:
-      mask: of the leaf.
+      mask: the mask of the leaf.
       scale, fan, distribution, groups: as for `sparse_init`.
       axes: which axes are inputs and outputs; Flax's by default.
 
     Returns:
       `(key, shape, dtype=float32) -> array`, exactly zero off the mask. The shape is the mask's or,
-      as Flax asks for the kernels of attention, the matrix of inputs times outputs that it flattens
-      to.
+      as Flax requests for attention kernels, that of the matrix of inputs times outputs that it
+      flattens to.
 
     Raises:
-      ValueError: an argument out of range, axes that do not exist; from the initializer, another
-        shape.
+      ValueError: an argument out of range, or axes that do not exist; from the initializer, a shape
+        that does not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -194,17 +194,17 @@ def _check(scale: float, fan: str, distribution: str) -> None:
 def _check_alive(path: str, mask: Array) -> None:
     if isinstance(mask, jax.core.Tracer) or not mask.size:
         return
-    with jax.ensure_compile_time_eval():  # the caller may be traced where the mask is not
+    with jax.ensure_compile_time_eval():  # the caller may be traced when the mask is not
         alive = bool(jnp.any(mask))
     if not alive:
         raise ValueError(
-            f"masks leave no weight of {path!r}, so no signal passes it. Lower its sparsity, or "
+            f"masks leave no weight of {path!r}, so no signal gets through. Lower its sparsity, or "
             "leave it out with prunable=."
         )
 
 
 def _groups(groups: int | Mapping[str, int], paths: list[str]) -> dict[str, int]:
-    """The number of groups of every leaf that is drawn."""
+    """The number of groups of every leaf that is redrawn."""
     spec = groups if isinstance(groups, Mapping) else {"": groups}
     check_regexes("groups", spec)
     for regex, count in spec.items():
@@ -234,7 +234,7 @@ def _split(
 
 
 def _orthogonal(key: Array, mask: Array, axes: Axes, dtype: Any) -> Array:
-    """Columns (outputs) of an orthogonal matrix under the mask, each of length 1."""
+    """Columns (outputs) of an orthogonal matrix, masked and scaled to length 1."""
     order = [*axes.stacked, *[a for a in range(mask.ndim) if a not in axes.outputs + axes.stacked]]
     order += axes.outputs
     stacked = [mask.shape[a] for a in axes.stacked]
@@ -253,7 +253,7 @@ def _orthogonal(key: Array, mask: Array, axes: Axes, dtype: Any) -> Array:
 
 
 def _fan(mask: Array, axes: Axes, fan: str) -> Array:
-    """The number of weights that share a unit with each weight, in a form that fits the mask."""
+    """The number of weights that share a unit with each weight; it broadcasts with the mask."""
     spatial = tuple(
         a for a in range(mask.ndim) if a not in axes.inputs + axes.outputs + axes.stacked
     )

@@ -1,4 +1,4 @@
-"""The inner optimizer's state: which of its leaves belong to weights, and their fresh start."""
+"""The inner optimizer's state: which of its leaves belong to weights, and how they are reset."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,22 +21,22 @@ def reset_dead(
     fired: Array,
     some: Array,
 ) -> tuple[Any, Array]:
-    """Weight-shaped state off the masks goes back to what `inner.init` gives there.
+    """Resets weight-shaped state off the masks to what `inner.init` gives there.
 
-    A loop of zero or one turns, because a conditional or a select would copy the whole state.
+    It loops zero or one times, because a conditional or a select would copy the whole state.
 
     Args:
       inner_state: the state of the inner optimizer.
-      fresh: gives what `inner.init` gives.
+      fresh: returns what `inner.init` returns.
       params: the parameters.
-      masks: where the state stays, in the form in which a state keeps them.
+      masks: where the state is kept; in the form that a sparse state stores.
       sparse: which leaves of the parameters may be sparse.
       fired: whether to reset.
-      some: whether any replicate under `vmap` is to be reset.
+      some: whether to reset any replicate under `vmap`.
 
     Returns:
-      The state, and `some` as a value that is there only when the masks have been read: what waits
-      for it may write over them.
+      The state, and `some` as a value that is available only after the masks have been read: what
+      waits for it may overwrite them.
     """
     leaves, treedef = jax.tree.flatten(inner_state)
     owners = weights(inner_state, params, sparse)
@@ -75,7 +75,7 @@ def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[boo
 
 def owner_of(path: tuple[Any, ...], leaf: Any, params: Params) -> int | None:
     """Which leaf of `params` an array of another tree belongs to: its path ends with that leaf's,
-    and its last axes have that leaf's shape (a history of updates has one more in front)."""
+    and its last axes have that leaf's shape (a history of updates has one more axis in front)."""
     best, depth = None, -1
     for i, (ending, p) in enumerate(jax.tree.leaves_with_path(params)):
         same = (
@@ -90,7 +90,7 @@ def owner_of(path: tuple[Any, ...], leaf: Any, params: Params) -> int | None:
 
 
 def project(inner_state: Any, fresh: Any, params: Params, masks: Masks) -> Any:
-    """Weight-shaped state off the masks becomes that of `fresh`, a state of the same structure."""
+    """Replaces weight-shaped state off the masks by that of `fresh`, of the same structure."""
     sparse = [trees.is_float(leaf) for leaf in jax.tree.leaves(params)]
     leaves, treedef = jax.tree.flatten(inner_state)
     masks, initial = jax.tree.leaves(masks), jax.tree.leaves(fresh)

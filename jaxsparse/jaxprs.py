@@ -1,5 +1,5 @@
-"""What every walk through a jaxpr needs: functions of trees traced, calls and loops opened; and
-functions that are compiled apart from what calls them."""
+"""Helpers for walking jaxprs, which trace functions of trees and open calls and loops; and
+functions that are compiled apart from their callers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 class Scan(NamedTuple):
-    """A `scan`, taken apart.
+    """The parts of a `scan`.
 
     Attributes:
-      body: its jaxpr, of constants, carry and slices, to carry and slices.
-      constants: how many of its inputs are the same in every turn.
-      carry: how many inputs, and outputs, go from turn to turn.
+      body: its jaxpr, from constants, carry and slices to carry and slices.
+      constants: how many of its inputs are the same in every iteration.
+      carry: how many inputs, and outputs, are carried from one iteration to the next.
     """
 
     body: Any
@@ -29,10 +29,11 @@ class Scan(NamedTuple):
 
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, compiled by itself where it is called while tracing.
+    """The same function, compiled on its own when it is called while tracing.
 
-    XLA computes first what many leaves need first, on a CPU, and keeps it for all of them. Leaves
-    whose functions are compiled apart come one after the other, each in the memory of the last.
+    On a CPU, XLA computes the first stage of many leaves before any later stage, and keeps the
+    results of all of them. Leaves whose functions are compiled apart are computed one after the
+    other, each in the memory of the one before.
     """
 
     def call(*given: Any) -> Any:
@@ -56,7 +57,7 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def trace(fn: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Any:
     """The closed jaxpr of `fn(params, *args)`, from the arrays among its leaves to those of the
-    result; what is not an array is passed as it is."""
+    result; other leaves are passed as they are."""
     leaves, treedef = jax.tree.flatten((params, args))
     places = [i for i, leaf in enumerate(leaves) if trees.is_array(leaf)]
 
@@ -87,7 +88,7 @@ def called(eqn: Any) -> Any:
 
 
 def calls(eqn: Any) -> bool:
-    """Whether an equation holds a jaxpr, be it with other inputs than its own."""
+    """Whether an equation holds a jaxpr, even one with inputs other than its own."""
     return any(key in eqn.params for key in _CALLS)
 
 

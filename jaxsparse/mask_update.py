@@ -1,4 +1,4 @@
-"""The mask update of `sparsify`: new masks where the rule fires and its sources are finite."""
+"""The mask update of `sparsify`: new masks when the rule fires and its inputs are finite."""
 
 import functools
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from jaxsparse.types import Array, Masks, Params, Rule, RuleUpdate
 
 
 class Step(NamedTuple):
-    """What all parts of one call of `update` look at.
+    """What all parts of one call of `update` read.
 
     Attributes:
       regrown_state: as for `sparsify`.
       skips: whether a mask update replaces the weight step.
       grows: whether weights may come to life.
       sparse: which leaves may be sparse.
-      key: for the draws of this step.
-      state: the state before it.
+      key: the random key of this step.
+      state: the state before the step.
       params: the parameters.
       grads: the dense gradients.
       adjusted: the gradients for the inner optimizer, as `rule.adjust` leaves them.
@@ -45,18 +45,18 @@ class Step(NamedTuple):
 
     @property
     def masks(self) -> Masks:
-        """The masks before it; made where they are asked for, if the state keeps bits."""
+        """The masks before the step; made on access, if the state stores bits."""
         return as_masks(self.state.masks)
 
 
 class Decision(NamedTuple):
-    """What a rule makes of a step, before it is known whether it holds.
+    """What a rule decides at a step, before it is known whether the decision takes effect.
 
     Attributes:
-      masks: the new ones, in the form in which the state keeps its own.
-      rule_state: what the rule keeps then.
-      fired: bool, whether they are to hold.
-      churn: the fraction of their weights that were dead.
+      masks: the new masks, in the form that the state stores.
+      rule_state: the new state of the rule.
+      fired: bool, whether they take effect.
+      churn: the fraction of their living weights that were dead before.
     """
 
     masks: Masks
@@ -69,10 +69,10 @@ class MaskUpdate(NamedTuple):
     """What a step decides about the masks.
 
     Attributes:
-      masks: those that hold from now on, in the form in which the state keeps them.
-      before: those that held before; the same arrays where the rule is static.
-      rule_state: what the rule keeps.
-      fired: bool, whether the masks are new ones.
+      masks: the masks from now on, in the form that the state stores.
+      before: the masks before; the same arrays if the rule is static.
+      rule_state: the state of the rule.
+      fired: bool, whether the masks are new.
       pending: bool, whether an update is overdue.
       churn: that of the last update.
     """
@@ -94,7 +94,7 @@ def look(
     skip_update: bool,
     regrown_state: str,
 ) -> Step:
-    """(1) What the rule makes of the dense gradients, with all else that the step is about."""
+    """(1) What the rule makes of the dense gradients, with everything else that the step needs."""
     masks, count, moves = as_masks(state.masks), state.count, rule.fires is not None
     observed = rules.observe(rule, state.rule_state, grads, masks, params, count)
     noise = jax.random.fold_in(key, 2)
@@ -128,21 +128,21 @@ def no_update(step: Step) -> MaskUpdate:
 def mask_update(
     step: Step, rule: Rule, scored: Callable[[], Params], wanted: Array, some: Array
 ) -> MaskUpdate:
-    """(2) New masks where they are wanted and all that they are made of is finite.
+    """(2) New masks, if they are wanted and everything they are made from is finite.
 
     Args:
-      step: what the step is about.
-      rule: whose masks move.
-      scored: gives the parameters that masks are scored on, zero off the old ones.
-      wanted: whether the masks are to change.
-      some: whether those of any replicate under `vmap` are.
+      step: what the step reads.
+      rule: the rule whose masks move.
+      scored: returns the parameters that masks are scored on, zero off the old masks.
+      wanted: whether the masks should change.
+      some: whether those of any replicate under `vmap` should.
     """
     old, observed = step.state.masks, step.observed
 
     def attempt() -> tuple[Masks, Any, Array, Array]:
         new = decide(step, rule, scored(), wanted)
-        # The churn is always finite, but waiting for it lets the select, as the last reader of
-        # the old masks, write over them in place; otherwise every step would copy them.
+        # The churn is always finite, but waiting for it lets the select, as the last reader of the
+        # old masks, overwrite them in place; otherwise every step would copy them.
         last = new.fired & jnp.isfinite(new.churn)
         masks, rule_state = where(last, new.masks, old), where(new.fired, new.rule_state, observed)
         return masks, rule_state, new.fired, new.churn
@@ -163,7 +163,7 @@ def mask_update(
 
 
 def decide(step: Step, rule: Rule, params: Params, wanted: Array) -> Decision:
-    """What the rule makes of these parameters, which are zero off the old masks."""
+    """What the rule decides for these parameters, which are zero off the old masks."""
     old, observed = step.state.masks, step.observed
     renew = automatic(_update_of(rule, old), (old, observed))
     masks, rule_state = renew(step.key, step.state.count, old, params, step.grads, observed)
@@ -174,7 +174,7 @@ def decide(step: Step, rule: Rule, params: Params, wanted: Array) -> Decision:
 
 
 def _update_of(rule: Rule, kept: Any) -> RuleUpdate:
-    """The update of a rule, from and to masks in the form in which a state keeps them."""
+    """The update of a rule, which takes and returns masks in the form that a state stores."""
     update: Any = rule.update
     packed = any(map(tells_mask, jax.tree.leaves(kept, is_leaf=tells_mask)))
     if packed and rule.reads_packed:
@@ -207,8 +207,8 @@ def _only(sparse: list[bool], *found: Any) -> list[Array]:
 
 
 def _finite(found: list[Any]) -> Array:
-    # No array of the flags: it can be empty, and jaxlib 0.11 on a CPU crashes while compiling an
-    # empty constant inside shard_map.
+    # The flags are not put into an array: it can be empty, and jaxlib 0.11 on a CPU crashes while
+    # compiling an empty constant inside shard_map.
     arrays = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.inexact)]
     if kernels.exist() and arrays and all(x.dtype == jnp.float32 for x in arrays):
         return _finite_by_kernel(*arrays)
@@ -216,7 +216,7 @@ def _finite(found: list[Any]) -> Array:
 
 
 def _none_infinite(*arrays: Array) -> Array:
-    # A maximum with NaN is NaN; XLA reduces booleans far slower.
+    # A maximum with NaN is NaN; XLA reduces booleans far more slowly.
     flags = [jnp.max(jnp.abs(x), initial=0) < jnp.inf for x in arrays]
     return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
 
@@ -227,7 +227,7 @@ _finite_by_kernel = on_one_device(
 
 
 def where(flag: Array, new: Any, old: Any) -> Any:
-    """Selects leaf by leaf; what did not change is passed on as it is, and so costs nothing."""
+    """Selects leaf by leaf; what did not change is passed on as it is, at no cost."""
     return jax.tree.map(lambda a, b: a if a is b else jnp.where(flag, a, b), new, old)
 
 

@@ -16,9 +16,9 @@ from jaxsparse.types import Array, Masks, Params, Prunable
 
 
 def full_mask(leaf: Any) -> Any:
-    """The mask of a dense leaf: all True; what is not an array stays what it is."""
+    """The mask of a dense leaf: all True; what is not an array is returned as it is."""
     if isinstance(leaf, jax.Array):
-        return jnp.ones_like(leaf, dtype=bool)  # sharded as the leaf is
+        return jnp.ones_like(leaf, dtype=bool)  # sharded like the leaf
     return jnp.ones(leaf.shape, bool) if trees.is_array(leaf) else leaf
 
 
@@ -28,10 +28,10 @@ def full_masks(params: Params) -> Masks:
 
 
 def check_masks(masks: Masks, what: str = "masks") -> None:
-    """Raises unless a tree holds boolean arrays, and no others.
+    """Raises unless a tree holds boolean arrays, and no other arrays.
 
     Raises:
-      TypeError: no tree, no array, or a leaf of another type; its path is named.
+      TypeError: not a tree, no array in it, or an array of another type, whose path is named.
     """
     trees.check_tree(masks, what)
     leaves = jax.tree.leaves(masks)
@@ -44,7 +44,7 @@ def check_boolean(masks: Masks, what: str) -> None:
     """Raises unless every array of a tree is boolean.
 
     Raises:
-      TypeError: a leaf of another type; its path is named.
+      TypeError: an array of another type, whose path is named.
     """
     for path, mask in jax.tree.leaves_with_path(masks):
         trees.boolean(trees.name(path), mask, what)
@@ -96,13 +96,13 @@ def _zero_off(leaf: Array, mask: Array) -> Array:
 
 
 def density(masks: Masks, prunable: Prunable | None = None) -> Array:
-    """The fraction of living weights in the prunable leaves together, a float32 scalar in [0, 1].
+    """The fraction of living weights in all prunable leaves together, a float32 scalar in [0, 1].
 
     Args:
       masks: boolean arrays, or an optimizer state that holds them.
-      prunable: `(path, leaf) -> bool`: the leaves that count. By default those that the algorithm
-        of a state was given, and without a state all but biases and scales. Where it matches no
-        leaf, all count.
+      prunable: `(path, leaf) -> bool`: the leaves that count. By default, those that the algorithm
+        of the state was given; without a state, all but biases and scales. If it matches no leaf,
+        all leaves count.
 
     Raises:
       TypeError: masks that are not boolean.
@@ -133,7 +133,7 @@ def sparsity(masks: Masks, prunable: Prunable | None = None) -> Array:
 
 
 def living(mask: Array) -> Array:
-    """How many of a mask are True, an int32 scalar.
+    """How many elements of a mask are True, an int32 scalar.
 
     >>> int(living(jnp.array([True, False, True])))
     2
@@ -144,9 +144,10 @@ def living(mask: Array) -> Array:
 def living_each(
     masks: Sequence[Array | PackedMask], off: Sequence[Array | PackedMask] = ()
 ) -> Array:
-    """How many of each mask are True (off another one each, if given), int32 of shape (masks,).
+    """How many elements of each mask are True (and False in its partner in `off`, if given), int32
+    of shape (masks,).
 
-    Packed masks are those of sparse leaves, and both of a pair.
+    Packed masks must be those of sparse leaves, and both masks of a pair must be packed.
     """
     if not masks:
         return jnp.zeros(0, jnp.int32)
@@ -183,12 +184,13 @@ def _counted(masks: Masks, prunable: Prunable | None) -> list[Array]:
 def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, Array]:
     """The masks of the leaves that count in a density, by path.
 
-    A state says itself which these are. One that has lost it, because it came out of a checkpoint
-    without a template, counts the leaves that have dead weights, as far as that can be seen.
+    A state itself says which these are. If it has lost this, because it was restored from a
+    checkpoint without a template, the leaves that have dead weights count, as far as can be seen.
 
     Args:
       masks: boolean arrays, or an optimizer state that holds them.
-      prunable: `(path, leaf) -> bool`; None asks the state, or else the default filter.
+      prunable: `(path, leaf) -> bool`; None means the state's own choice, or else the default
+        filter.
 
     Returns:
       The masks that the filter accepts; all masks where it accepts none.
@@ -225,7 +227,7 @@ def _with_dead(state: Declared) -> set[str]:
     found = masks_by_path([state])
     if any(isinstance(mask, jax.core.Tracer | jax.ShapeDtypeStruct) for mask in found.values()):
         return _let_through(found, None)
-    with jax.ensure_compile_time_eval():  # the caller may be traced where the masks are not
+    with jax.ensure_compile_time_eval():  # the caller may be traced when the masks are not
         dead = {path for path, mask in found.items() if not jnp.all(mask)}
     return dead or _let_through(found, None)
 
@@ -238,7 +240,7 @@ def _let_through(masks: dict[str, Array], prunable: Prunable | None) -> set[str]
 def overlap(masks: Masks, other: Masks) -> Array:
     """The Jaccard overlap of two sets of living weights: |A and B| / |A or B|, in [0, 1].
 
-    Leaves that are alive as a whole in both trees are left out: they say nothing of the masks.
+    Leaves that are fully alive in both trees are left out: they say nothing about the masks.
 
     Raises:
       ValueError: the trees differ; the first path that differs is named.
@@ -262,7 +264,7 @@ def overlap(masks: Masks, other: Masks) -> Array:
 
 
 def pack(masks: Masks) -> Any:
-    """Packs eight masks bits into a byte along the last axis: `(..., n)` -> `(..., ceil(n / 8))`.
+    """Packs eight mask bits into a byte along the last axis: `(..., n)` -> `(..., ceil(n / 8))`.
 
     Raises:
       TypeError: masks that are not boolean.

@@ -1,8 +1,8 @@
-"""Arrays on a mesh: where they lie, and what its axes ask for.
+"""Arrays on a mesh: how they are sharded, and what the mesh axes require.
 
-- Under `jit` the compiler shards what is between given arrays, if it may: `automatic`.
-- Inside `jax.shard_map` arrays vary over axes of the mesh where every device has its own. Outside
-  of it, and with `check_vma=False`, nothing is known to vary.
+- Under `jit` the compiler shards the arrays between the given ones, if it may: `automatic`.
+- Inside `jax.shard_map` an array varies over the mesh axes along which every device has its own.
+  Outside of it, and with `check_vma=False`, nothing is known to vary.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ def varying_axes(tree: Any) -> frozenset[str]:
 
 
 def varying_like(tree: Any, *others: Any) -> Any:
-    """The same arrays, said to vary over whatever the others vary over: a loop that starts from
-    numbers that do not vary could not come to some that do."""
+    """The same arrays, marked as varying over whatever the others vary over: the carry of a loop
+    cannot start out the same on all devices and vary later."""
     axes = varying_axes(others)
 
     def one(x: Array) -> Array:
@@ -37,11 +37,11 @@ def varying_like(tree: Any, *others: Any) -> Any:
 
 
 def automatic(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
-    """Lets the compiler shard what is between explicitly sharded arguments and results.
+    """Lets the compiler shard the arrays between explicitly sharded arguments and results.
 
     Args:
-      function: of arrays and trees of them.
-      like: arrays that lie as the results are to lie, in their structure.
+      function: a function of arrays and trees of them.
+      like: arrays sharded as the results should be, in their structure.
     """
     arrays = [leaf for leaf in jax.tree.leaves(like) if isinstance(leaf, jax.Array)]
     if any(AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types for x in arrays):
@@ -55,15 +55,16 @@ def on_one_device(
     several: Callable[..., Array],
     result: Callable[..., jax.ShapeDtypeStruct],
 ) -> Callable[..., Array]:
-    """A function of arrays that takes another form where they lie on one CPU device alone.
+    """A function of arrays that takes another form if they are on a single CPU device.
 
-    Which one is settled when a program is compiled for its devices, so that forms which cannot be
-    sharded, or exist on this machine only, never meet a mesh, another platform or an exported file.
+    The form is chosen when a program is compiled for its devices, so that forms that cannot be
+    sharded, or exist on this machine only, never end up on a mesh, on another platform or in an
+    exported file.
 
     Args:
-      one: for a single CPU device.
-      several: for all else.
-      result: of the same arguments, the shape and type of what both give.
+      one: the form for a single CPU device.
+      several: the form for everything else.
+      result: returns, for the same arguments, the shape and type of what both return.
     """
 
     def call(*args: Array) -> Array:
@@ -119,7 +120,7 @@ mlir.register_lowering(
 
 
 def mesh_sharding(leaf: Any) -> NamedSharding | None:
-    """How an array lies on a mesh of several devices; None where it does not, or is traced."""
+    """How an array is sharded over a mesh of several devices; None if it is not, or is traced."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
         return None
     at = leaf.sharding
@@ -127,7 +128,7 @@ def mesh_sharding(leaf: Any) -> NamedSharding | None:
 
 
 def beside(tree: Any, params: Any) -> Any:
-    """The arrays of a tree, each where the leaf of the parameters lies that it belongs to."""
+    """The arrays of a tree, each sharded like the leaf of the parameters that it belongs to."""
 
     def one(p: Any, x: Any) -> Any:
         at = mesh_sharding(p)

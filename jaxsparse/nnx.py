@@ -13,15 +13,15 @@ __all__ = ["start_sparse"]
 def start_sparse(model: nnx.Module, optimizer: Any, *, wrt: Any = nnx.Param) -> None:
     """Sets the weights of a model off the masks to zero, in place.
 
-    `nnx.Optimizer` draws the masks but cannot apply them, so without this call the first step and
-    an evaluation before it see the dense model.
+    `nnx.Optimizer` draws the masks but cannot apply them, so without this call the first step, and
+    any evaluation before it, see the dense model.
 
     Args:
-      model: the model that is trained.
-      optimizer: the `nnx.Optimizer` of the model, or the transformation that a trainer will build
-        one from.
-      wrt: the filter that the trainer will give to `nnx.Optimizer`; where `optimizer` is one, its
-        own filter is taken.
+      model: the model to train.
+      optimizer: the `nnx.Optimizer` of the model, or the transformation from which a trainer will
+        build one.
+      wrt: the filter that the trainer will give to `nnx.Optimizer`; if `optimizer` is one, its own
+        filter is used.
 
     Raises:
       TypeError: `optimizer` is neither.

@@ -1,4 +1,4 @@
-"""Masks of the user's own, which a method starts from instead of random ones."""
+"""The user's own masks, from which a method starts instead of random ones."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,23 +14,23 @@ from jaxsparse.types import Array, Masks, Params, Prunable
 
 
 class OwnMasks(NamedTuple):
-    """Given masks, and what can be told of them before they meet parameters.
+    """Given masks, and what is known about them before any parameters are seen.
 
     Attributes:
       tree: the masks.
-      alive: living weights by path; None where masks are traced and nothing can be told.
+      alive: living weights by path; None if masks are traced, so that nothing is known.
     """
 
     tree: Masks
     alive: dict[str, int] | None
 
     def chosen(self, params: Params, prunable: Prunable | None) -> list[bool]:
-        """One bool per leaf: may it be sparse? The filter says so, where there is one; else the
-        leaves that have dead weights are, and where none has (or none can be seen), the default
-        filter decides.
+        """One bool per leaf: may it be sparse? The filter decides, if there is one; otherwise the
+        leaves that have dead weights may be, and if no leaf has any (or none can be seen), the
+        default filter decides.
 
         Raises:
-          ValueError: the filter lets nothing through, or not a leaf that has dead weights.
+          ValueError: the filter accepts no leaf, or rejects one that has dead weights.
         """
         found = [(trees.name(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
         floats = [trees.is_float(leaf) for _, leaf in found]
@@ -46,18 +46,18 @@ class OwnMasks(NamedTuple):
             if some and not use:
                 raise ValueError(
                     f"masks have dead weights at {path!r}, but prunable leaves it dense, or it is "
-                    "not a floating array; leave prunable= out, and the masks say what is sparse."
+                    "not a floating array; without prunable=, the masks say what is sparse."
                 )
         return chosen
 
     def sparsity(self, path: str, leaf: Array) -> float | None:
-        """The sparsity of a leaf; None where it cannot be told."""
+        """The sparsity of a leaf; None if it is not known."""
         if self.alive is None:
             return None
         return 1 - self.alive.get(path, leaf.size) / max(leaf.size, 1)
 
     def alive_at(self, path: str, leaf: Any) -> int:
-        """Living weights of a leaf; without a mask it lives whole."""
+        """The number of living weights of a leaf; without a mask, all of them live."""
         size = math.prod(getattr(leaf, "shape", ()))
         return (self.alive or {}).get(path, size)
 
@@ -66,7 +66,8 @@ class OwnMasks(NamedTuple):
 
         Args:
           params: any pytree.
-          plan: the plan whose patterns they must fit; leaves that are dense there are all True.
+          plan: the plan whose patterns they must fit; masks of leaves that are dense there are all
+            True.
 
         Raises:
           ValueError: the masks do not fit `params` or the pattern.
@@ -91,11 +92,11 @@ class OwnMasks(NamedTuple):
 
 
 def own_masks(masks: Masks) -> OwnMasks:
-    """Looks at the masks, once.
+    """Inspects the masks, once.
 
     Raises:
       TypeError: masks that are not boolean.
-      ValueError: there is none.
+      ValueError: there are no masks.
     """
     check_masks(masks)
     found = {trees.name(path): leaf for path, leaf in jax.tree.leaves_with_path(masks)}
@@ -111,7 +112,7 @@ def own_masks(masks: Masks) -> OwnMasks:
 
 
 def _check_pattern(entry: Any, mask: Array) -> None:
-    """Raises where a leaf's mask is none of the leaf plan's pattern."""
+    """Raises if a leaf's mask does not fit the pattern of its plan."""
     pattern = entry.pattern
     if not pattern.uses_axes:
         return
@@ -128,9 +129,9 @@ def _check_pattern(entry: Any, mask: Array) -> None:
         )
     if not pattern.by_rows or (alike and most == (pattern.fixed or most)):
         return
-    wanted = "a living row has as many weights as any other"
+    wanted = "every living row must have as many as any other"
     if pattern.fixed is not None:
-        wanted = f"every row has {pattern.fixed}"
+        wanted = f"every row must have {pattern.fixed}"
     raise ValueError(
         f"masks at {entry.path!r} do not fit pattern {pattern.name}: its rows hold {least} to "
         f"{most} weights, but {wanted}. Prune with the same pattern= and axes=."

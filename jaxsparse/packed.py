@@ -1,4 +1,4 @@
-"""Masks as bits: a weight takes an eighth of a byte in a state, a dense leaf one byte in all."""
+"""Masks as bits: in a state, a weight takes one bit, and a dense leaf one byte in all."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ from jaxsparse.types import Array, Masks
 )
 @dataclasses.dataclass(frozen=True)
 class PackedMask:
-    """The mask of one leaf, eight weights a byte.
+    """The mask of one leaf, eight weights per byte.
 
     Attributes:
-      words: uint8, of the mask's shape but for the packed axis, which has an eighth of its size;
-        for a dense leaf one byte, of shape `(1, ..., 1)`. Replicates may stand in front.
-      shape: of the mask.
-      dense: whether the leaf is dense as a whole.
+      words: uint8, of the mask's shape except for the packed axis, which has an eighth of its size;
+        for a dense leaf one byte, of shape `(1, ..., 1)`. Axes of replicates may come first.
+      shape: the shape of the mask.
+      dense: whether the whole leaf is dense.
     """
 
     words: Array
@@ -33,7 +33,7 @@ class PackedMask:
 
     @classmethod
     def of(cls, mask: Array, dense: bool = False) -> "PackedMask":
-        """A boolean mask as bits; of a dense leaf only its shape is kept."""
+        """A boolean mask as bits; for a dense leaf, only its shape is kept."""
         if dense:
             return cls(jnp.full((1,) * mask.ndim, 255, jnp.uint8), mask.shape, True)
         return cls(automatic(_packed, mask)(mask), mask.shape)
@@ -66,7 +66,7 @@ def pack_leaves(masks: Masks, sparse: list[bool]) -> Any:
 
 
 def unpacked(words: Array, shape: tuple[int, ...]) -> Array:
-    """The mask of a shape whose bits these are, with whatever axes of replicates in front."""
+    """The mask of a given shape from its bits, with any axes of replicates in front."""
     axis, lead = _axis(shape), words.shape[: words.ndim - len(shape)]
     if axis is None or words.shape[axis] != -(-shape[axis] // 8):
         return jnp.broadcast_to(words != 0, (*lead, *shape))
@@ -81,7 +81,7 @@ def unpacked(words: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _packed(mask: Array) -> Array:
-    """As `numpy.packbits`, in few operations, because a step has many of them to compile."""
+    """Like `numpy.packbits`, but in few operations, because a step has many of these to compile."""
     axis = _axis(mask.shape)
     if axis is None:
         return mask.astype(jnp.uint8)
@@ -94,7 +94,7 @@ def _packed(mask: Array) -> Array:
 
 
 def _bits(axis: int) -> np.ndarray:
-    """The bits of a byte, the first place in the highest one, along an axis counted from behind."""
+    """The bits of a byte, the highest first, along an axis counted from the end."""
     return (128 >> np.arange(8)).astype(np.uint8).reshape(8, *(1,) * (-axis - 1))
 
 
@@ -106,8 +106,8 @@ def _with(shape: tuple[int, ...], axis: int, size: int) -> list[int]:
 
 
 def _axis(shape: tuple[int, ...]) -> int | None:
-    """Which axis is packed: the last but one, if eight divides it, because that one is unpacked by
-    whole vectors."""
+    """Which axis is packed: the second to last, if eight divides it, because it is unpacked in
+    whole vectors; else the last."""
     if not shape:
         return None
     return -2 if len(shape) > 1 and shape[-2] % 8 == 0 else -1

@@ -1,8 +1,9 @@
 """Which sets of weights live or die together, and where they compete.
 
 A pattern turns the scores of a leaf into the scores of its *groups*, and a mask of the groups back
-into a mask of the weights. Groups compete within *rows*: all groups of a leaf in one row, or a row
-for each output unit (constant fan-in) or each run of M inputs (N:M), each with equal counts.
+into a mask of the weights. Groups compete within *rows*: either all groups of a leaf are one row,
+or there is a row for each output unit (constant fan-in) or each run of M inputs (N:M), and all rows
+keep the same count.
 """
 
 import math
@@ -35,14 +36,14 @@ class Pattern(NamedTuple):
     """A sparsity pattern as data; made by the functions of this module.
 
     Attributes:
-      name: as the user wrote it.
-      groups: `(path, shape, axes) -> Groups`; raises where the pattern does not fit.
-      gather: `(values, axes) -> values per group`: means over a group. Rows come first, on all
-        axes but the last, where there are several.
+      name: the name, as the user wrote it.
+      groups: `(path, shape, axes) -> Groups`; raises if the pattern does not fit.
+      gather: `(values, axes) -> values per group`: means over a group. If there are several rows,
+        they come first, on all axes but the last.
       spread: `(group mask, shape, axes) -> mask`.
-      fixed: groups kept per row where the pattern itself says so (the N of N:M), else None.
+      fixed: groups kept per row if the pattern itself sets this (the N of N:M), else None.
       by_rows: whether there are several rows.
-      uses_axes: whether the pattern asks which axes are inputs and outputs.
+      uses_axes: whether the pattern needs to know which axes are inputs and outputs.
     """
 
     name: str
@@ -61,7 +62,7 @@ unstructured = Pattern(
     spread=lambda mask, shape, axes: mask,
     uses_axes=False,
 )
-"""Every weight for itself; all weights of a leaf compete."""
+"""Every weight is on its own; all weights of a leaf compete."""
 
 
 def _channel_groups(path: str, shape: tuple[int, ...], axes: Axes) -> Groups:
@@ -118,14 +119,14 @@ fan_in = Pattern(
 def n_m(n: int, m: int) -> Pattern:
     """N:M sparsity: exactly `n` of every `m` consecutive inputs of an output unit are alive.
 
-    The sparsity of a leaf is then `1 - n / m` and must be asked for as such.
+    The sparsity of a leaf is then `1 - n / m` and must be requested as such.
 
     Args:
       n: living weights per run, at least 1.
       m: length of a run, larger than `n`; must divide the number of inputs.
 
     Raises:
-      ValueError: not `1 <= n < m`; later, a leaf whose inputs `m` does not divide.
+      ValueError: not `1 <= n < m`; later, a leaf whose number of inputs `m` does not divide.
 
     References:
       Zhou et al., "Learning N:M fine-grained structured sparse neural networks from scratch"
@@ -167,7 +168,8 @@ def n_m(n: int, m: int) -> Pattern:
 def block(rows: int, columns: int) -> Pattern:
     """Blocks of `rows` inputs times `columns` outputs live or die together.
 
-    Spatial and stacked axes are not joined: a convolution has its blocks at every kernel position.
+    Spatial and stacked axes are not joined: a convolution has its own blocks at every kernel
+    position.
 
     Args:
       rows: block size along the (last) input axis, at least 1.
@@ -239,7 +241,7 @@ def select(
 
 
 def group_mask(pattern: Pattern, axes: Axes, mask: Array) -> Array:
-    """The mask of the groups that are alive as a whole."""
+    """The mask of the groups that are fully alive."""
     if pattern is unstructured:
         return mask
     # A mean of zeros is exactly zero; a mean of ones need not be exactly one.

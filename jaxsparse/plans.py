@@ -1,5 +1,5 @@
 """The plan of a net: for every leaf, whether it is sparse, in which pattern, and how many weights
-live. Plans are made from shapes and Python numbers while tracing, so they cost a step nothing.
+live. Plans are made from shapes and Python numbers while tracing, so they add nothing to a step.
 """
 
 import warnings
@@ -23,8 +23,8 @@ from jaxsparse.state_tree import as_masks
 from jaxsparse.types import Array, Axes, Key, Masks, Params, Scores
 
 Counts = Any
-"""How many groups of weights: a tree in the structure of the parameters, with one number for every
-sparse leaf (or one for each of its rows) and None for a dense one; or, where all leaves compete,
+"""Numbers of groups of weights: a tree in the structure of the parameters, with one number for
+every sparse leaf (or one for each of its rows) and None for a dense one; or, if all leaves compete,
 one number for all of them together."""
 
 
@@ -33,10 +33,10 @@ _CAPACITIES: ContextVar[Sequence[int] | None] = ContextVar("capacities", default
 
 @contextmanager
 def limited_to(capacities: Sequence[int]) -> Iterator[None]:
-    """In this context no sparse leaf is given more weights than it has room for.
+    """Within this context, no sparse leaf is given more weights than it has room for.
 
     Args:
-      capacities: weights of every sparse leaf.
+      capacities: how many weights every sparse leaf has room for.
     """
     token = _CAPACITIES.set(capacities)
     try:
@@ -50,7 +50,7 @@ class Later(NamedTuple):
 
     Attributes:
       function: `(leaf plan, *leaves) -> array`.
-      leaves: what it reads.
+      leaves: the leaves that it reads.
     """
 
     function: Callable[..., Array]
@@ -64,10 +64,10 @@ class LeafPlan(NamedTuple):
       path: the leaf's name, such as `"fc1/kernel"`.
       shape: its shape.
       pattern: which weights live or die together.
-      axes: what its axes mean; empty where neither the pattern nor `units` asks.
+      axes: what its axes mean; empty if neither the pattern nor `units` needs them.
       groups: rows, columns and weights per group.
-      least: groups that each row keeps at least.
-      units: the axes by which every output unit keeps a weight; None where units may be empty.
+      least: the minimum number of groups that each row keeps.
+      units: the axes, if every output unit must keep a weight; None if units may be empty.
       strict: whether a leaf that would be empty is an error.
     """
 
@@ -82,11 +82,11 @@ class LeafPlan(NamedTuple):
 
     @property
     def granularity(self) -> int:
-        """Weights by which the leaf grows or shrinks: one group in every row."""
+        """The step, in weights, by which the leaf grows or shrinks: one group in every row."""
         return self.groups.rows * self.groups.size
 
     def target_count(self, sparsity: float | Array) -> int | Array:
-        """Groups per row that live at a sparsity."""
+        """The number of living groups per row at a sparsity."""
         if self.pattern.fixed is not None:
             return self._fixed(self.pattern.fixed, sparsity)
         count = target_count(self.groups.columns, sparsity)
@@ -136,17 +136,18 @@ class LeafPlan(NamedTuple):
 class Plan(NamedTuple):
     """What is decided about a whole tree of parameters.
 
-    Its methods take trees in the structure of the parameters; of those, functions see the sparse
-    leaves only. Masks may be packed: functions see booleans, and masks of a leaf that are made of
-    packed ones are packed again.
+    Its methods take trees in the structure of the parameters; the functions passed to them see only
+    the sparse leaves of these. Masks may be packed: functions see booleans, and a mask made from a
+    packed one is packed again.
 
     Attributes:
       treedef: the structure of the parameters.
       leaves: a plan for every leaf, in flattening order; None = the leaf is dense.
       scope: "layer", or "global" where all sparse leaves compete.
-      sparsity: the target in [0, 1) of every sparse leaf, as a tree with None for dense leaves
-        (and where it cannot be told); with scope "global" one number for all leaves together.
-      prunable: a tree of bools: the leaves that count in a density, those that stay whole as well.
+      sparsity: the target in [0, 1) of every sparse leaf, as a tree with None for dense leaves (and
+        where it is not known); with scope "global", one number for all leaves together.
+      prunable: a tree of bools: the leaves that count in a density, including those that stay
+        dense.
     """
 
     treedef: Any
@@ -162,7 +163,7 @@ class Plan(NamedTuple):
 
     @property
     def granularity(self) -> int:
-        """Weights per group where all leaves compete."""
+        """Weights per group if all leaves compete."""
         return self.sparse[0].granularity
 
     def tree(self, values: Iterable[Any]) -> Any:
@@ -171,23 +172,24 @@ class Plan(NamedTuple):
         return self.treedef.unflatten(leaf and next(found) for leaf in self.leaves)
 
     def zip(self, *values: Any) -> list[tuple[Any, ...]]:
-        """`(leaf plan, *leaves)` of every sparse leaf; None is a tree of Nones."""
+        """`(leaf plan, *leaves)` for every sparse leaf; None stands for a tree of Nones."""
         found = zip(self.leaves, *map(self._flat, values), strict=True)
         return [each for each in found if each[0] is not None]
 
     def each(self, function: Callable[..., Any], *values: Any, apart: bool = False) -> list[Any]:
-        """`function(leaf plan, *leaves)` of every sparse leaf.
+        """`function(leaf plan, *leaves)` for every sparse leaf.
 
         Args:
-          function: what is called.
-          values: trees of its arguments.
-          apart: whether leaves are computed one after the other, each in the memory of the last.
+          function: the function to call.
+          values: trees with its arguments.
+          apart: whether leaves are computed one after the other, each in the memory of the one
+            before.
         """
         call = jaxprs.apart(_call) if apart else _call
         return [call(function, *found) for found in self.zip(*values)]
 
     def later(self, function: Callable[..., Array], tree: Any, *others: Any) -> Any:
-        """As `map`, but what a leaf becomes is computed where `each` or `map` reads it."""
+        """Like `map`, but each result is computed where `each` or `map` reads it."""
         found = iter(Later(function, each[1:]) for each in self.zip(tree, *others))
         leaves = zip(self.leaves, self._flat(tree), strict=True)
         return self.treedef.unflatten(
@@ -211,7 +213,7 @@ class Plan(NamedTuple):
         apart: bool = False,
     ) -> Any:
         """A tree of `function(leaf plan, leaf, *others)`; dense leaves of `tree` go through
-        `dense`, and so stay what they are by default."""
+        `dense`, which by default leaves them as they are."""
         found = iter(self.each(function, tree, *others, apart=apart))
         return self.treedef.unflatten(
             dense(leaf) if plan is None else next(found)
@@ -219,15 +221,15 @@ class Plan(NamedTuple):
         )
 
     def with_leaves(self, change: Callable[[LeafPlan], LeafPlan]) -> "Plan":
-        """The same plan with another one for every sparse leaf."""
+        """The same plan, with the plan of every sparse leaf changed."""
         return self._replace(leaves=tuple(leaf and change(leaf) for leaf in self.leaves))
 
     def groups(self) -> list[int]:
-        """Groups of every sparse leaf, alive or dead."""
+        """The number of groups of every sparse leaf, alive or dead."""
         return [leaf.groups.rows * leaf.groups.columns for leaf in self.sparse]
 
     def places(self) -> list[int]:
-        """Groups that may live in every sparse leaf: all of it, or what there is room for."""
+        """How many groups may live in every sparse leaf: all, or as many as there is room for."""
         weights, groups = _CAPACITIES.get(), self.groups()
         if weights is None:
             return groups
@@ -235,17 +237,17 @@ class Plan(NamedTuple):
         return [min(n, most // size) for n, most, size in zip(groups, weights, sizes, strict=True)]
 
     def total(self) -> int:
-        """Groups of all sparse leaves together, alive or dead."""
+        """The number of groups of all sparse leaves together, alive or dead."""
         return sum(self.groups())
 
     def whole(self) -> Counts:
-        """The counts at which everything lives."""
+        """The counts at which all groups live."""
         if self.scope == "global":
             return self.total()
         return self.tree(leaf.groups.columns for leaf in self.sparse)
 
     def counts(self, sparsity: Any) -> Counts:
-        """Groups per row that live at a sparsity (or groups in all, with scope "global").
+        """Living groups per row at a sparsity (or in total, with scope "global").
 
         Args:
           sparsity: one for all leaves, or a tree like the attribute `sparsity`.
@@ -259,8 +261,8 @@ class Plan(NamedTuple):
         return self.tree(self.each(LeafPlan.target_count, sparsity))
 
     def weights(self, counts: Counts, params: Params) -> Any:
-        """The weights that live at `counts`, dense leaves as a whole: a tree of numbers, or with
-        scope "global" one number for all leaves together."""
+        """The number of weights that live at `counts`, including all weights of dense leaves: a
+        tree of numbers, or with scope "global" one number for all leaves together."""
 
         def scaled(leaf: LeafPlan, _: Array, count: Any) -> Any:
             return count * leaf.granularity
@@ -274,7 +276,7 @@ class Plan(NamedTuple):
         return self.map(scaled, params, counts, dense=size)
 
     def count_alive(self, masks: Masks) -> Array:
-        """Living groups of every sparse leaf, int32 of shape (leaves,); their sum may pass 2^31."""
+        """Living groups per sparse leaf, int32 of shape (leaves,); their sum may exceed 2^31."""
         return living_each(self.each(LeafPlan.alive_groups, masks))
 
     def select(self, scores: Scores, counts: Counts, within: Masks | None = None) -> Masks:
@@ -286,7 +288,7 @@ class Plan(NamedTuple):
     def select_globally(
         self, scores: Scores, total: int | Array, within: Masks | None = None
     ) -> Masks:
-        """Masks of the `total` best groups of all sparse leaves; each keeps its `least` first."""
+        """Masks of the `total` best groups of all sparse leaves; each first keeps its `least`."""
         self.check_countable()
         self.check_total(total)
 
@@ -307,7 +309,7 @@ class Plan(NamedTuple):
         return self.map(join, scores, self.tree(safe), self.tree(chosen), dense=full_mask)
 
     def check_countable(self) -> None:
-        """Raises where the sparse leaves have more groups than one selection can count."""
+        """Raises if the sparse leaves have more groups than one selection can count."""
         groups = self.total()
         if groups > 2**31 - 1:
             raise ValueError(
@@ -317,7 +319,7 @@ class Plan(NamedTuple):
             )
 
     def check_total(self, total: int | Array) -> None:
-        """Raises where a total is too small for every leaf to keep what it keeps at least."""
+        """Raises if a total is too small for every leaf to keep its minimum."""
         least = sum(leaf.least for leaf in self.sparse)
         if isinstance(total, int) and total < least:
             raise ValueError(
@@ -343,15 +345,14 @@ def _read(leaf: LeafPlan, given: Any) -> Any:
 
 
 def counts_over_time(counts: Sequence[Counts]) -> Counts:
-    """Counts of several moments as one, with the moments along the first axis, int32."""
+    """Stacks the counts of several moments along a new first axis, int32."""
     return jax.tree.map(lambda *moments: jnp.array(moments, jnp.int32), *counts)
 
 
 def remembered(plan: Callable[[Params], Plan]) -> Callable[[Params], Plan]:
-    """A function that plans, with its last plan at hand for parameters of the same structure,
-    shapes and types.
+    """A planning function that reuses its last plan for the same structure, shapes and types.
 
-    A plan that holds a traced sparsity is valid in its own trace only, so it is made anew.
+    A plan that holds a traced sparsity is valid only in its own trace, so it is not reused.
     """
     last: list[tuple[Any, Plan]] = []
 

@@ -1,6 +1,7 @@
 """Pictures of masks: where weights live, how dense every layer is, and how many weights move.
 
-They need matplotlib, which is imported with the first picture: `pip install 'jaxsparse[plot]'`.
+They need matplotlib, which is imported when the first picture is drawn:
+`pip install 'jaxsparse[plot]'`.
 """
 
 import math
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
-"""Okabe and Ito's colours, which all eyes can tell apart."""
+"""Okabe and Ito's colours, which colour-blind readers can tell apart too."""
 STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
 _FEW = 8  # layers that a legend can still name
 
@@ -42,13 +43,13 @@ def mask_image(
     axes: AxesSpec = None,
     prunable: Prunable | None = None,
 ) -> "Figure":
-    """The masks of a network, a panel for each leaf: inputs from top to bottom, outputs across.
+    """Draws the masks of a network, one panel per leaf: inputs from top to bottom, outputs across.
 
     Args:
       masks: boolean arrays, or an optimizer state that holds them.
       image: the shape of the network's input, such as `(28, 28)` or `(32, 32, 3)`: one more panel
-        shows how many living weights read every pixel, in the first leaf with as many inputs.
-      axes: what the axes of the leaves mean. A leaf whose axes are not known without it has its
+        shows how many living weights read each pixel, in the first leaf with that many inputs.
+      axes: what the axes of the leaves mean. Without it, a leaf whose axes are ambiguous has its
         last axis across.
       prunable: `(path, leaf) -> bool`: the leaves to draw; by default those that the algorithm of
         a state was given, and without a state all but biases and scales.
@@ -74,8 +75,8 @@ def mask_image(
     readers = [path for path, size in sizes.items() if image and size == math.prod(image)]
     if image is not None and (len(image) < 2 or not readers):
         raise ValueError(
-            f"image must have two or three sizes, and a leaf as many inputs as their product; got "
-            f"{tuple(image)}, and inputs {sizes}."
+            "image must have two or three sizes, and a leaf must have as many inputs as their "
+            f"product; got {tuple(image)}, and inputs {sizes}."
         )
     panels = len(flat) + (image is not None)
     rows = -(-panels // 4)
@@ -86,7 +87,7 @@ def mask_image(
     if image is not None:
         _draw_pixels(figure, slots.pop(0), flat[readers[0]][0].sum(1).reshape(image))
     for (path, (mask, down, across)), ax in zip(flat.items(), slots, strict=False):
-        how = "antialiased" if max(mask.shape) > 300 else "nearest"  # small ones would be smeared
+        how = "antialiased" if max(mask.shape) > 300 else "nearest"  # small ones would blur
         ax.imshow(mask, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation=how)
         ax.set_title(f"{path}: {100 * mask.mean():.3g}% alive", fontsize=9, parse_math=False)
         ax.set_xlabel(across)
@@ -104,7 +105,7 @@ def density_per_layer(
     label: str | None = None,
     prunable: Prunable | None = None,
 ) -> "Axes":
-    """The share of living weights in every layer: at one moment, or over the steps of a run.
+    """Draws the share of living weights in every layer: at one moment, or over the steps of a run.
 
     Args:
       masks: boolean arrays, an optimizer state that holds them, or densities by path, such as
@@ -159,19 +160,18 @@ def churn_over_time(
     label: str | None = None,
     prunable: Prunable | None = None,
 ) -> "Axes":
-    """How many of the living weights each mask update brought to life.
+    """Draws the share of the living weights that each mask update brought to life.
 
     Args:
-      history: what was kept of a run, one entry for every log line: what `jaxsparse.metrics`
-        returned, or an optimizer state. With `steps` also masks, which are compared each with those
-        before, or numbers.
-      steps: when masks or numbers were taken; metrics and states know their last mask update.
+      history: the record of a run, one entry per log line: what `jaxsparse.metrics` returned, or an
+        optimizer state. With `steps`, also masks, each compared with those before, or numbers.
+      steps: when masks or numbers were taken; metrics and states record their last mask update.
       ax: where to draw; by default a figure of its own. Several runs can share one.
       label: the name of this run in the legend.
       prunable: `(path, leaf) -> bool`: the leaves that count where masks are compared.
 
     Returns:
-      The axes: a point for every mask update that is in the history.
+      The axes: a point for every mask update in the history.
 
     Raises:
       ImportError: matplotlib is missing.
@@ -210,7 +210,7 @@ def churn_over_time(
 
 
 def layer_style(index: int, count: int, name: str) -> dict[str, Any]:
-    """How the line of one of `count` layers is drawn: of more than 8, the first and last are named.
+    """The line style of one of `count` layers; of more than 8, only the first and last are named.
 
     Example:
       >>> layer_style(1, 3, "fc2")
@@ -223,7 +223,7 @@ def layer_style(index: int, count: int, name: str) -> dict[str, Any]:
 
 
 def plain(ax: "Axes") -> None:
-    """Takes the frame away, and draws a light grid."""
+    """Removes the frame, and draws a light grid."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="#DDDDDD", lw=0.6)
     ax.set_axisbelow(True)
@@ -268,7 +268,7 @@ def _draw_pixels(figure: "Figure", ax: "Axes", readers: np.ndarray) -> None:
 
 
 def _flat(path: str, mask: np.ndarray, axes: AxesSpec) -> tuple[np.ndarray, str, str]:
-    """A mask as a matrix with the inputs down and the outputs across, and what stands there."""
+    """A mask as a matrix with the inputs down and the outputs across, and the axis labels."""
     try:
         meaning = leaf_axes(axes, path, mask)
     except ValueError:
@@ -295,7 +295,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _churn(before: Masks, after: Masks, prunable: Prunable | None) -> float:
-    """The share of the weights alive after that were dead before."""
+    """The share of the weights alive in `after` that were dead in `before`."""
     old, new = prunable_masks(before, prunable), prunable_masks(after, prunable)
     born = sum(int(np.sum(np.asarray(new[path]) & ~np.asarray(old[path]))) for path in new)
     return born / max(sum(int(np.sum(mask)) for mask in new.values()), 1)

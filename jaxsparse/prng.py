@@ -1,4 +1,4 @@
-"""Random keys: every kind that users have, and one stream for every leaf."""
+"""Random keys: every kind that users have, and one stream per leaf."""
 
 import zlib
 
@@ -10,7 +10,7 @@ from jaxsparse.types import Array, Key
 
 
 def as_key(key: Key) -> Array:
-    """A typed random key from a Python int, a typed key or raw key data; traced ones too.
+    """A typed random key from a Python int, a typed key or raw key data, traced or not.
 
     Raises:
       TypeError: `key` is none of these.
@@ -35,5 +35,5 @@ def as_key(key: Key) -> Array:
 
 
 def leaf_key(key: Array, path: str) -> Array:
-    """The random stream of one leaf, folded by its path, whatever its neighbours."""
+    """The random stream of one leaf, folded by its path and so independent of the other leaves."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))

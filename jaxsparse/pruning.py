@@ -41,28 +41,28 @@ def prune(
 ) -> Masks:
     """Keeps the weights with the highest scores; `prune_by_magnitude` keeps the largest weights.
 
-    Of a leaf with n weights exactly `floor(n * (1 - sparsity) + 0.5)` live, ties going to the
-    lowest flat index; with `scope="global"` that holds for all prunable leaves together. There a
-    layer may collapse: where it is left with no more than `min_alive` saves, a warning names it
-    (not under `jit`, where `jaxsparse.analysis.empty_units` counts).
+    Of the n weights of a leaf, exactly `floor(n * (1 - sparsity) + 0.5)` live, and ties go to the
+    lowest flat index; with `scope="global"` this holds for all prunable leaves together. A layer
+    may then collapse: if it is left with no more than `min_alive` saves, a warning names it (but
+    not under `jit`, where `jaxsparse.analysis.empty_units` counts).
 
     Args:
       scores: floats in the structure of the parameters, higher = kept; NaN ranks lowest.
-      sparsity: the fraction that is zero, in [0, 1), or `{path regex: sparsity}`. It counts from
-        the whole leaf, also with `within`.
+      sparsity: the fraction that is zero, in [0, 1), or `{path regex: sparsity}`. It refers to the
+        whole leaf, even with `within`.
       scope: "layer", or "global" where all prunable leaves compete.
       distribution: for scope "layer": `uniform`, `erdos_renyi`, `erk`, a function of your own or a
         tree of floats.
       within: masks; weights that are dead there stay dead.
       prunable: `(path, leaf) -> bool`; the other leaves stay dense.
       pattern: `unstructured`, `n_m(n, m)`, `block(r, c)`, `channel` or `fan_in`.
-      axes: what the axes of the leaves mean, for patterns and distributions that ask.
-      min_alive: weights that every leaf keeps at least, with a warning where that makes it denser;
-        "unit", one weight for every output unit; or "raise", an error where a leaf would be empty
-        (with scope "global" only where the scores are not traced).
-      signed: says that scores of both signs are meant as they are, the most negative going first,
-        as those of `grasp`. Without it they are warned of (where they are not traced), because
-        parameters given as scores would be ranked so.
+      axes: what the axes of the leaves mean, for patterns and distributions that need it.
+      min_alive: the minimum number of weights that every leaf keeps, with a warning if this makes
+        it denser; "unit", one weight for every output unit; or "raise", an error if a leaf would be
+        empty (with scope "global", only if the scores are not traced).
+      signed: whether scores of both signs are intended, as with `grasp`, so that the most negative
+        ones are pruned first. Without it they cause a warning (if they are not traced), because
+        parameters passed as scores would be ranked that way.
 
     Returns:
       Masks in the structure of `scores`; dense leaves are all True.
@@ -136,7 +136,7 @@ def prune_by_magnitude(
         pattern=pattern,
         axes=axes,
         min_alive=min_alive,
-        signed=True,  # there is no sign to look for
+        signed=True,  # these scores have no sign
     )
 
 
@@ -155,7 +155,7 @@ def random_masks(
 
     Args:
       key: an int, a typed key or raw key data; every leaf has its own stream, folded by its path.
-      params: any pytree; only paths, shapes, types and shardings are looked at.
+      params: any pytree; only its paths, shapes, types and shardings are used.
       sparsity, distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
 
     Returns:
@@ -178,7 +178,7 @@ def random_masks(
         pattern=pattern,
         axes=axes,
         min_alive=min_alive,
-        signed=True,  # there is no sign to look for
+        signed=True,  # these scores have no sign
     )
 
 
@@ -191,11 +191,11 @@ def prune_iteratively(
     scope: str = "global",
     **options: Unpack[ShapeOptions],
 ) -> Masks:
-    """Prunes in rounds, scoring the survivors anew each time; after round r a density of
-    `(1 - sparsity)^(r / rounds)` is left.
+    """Prunes in rounds, scoring the survivors again each time; after round r the density is
+    `(1 - sparsity)^(r / rounds)`.
 
     Args:
-      score: `params -> scores`, called with the dead weights at zero, e.g.
+      score: `params -> scores`, called with the dead weights set to zero, e.g.
         `lambda p: jaxsparse.synflow(forward, p, inputs)`.
       params: the weights.
       sparsity: after the last round, in [0, 1).
@@ -244,23 +244,23 @@ def prune_iteratively(
 
 
 def _warn_of_signs(plan: Plan, scores: Scores) -> None:
-    """Warns where the scores of sparse leaves have both signs, as parameters have."""
+    """Warns if the scores of sparse leaves have both signs, as parameters do."""
     found = [score for _, score in plan.zip(scores)]
     if any(isinstance(score, jax.core.Tracer | jax.ShapeDtypeStruct) for score in found):
         return
-    with jax.ensure_compile_time_eval():  # the caller may be traced where the scores are not
+    with jax.ensure_compile_time_eval():  # the caller may be traced when the scores are not
         both = any(bool(jnp.any(s < 0)) for s in found) and any(bool(jnp.any(s > 0)) for s in found)
     if both:
         warnings.warn(
             "scores have both signs, and the most negative weights go first. To prune weights by "
-            "their size, call jaxsparse.prune_by_magnitude(params, ...); where such scores "
-            "are meant, as those of grasp are, pass signed=True.",
+            "their size, call jaxsparse.prune_by_magnitude(params, ...); if such scores "
+            "are intended, as those of grasp are, pass signed=True.",
             stacklevel=3,
         )
 
 
 def _report_collapse(plan: Plan, masks: Masks) -> Masks:
-    """Names the layers in which a global choice leaves no more than `min_alive` saves."""
+    """Reports the layers in which a global choice leaves no more than `min_alive` saves."""
     for leaf, mask in plan.zip(masks):
         if traced(mask):
             continue

@@ -24,9 +24,9 @@ _EMBEDS = ("embed", "embeds", "embedding", "embeddings")
 def default_prunable(path: str, leaf: Any) -> bool:
     """The default filter: matrices and kernels, but no biases, scales, norms or embeddings.
 
-    A leaf may be sparse where it has at least two axes longer than 1 and its name does not speak
-    against it. The page on masks has the table of names; `jaxsparse.summary` says of every leaf
-    why it is what it is. A dot in a key counts as a slash: `layer.0.bias` is a bias.
+    A leaf may be sparse if it has at least two axes longer than 1 and its name does not rule it
+    out. The page on masks has the table of names; `jaxsparse.summary` says for every leaf why it is
+    sparse or dense. A dot in a key counts as a slash: `layer.0.bias` is a bias.
 
     Args:
       path: the leaf's path, such as `"fc1/kernel"`.
@@ -45,7 +45,7 @@ def default_prunable(path: str, leaf: Any) -> bool:
 
 
 def asked_once(prunable: Prunable | None) -> Prunable | None:
-    """The same filter, which remembers its answers; None stays the default one."""
+    """The same filter, which remembers its answers; None still means the default filter."""
     if prunable is None:
         return None
     answers: dict[Any, bool] = {}
@@ -85,14 +85,14 @@ def filter_of(prunable: Prunable | None) -> Prunable:
 
 @functools.lru_cache(maxsize=4096)
 def _why_by_name(path: str, ndim: int) -> str | None:
-    """Kept, because every trace and every log line asks for the same few names again."""
+    """Cached, because every trace and every log line asks for the same few names again."""
     *modules, last = trees.parts(path)
     module = modules[-1] if modules else ""
     if _is_offset(last, bool(modules)) or _is_norm(last) or _is_embedding(last) or _is_token(last):
         return f"named {last}"
     if _is_norm(module) and last != "kernel":
         return f"of a norm, {module}"
-    # More axes are a convolution over patches, or a stack.
+    # With more axes it is a convolution over patches, or a stack.
     if _is_embedding(module) and last in ("weight", "w", "table") and ndim == 2:
         return f"of an embedding, {module}"
     return None
@@ -109,12 +109,12 @@ def why(path: str, leaf: Any, prunable: Prunable | None) -> tuple[bool, str]:
 
 
 def sparse_leaves(params: Params, prunable: Prunable | None, what: str = "params") -> list[bool]:
-    """One bool per leaf: floating and let through by the filter.
+    """One bool per leaf: is it floating, and accepted by the filter?
 
-    What is chosen goes to the logger "jaxsparse" at level INFO, once for every outcome.
+    The choice goes to the logger "jaxsparse" at level INFO, once per outcome.
 
     Raises:
-      ValueError: there are array leaves, and the filter lets none of them through.
+      ValueError: there are array leaves, but the filter accepts none of them.
     """
     trees.check_tree(params, what)
     filter_of(prunable)
@@ -135,12 +135,12 @@ def sparse_leaves(params: Params, prunable: Prunable | None, what: str = "params
 
 
 def as_float(leaf: Array) -> Any:
-    """What a filter is asked about a mask: a float of its shape; other arrays are as they are."""
+    """What a filter is given for a mask: a float array of its shape; other arrays are unchanged."""
     return jax.ShapeDtypeStruct(leaf.shape, jnp.float32) if leaf.dtype == jnp.bool_ else leaf
 
 
 def _outcome(leaves: list[tuple[str, bool, str]]) -> str:
-    """A line for every reason; leaves that differ in numbers only are counted together."""
+    """A line for every reason; leaves whose names differ only in numbers are counted together."""
     lines: dict[str, collections.Counter[str]] = {}
     for name, chosen, reason in sorted(leaves, key=lambda leaf: not leaf[1]):
         line = f"{'sparse' if chosen else 'dense'} ({reason})"
@@ -153,7 +153,7 @@ def _outcome(leaves: list[tuple[str, bool, str]]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _say(text: str) -> None:
-    """The cache is what says a thing once."""
+    """Logs a text; the cache makes sure that it is logged only once."""
     _LOGGER.info(text)
 
 
@@ -163,7 +163,7 @@ def _words(name: str) -> list[str]:
 
 
 def _is_offset(name: str, in_module: bool) -> bool:
-    """A `b` is a bias inside a module; alone at the top it may be one of a, b, c."""
+    """A `b` is a bias inside a module; at the top level it may be one of a, b, c."""
     letter = re.fullmatch(r"b_?\d+", name) or (name == "b" and in_module)
     return bool(letter) or not _OFFSETS.isdisjoint(_words(name))
 

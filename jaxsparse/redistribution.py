@@ -15,20 +15,21 @@ from jaxsparse.types import Array
 def redistribute(total: int | Array, shares: Array, room: Array, cap: Array | None = None) -> Array:
     """Splits `total` new weights over layers in proportion to `shares`, exactly, in integers.
 
-    Real quotas `share * total` are cut at `cap`; what exceeds it is spread evenly over all layers,
-    again and again until less than one weight exceeds. The quotas are then rounded down, and what
-    is left goes, one by one, to the largest remainders that have room.
+    Real quotas `share * total` are limited to `cap`; the excess is spread evenly over all layers,
+    repeatedly, until it is less than one weight. The quotas are then rounded down, and the
+    remaining weights go, one by one, to the layers with the largest remainders that have room.
 
     Args:
-      total: an int, or integers of any shape that are added up, such as the numbers that every
-        layer has lost: so it may be more than 2^31. More than the sum of `room` fills every layer.
-        Traced numbers below 0 count as 0.
-      shares: float32 of shape (layers,), not negative; all zero or not finite means even shares.
+      total: an int, or an integer array of any shape, which is summed, such as the number of
+        weights that every layer has lost; the sum may exceed 2^31. If it exceeds the sum of `room`,
+        every layer is filled. Traced numbers below 0 count as 0.
+      shares: float32 of shape (layers,), not negative; if all are zero or one is not finite, the
+        shares are even.
       room: int32 of shape (layers,): free places, never exceeded.
       cap: float32 of shape (layers,), at most `room`; defaults to it.
 
     Returns:
-      int32 of shape (layers,), with the sum `total`, exactly, whatever float32 makes of a quota.
+      int32 of shape (layers,), whose sum is exactly `total`, however float32 rounds the quotas.
 
     Raises:
       ValueError: a total below 0.
@@ -86,10 +87,10 @@ def _checked(total: int | Array) -> counts.Total:
 
 
 def _settle(numbers: Array, quotas: Array, room: Array, total: counts.Total) -> Array:
-    """Adds or takes single weights until the sum is `total`, at the layers furthest off quota."""
+    """Adds or removes weights at the layers furthest off quota, until the sum is `total`."""
 
     def left(numbers: Array) -> tuple[Array, Array]:
-        """How many are missing, and how many there are too many."""
+        """How many weights are missing, and how many are too many."""
         found = counts.add_up(numbers)
         missing, extra = counts.subtract(total, found), counts.subtract(found, total)
         return counts.clipped(missing), counts.clipped(extra)

@@ -1,6 +1,7 @@
 """The moves of dynamic sparse training: drop, grow, and how many, in every layer.
 
-`drop` and `grow` take counts per leaf, so any drop goes with any growth and any redistribution.
+`drop` and `grow` take counts per leaf, so any drop can be combined with any growth and any
+redistribution.
 """
 
 from typing import Any
@@ -32,10 +33,10 @@ def drop_and_grow(
     """Drops the lowest-scored `fraction` of the living weights and grows as many, exactly.
 
     A leaf with a living weights keeps the `a - floor(fraction * a)` best by `drop_scores`, then
-    grows back to a by `grow_scores` from all others, the dropped ones among them. With
-    `importance`, what all leaves together have dropped is shared among them in proportion to the
-    mean importance of their living weights, by the rules of sparse momentum. With scope "global"
-    all leaves compete, to stay and to grow.
+    grows back to a by `grow_scores` from all others, including the dropped ones. With `importance`,
+    the weights that all leaves together have dropped are shared among the leaves in proportion to
+    the mean importance of their living weights, by the rules of sparse momentum. With scope
+    "global", all leaves compete, both in the drop and in the growth.
 
     Args:
       masks: the masks to change.
@@ -43,12 +44,12 @@ def drop_and_grow(
       grow_scores: higher = grown first; e.g. `gradient(grads)` or `random_scores(key, masks)`.
       fraction: in [0, 1]; may be traced.
       importance: floats in the structure of the masks, not negative; or None.
-      scope: "layer" or "global"; "global" needs no importance.
+      scope: "layer" or "global"; "global" takes no importance.
       prunable, pattern, axes: as for `jaxsparse.prune`.
 
     Returns:
-      Masks with the counts of `masks`, in every leaf (and every row of the pattern), or with
-      `importance` or scope "global" in total.
+      Masks with the counts of `masks`: in every leaf (and every row of the pattern), or, with
+      `importance` or scope "global", in total.
 
     Raises:
       ValueError: a fraction out of range, trees that differ, a pattern that cannot move weights
@@ -99,7 +100,7 @@ def drop_counts(plan: Plan, masks: Masks, fraction: float | Array) -> Counts:
 
 
 def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
-    """The living groups that went missing, per leaf, or per row where a pattern has rows."""
+    """The number of living groups lost, per leaf, or per row if a pattern has rows."""
 
     if not any(leaf.pattern.by_rows for leaf in plan.sparse):
         return plan.tree(lost(plan, before, after))
@@ -111,7 +112,7 @@ def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
 
 
 def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
-    """Takes the lowest-scored living groups out of every leaf, over all its rows."""
+    """Removes the lowest-scored living groups of every leaf, over all its rows."""
 
     def one(leaf: LeafPlan, mask: Array, score: Array, alive: Array, count: Array) -> Array:
         return in_one_row(leaf).select(score, alive - count, mask)
@@ -121,8 +122,8 @@ def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
 
 
 def drop_signs(plan: Plan, masks: Masks, params: Params, fraction: float | Array) -> Masks:
-    """SET's own drop: of the positive weights of every leaf the `floor(fraction * count)` smallest,
-    and of the negative ones the `floor(fraction * count)` closest to zero."""
+    """SET's own drop: removes the `floor(fraction * count)` smallest of the positive weights of
+    every leaf, and the `floor(fraction * count)` closest to zero of the negative ones."""
 
     def sides(mask: Array, weights: Array) -> tuple[Array, Array]:
         return mask & (weights >= 0), mask & (weights < 0)
@@ -152,7 +153,7 @@ def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
 
 
 def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: int | Array) -> Masks:
-    """Takes the `total` lowest-scored living groups out of all leaves; each keeps its least."""
+    """Removes the `total` lowest-scored living groups of all leaves; each keeps its minimum."""
     left = _all(plan.count_alive(masks)) - total
     survivors = plan.select_globally(scores, left, masks)
     return plan.map(lambda _, mask, new: new & mask, masks, survivors)
@@ -167,7 +168,7 @@ def grow_globally(plan: Plan, masks: Masks, scores: Scores, missing: Array) -> M
 
 
 def mean_shares(plan: Plan, masks: Masks, values: Params) -> Array:
-    """Each sparse leaf's share by the mean value of its living weights; float32, with sum 1."""
+    """Each sparse leaf's share by the mean value of its living weights; float32, summing to 1."""
 
     def mean(leaf: LeafPlan, mask: Array, value: Array) -> Array:
         alive = leaf.count_alive(mask).astype(jnp.float32) * leaf.groups.size
@@ -178,14 +179,14 @@ def mean_shares(plan: Plan, masks: Masks, values: Params) -> Array:
 
 
 def count_shares(plan: Plan, masks: Masks) -> Array:
-    """Each sparse leaf's share by its number of living weights; float32, with sum 1."""
+    """Each sparse leaf's share by its number of living weights; float32, summing to 1."""
     found = plan.each(lambda leaf, mask: leaf.count_alive(mask) * leaf.groups.size, masks)
     return _normalised(jnp.stack(found).astype(jnp.float32))
 
 
 def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float | Array) -> Counts:
     """`ceil(fraction * living groups)` per leaf; a leaf more than 0.8 dense with more than an
-    average share drops at most its sparsity."""
+    average share drops at most a fraction equal to its sparsity."""
     alive, size = plan.count_alive(masks), jnp.array(plan.groups(), jnp.int32)
     least = jnp.array([leaf.least * leaf.groups.rows for leaf in plan.sparse], jnp.int32)
     wanted = counts.ceil(alive, counts.share(fraction))
@@ -198,10 +199,10 @@ def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float
 def shared_counts(
     plan: Plan, before: Masks, after: Masks, shares: Array, caps: Array | None = None
 ) -> Counts:
-    """How many groups each leaf grows by its share; in total, what was dropped.
+    """How many groups each leaf grows by its share; in total, as many as were dropped.
 
-    No leaf grows beyond its cap while another has room; by default 0.99 of its free places. None
-    grows beyond its places.
+    No leaf grows beyond its cap (by default 0.99 of its free places) while another has room, and
+    none grows beyond its free places.
     """
     room = free_places(plan, after)
     caps = 0.99 * room.astype(jnp.float32) if caps is None else caps
@@ -214,12 +215,13 @@ def free_places(plan: Plan, masks: Masks) -> Array:
 
 
 def lost(plan: Plan, before: Masks, after: Masks) -> Array:
-    """How many living groups went missing in every sparse leaf, int32 of shape (leaves,)."""
+    """How many living groups every sparse leaf has lost, int32 of shape (leaves,)."""
     return plan.count_alive(before) - plan.count_alive(after)
 
 
 def dropped_last(plan: Plan, scores: Scores, before: Masks, after: Masks) -> Scores:
-    """Scores in [0, 1) by which what was just dropped grows only where no other place is left."""
+    """Scores in [0, 1), lowered for what was just dropped, so that it grows only as a last
+    resort."""
 
     def one(_: LeafPlan, score: Array, old: Array, new: Array) -> Array:
         return jnp.where(old & ~new, score - 1, score)
@@ -233,7 +235,7 @@ def in_one_row(leaf: LeafPlan) -> LeafPlan:
 
 
 def check_movable(plan: Plan) -> None:
-    """Raises where groups of weights cannot move between leaves."""
+    """Raises if groups of weights cannot move between leaves."""
     for leaf in plan.sparse:
         if leaf.pattern.by_rows:
             raise ValueError(
@@ -248,7 +250,7 @@ def check_movable(plan: Plan) -> None:
 
 
 def _all(groups: Array) -> Array:
-    """The groups of all leaves together, which a selection over all of them can count."""
+    """The number of groups of all leaves together, small enough for one selection to count."""
     return jnp.sum(groups, dtype=jnp.int32)
 
 

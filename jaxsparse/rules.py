@@ -1,4 +1,4 @@
-"""What a `jaxsparse.Rule` does where it says nothing: all its defaults, and how it is checked."""
+"""The defaults of a `jaxsparse.Rule`, and how it is checked."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _NUMBERS = ("grows", "gradients", "window", "reads_dead", "reads_packed")
 
 
 def check_rule(rule: Any) -> None:
-    """Raises unless it is a rule.
+    """Raises unless `rule` is a valid rule.
 
     Raises:
       TypeError: another type, or a field that is not a function.
@@ -40,7 +40,7 @@ def check_rule(rule: Any) -> None:
 def observe(
     rule: Rule, rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array
 ) -> Any:
-    """What the rule keeps after this step; by default what it kept before."""
+    """The state of the rule after this step; by default as it was before."""
     if rule.observe is None:
         return rule_state
     return rule.observe(rule_state, grads, masks, params, count)
@@ -62,10 +62,10 @@ def adjust(
 
 
 def sparse_leaves(rule: Rule, params: Params) -> list[bool]:
-    """Which leaves may be sparse; by default those that the default filter lets through.
+    """Which leaves may be sparse; by default those that the default filter accepts.
 
     Raises:
-      ValueError: the default filter lets none of the leaves through.
+      ValueError: the default filter accepts none of the leaves.
     """
     if rule.sparse is not None:
         return jax.tree.leaves(rule.sparse(params))

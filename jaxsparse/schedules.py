@@ -64,7 +64,7 @@ def once(at: int | Array) -> Schedule:
 
 
 class Ramp(Protocol):
-    """A schedule that also takes Python ints, and then answers with a Python float."""
+    """A schedule that also takes Python ints, and then returns a Python float."""
 
     @overload
     def __call__(self, count: int, /) -> float: ...
@@ -75,8 +75,8 @@ class Ramp(Protocol):
 def cubic(final: float, start: int, stop: int) -> Ramp:
     """Zhu & Gupta's cubic sparsity: `final * (1 - (1 - (t - start) / (stop - start))^3)`.
 
-    Zero up to `start`, `final` from `stop` on. Also takes Python ints, and then answers exactly
-    with a Python float.
+    Zero up to `start`, `final` from `stop` on. Also takes Python ints, and then returns an exact
+    Python float.
 
     Args:
       final: the sparsity at `stop`, in [0, 1].

@@ -46,7 +46,7 @@ def random_scores(key: Key, params: Params) -> Scores:
 
     Args:
       key: an int, a typed key or raw key data.
-      params: the tree whose shapes (and shardings, where the leaves are concrete) are taken.
+      params: the tree whose shapes (and shardings, if the leaves are concrete) are used.
 
     Example:
       >>> import jax.numpy as jnp
@@ -85,8 +85,8 @@ def gradient(grads: Params) -> Scores:
 def saliency(params: Params, grads: Params) -> Scores:
     """First-order change of the loss when a weight is removed: `|g * w|`.
 
-    Of 16-bit weights it is a float32, because a float16 ends at 65,504 and loses what is below
-    1e-7.
+    For 16-bit weights the score is a float32, because a float16 overflows above 65,504 and loses
+    values below 1e-7.
 
     Raises:
       ValueError: the trees differ.
@@ -105,8 +105,8 @@ def snip(loss: Loss, params: Params, batches: Iterable[Any]) -> Scores:
     Args:
       loss: `(params, batch) -> scalar`.
       params: the weights at which to score.
-      batches: a list of one or more batches; gradients are summed with their sign before the
-        absolute value.
+      batches: a list of one or more batches; gradients are summed with their sign, before the
+        absolute value is taken.
 
     Returns:
       Scores in the structure of `params`; prune them with `scope="global"` as published.
@@ -140,7 +140,8 @@ def grasp(
     are the gradient and Hessian of the loss summed over the batches, taken over prunable leaves.
 
     Args:
-      loss: `(params, batch) -> scalar`; as published it divides the logits by a temperature of 200.
+      loss: `(params, batch) -> scalar`; the published loss divides the logits by a temperature of
+        200.
       params: the weights at which to score.
       batches: a list of one or more batches.
       prunable: `(path, leaf) -> bool`; the gradient of other leaves does not count.
@@ -151,8 +152,8 @@ def grasp(
 
     References:
       Wang et al., "Picking winning tickets before training by preserving gradient flow" (2020),
-      equation 8, with the sign turned so that higher is kept. Scores have both signs, so prune them
-      with `signed=True`.
+      equation 8, with the sign flipped so that higher is kept. Scores have both signs, so prune
+      them with `signed=True`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -181,7 +182,7 @@ def grasp(
 
 
 def synflow(forward: Callable[[Params, Any], Array], params: Params, inputs: Any) -> Scores:
-    """Synaptic flow: `|w * dR/dw|`, where R sums the outputs of the net of absolute weights.
+    """Synaptic flow: `|w * dR/dw|`, where R is the summed output of the net with absolute weights.
 
     Needs no data: every input is replaced by ones. As published it is used over about a hundred
     rounds; see `jaxsparse.prune_iteratively`.

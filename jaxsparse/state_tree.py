@@ -17,19 +17,19 @@ FORMAT = 1
 
 
 class Declared(NamedTuple):
-    """What makes a node a sparse state, whatever its type: it has these fields, and maybe others.
+    """What makes a node a sparse state, whatever its type: these fields, perhaps among others.
 
     A node is a NamedTuple, a dataclass or a mapping. `get_masks`, `set_masks`, `metrics`,
-    `density`, `init` and `reset` ask for no more; `set_masks` with `tx` and `take_over` ask for an
-    `inner_state` too.
+    `density`, `init` and `reset` need no more; `set_masks` with `tx` and `take_over` also need an
+    `inner_state`.
 
     Attributes:
       masks: booleans in the structure of the parameters; dense leaves are all True.
       postponed: int32, steps at which a mask update had to wait for finite scores.
       last_update: int32, the count of the last mask update, -1 before the first.
       churn: float32 in [0, 1], the fraction of living weights that were dead before it.
-      sparse: the paths of the leaves that count in a density. It may be missing, or None, and is
-        then read from the masks.
+      sparse: the paths of the leaves that count in a density. If missing or None, they are derived
+        from the masks.
     """
 
     masks: Masks
@@ -47,16 +47,16 @@ class SparseState(NamedTuple):
       count: int32, updates done so far.
       key: raw data of the random key; the draws of an update use `fold_in(key, count)`.
       masks: booleans in the structure of the parameters; dense leaves are all True. With the
-        storage "compressed_state", places in the place of masks that have dead weights; with
-        "compressed", nothing, because the parameters have the places.
+        storage "compressed_state", places instead of masks that have dead weights; with
+        "compressed", nothing, because the parameters hold the places.
       inner_state: the state of the inner optimizer.
-      rule_state: what the rule keeps.
+      rule_state: the state of the rule.
       pending: bool, a mask update is overdue.
       postponed: int32, steps at which a mask update had to wait for finite scores.
       last_update: int32, the count of the last mask update, -1 before the first.
       churn: float32 in [0, 1], the fraction of living weights that were dead before it.
-      sparse: the paths of the prunable leaves, those that count in a density. No array but part of
-        the tree's structure, as the keys of a dict are; None where it is not known.
+      sparse: the paths of the prunable leaves, those that count in a density. Not an array but part
+        of the tree's structure, like the keys of a dict; None if not known.
     """
 
     version: Array
@@ -77,9 +77,9 @@ _STARTING: ContextVar[Masks | None] = ContextVar("starting masks", default=None)
 
 @contextmanager
 def starting_from(masks: Masks) -> Iterator[None]:
-    """In this context the `init` of a sparse algorithm takes these masks in place of its own.
+    """Within this context, the `init` of a sparse algorithm uses these masks instead of its own.
 
-    It is called by whatever stands around the algorithm, through which masks could not be passed.
+    Masks cannot be passed as an argument, because other transformations may wrap the algorithm.
     """
     token = _STARTING.set(masks)
     try:
@@ -89,7 +89,7 @@ def starting_from(masks: Masks) -> Iterator[None]:
 
 
 def starting_masks(drawn: Masks) -> Masks:
-    """The masks of the context at the paths of those that were drawn; without one, these."""
+    """The masks of the context, at the paths of the drawn ones; without one, the drawn ones."""
     masks = _STARTING.get()
     return drawn if masks is None else replaced(drawn, masks)
 
@@ -122,14 +122,14 @@ def replaced(old: Masks, masks: Masks) -> Masks:
 ARRAYS = SparseState._fields[:-1]
 _NEEDED = frozenset(Declared._fields) - {"sparse"}
 VALUE = "/value"  # how the path of a Flax variable ends in a checkpoint without a template
-WORDS = "/words"  # and that of a packed mask, whose shape is not in it
+WORDS = "/words"  # and that of a packed mask, whose shape is lost
 
 
 class _Paths:
-    """The paths of the prunable leaves as structure.
+    """The paths of the prunable leaves, as tree structure.
 
-    Those of a tree without leaves equal all others: Optax finds the weight-shaped trees of a state
-    by comparing it with the state of such a tree.
+    Those of a tree without leaves equal all others, because Optax finds the weight-shaped trees of
+    a state by comparing it with the state of such a tree.
     """
 
     def __init__(self, paths: tuple[str, ...] | None):
@@ -159,8 +159,8 @@ jax.tree_util.register_pytree_with_keys(
 
 
 def check_copies(params: Params, grads: Params, count: Array) -> None:
-    """Raises where parameters or gradients vary more than the state: every device would choose
-    masks of its own, and nothing could say so.
+    """Raises if parameters or gradients vary over more axes than the state: every device would
+    silently choose masks of its own.
 
     Raises:
       ValueError: a leaf varies over an axis that the state does not vary over.
@@ -187,13 +187,13 @@ def check_copies(params: Params, grads: Params, count: Array) -> None:
 
 
 def is_state(node: Any) -> bool:
-    """Whether a node is a sparse state: it declares the fields of `Declared`. A mapping does so in
-    an `nnx.State`, and where a checkpoint was restored without a template."""
+    """Whether a node is a sparse state: it declares the fields of `Declared`. It is a mapping in an
+    `nnx.State`, and in a checkpoint restored without a template."""
     return _NEEDED <= set(_names(node))
 
 
 def find(tree: Any) -> list[Declared]:
-    """What the sparse states in any tree declare, or in an object that has one as `opt_state`."""
+    """What the sparse states declare in any tree, or in an object that has one as `opt_state`."""
     nodes = jax.tree.leaves(getattr(tree, "opt_state", tree), is_leaf=is_state)
     return [
         Declared(**{name: _get(node, name) for name in Declared._fields if name in _names(node)})
@@ -206,7 +206,7 @@ def field(node: Any, name: str, asked_by: str) -> Any:
     """A field that a sparse state may have beyond those of `Declared`.
 
     Raises:
-      TypeError: it has none.
+      TypeError: it has no such field.
     """
     if name not in _names(node):
         raise TypeError(
@@ -237,9 +237,9 @@ def _get(node: Any, name: str) -> Any:
 
 
 def masks_by_path(states: list[Declared]) -> dict[str, Array]:
-    """The masks of all the states; a leaf that several of them hold lives where all let it.
+    """The masks of all the states; a weight that several of them hold lives if it lives in all.
 
-    Bytes in the place of booleans are bits without a shape: see `lost_shapes`.
+    Bytes instead of booleans are bits without a shape: see `lost_shapes`.
     """
     found: dict[str, Array] = {}
     for state in states:
@@ -255,17 +255,17 @@ def lost_shapes(states: list[Declared]) -> bool:
 
 
 def tells_mask(node: Any) -> bool:
-    """Whether a node is no mask, but can tell one: bits, or places of living weights."""
+    """Whether a node is not a mask but has one as `.mask`: bits, or places of living weights."""
     return isinstance(getattr(type(node), "mask", None), property)
 
 
 def as_masks(kept: Any) -> Masks:
-    """The masks that a tree tells, which a state keeps in whatever form."""
+    """The boolean masks of a tree, in whatever form a state stores them."""
     return jax.tree.map(lambda x: x.mask if tells_mask(x) else x, kept, is_leaf=tells_mask)
 
 
 def kept_like(kept: Any, masks: Masks) -> Any:
-    """Other masks in the form in which a state keeps its own."""
+    """Other masks, in the form in which a state stores its own."""
     return jax.tree.map(
         lambda x, mask: x.like(mask) if tells_mask(x) else mask, kept, masks, is_leaf=tells_mask
     )

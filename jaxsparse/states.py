@@ -1,4 +1,4 @@
-"""How to begin with a sparse state, and to read and replace the masks inside any state."""
+"""Making a sparse state, and reading and replacing the masks inside any state."""
 
 import functools
 import operator
@@ -36,11 +36,11 @@ from jaxsparse.types import Array, Masks, Params, Prunable
 def get_masks(opt_state: Any, params: Params) -> Masks:
     """The masks inside an optimizer state, in the structure of `params`.
 
-    Those of compressed parameters are told from their places. Others are found through `chain`,
+    Those of compressed parameters are made from their places. Others are found through `chain`,
     `partition`, `masked`, `MultiSteps`, `inject_hyperparams`, in an `nnx.Optimizer` or an
-    `nnx.State`, in the plain dict that a checkpoint gives back without a template, and in any state
-    that declares `masks`, `churn`, `last_update` and `postponed`; leaves that no part of the state
-    knows are dense.
+    `nnx.State`, in the plain dict that a checkpoint restored without a template gives, and in any
+    state that declares `masks`, `churn`, `last_update` and `postponed`; leaves that no part of the
+    state knows are dense.
 
     Args:
       opt_state: any state that holds the state of a sparse algorithm, or an object that has one as
@@ -85,7 +85,7 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
 
 
 def _known(path: str, paths: set[str]) -> str:
-    """The path as `params` spells it: restored Flax variables end with `value` on either side."""
+    """The path as `params` spells it: paths of restored Flax variables may end with `value`."""
     spelled = (path, path.removesuffix(VALUE), path + VALUE)
     return next((name for name in spelled if name in paths), path)
 
@@ -93,22 +93,22 @@ def _known(path: str, paths: set[str]) -> str:
 def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | None = None) -> Any:
     """The same optimizer state with other masks; apply them to the parameters yourself.
 
-    Masks of leaves that the algorithm holds dense must stay all True, and a density goes on
-    counting the leaves that the algorithm was given. With `tx` and `params` weights that come to
-    life here have the inner state that `tx.init(params)` gives them; without, the state that they
-    had. Weights that a later mask update brings to life start with a fresh state in any case, those
-    that died here among them. `jaxsparse.reset` starts the whole state anew.
+    Masks of leaves that the algorithm keeps dense must stay all True, and a density still counts
+    the leaves that the algorithm was given. With `tx` and `params`, weights that come to life here
+    get the inner state that `tx.init(params)` gives them; without, they keep the state that they
+    had. Weights that a later mask update brings to life start with a fresh state in any case,
+    including those that died here. `jaxsparse.reset` resets the whole state.
 
     Args:
-      opt_state: any state that holds the state of a sparse algorithm, in all forms that `get_masks`
-        knows.
+      opt_state: any state that holds the state of a sparse algorithm, in any form that `get_masks`
+        accepts.
       masks: boolean arrays in the structure of the parameters.
       tx: the transformation that made `opt_state`.
-      params: the parameters, those of the weights that come to life among them.
+      params: the parameters, including those of the weights that come to life.
 
     Raises:
       ValueError: no sparse state, or a mask is missing or has another shape; `tx` without `params`,
-        or with a state that is not of its making.
+        or with a state that it did not make.
       TypeError: a mask is not boolean, or `tx` is not a transformation.
 
     Example:
@@ -123,7 +123,7 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
     if keeps_places(opt_state):
         raise ValueError(
             'set_masks is for storage="masked": with a compressed storage the masks decide the '
-            "shapes. Begin with them: masks= of the method, and jaxsparse.init(tx, params)."
+            "shapes. Begin with them: masks= of the method, then jaxsparse.init(tx, params)."
         )
     if (tx is None) != (params is None):
         raise ValueError("tx and params go together: weights that come to life need both.")
@@ -136,7 +136,7 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
         if tx is None:
             return new
         if type(node) is not type(fresh):
-            raise ValueError("opt_state must be what tx.init gives, where tx is given.")
+            raise ValueError("opt_state must be what tx.init gives, if tx is given.")
         return _with_fresh(new, as_masks(before), fresh)
 
     if tx is None:
@@ -145,14 +145,14 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
 
 
 def _fresh(tx: Any, params: Params, masks: Masks) -> Any:
-    """What `tx.init` gives with these masks in place of its own."""
+    """What `tx.init` gives with these masks instead of its own."""
     _check_transformation(tx, params)
     with starting_from(masks):
         return tx.init(params)
 
 
 def _with_fresh(state: Any, before: Masks, fresh: Any) -> Any:
-    """The state, fresh where weights live that did not before."""
+    """The state, fresh for weights that live now and did not before."""
     old, new = (field(node, "inner_state", "set_masks with tx") for node in (state, fresh))
     after = as_masks(field(state, "masks", "set_masks"))
     kept = jax.tree.map(lambda a, b: a | ~b if trees.is_array(a) else a, before, after)
@@ -168,9 +168,9 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       params: the dense parameters.
 
     Returns:
-      `(params, opt_state)` in buffers of their own, so that both can be donated. Where the
-      parameters lie on a mesh, so does all of the state: what is shaped like a weight as the weight
-      does, and the rest on every device. With `storage="compressed"` the parameters are compressed,
+      `(params, opt_state)` in new buffers, so that both can be donated. If the parameters are on a
+      mesh, so is all of the state: what is shaped like a weight is sharded like the weight, and the
+      rest is replicated on every device. With `storage="compressed"` the parameters are compressed,
       at free places.
 
     Raises:
@@ -208,13 +208,13 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
 
 
 def _everywhere(params: Params) -> NamedSharding | None:
-    """All devices of the mesh that the parameters lie on; None where they are on none."""
+    """Replication over the mesh that the parameters are on; None if they are on none."""
     on_mesh = filter(None, map(mesh_sharding, jax.tree.leaves(params)))
     return next((NamedSharding(at.mesh, PartitionSpec()) for at in on_mesh), None)
 
 
 def reset(tx: Any, opt_state: Any, params: Params) -> Any:
-    """A fresh state (count 0, inner state anew) that keeps the masks: for rewinding.
+    """A fresh state (count 0, new inner state) that keeps the masks, for rewinding.
 
     Args:
       tx: the transformation that made `opt_state`.
@@ -238,20 +238,20 @@ def reset(tx: Any, opt_state: Any, params: Params) -> Any:
 def metrics(
     opt_state: Any, *, params: Params | None = None, prunable: Prunable | None = None
 ) -> dict[str, Array]:
-    """The numbers about masks that belong into a log, as scalars; works under `jit`.
+    """The mask metrics to log, as scalars; works under `jit`.
 
     Args:
       opt_state: any state that holds the state of a sparse algorithm.
-      params: the parameters, to look for weights that left zero off the masks.
+      params: the parameters, to count weights off the masks that are not zero.
       prunable: `(path, leaf) -> bool`: the leaves that count in the density; by default those that
         the algorithm was given.
 
     Returns:
       `density` (float32, living fraction of the prunable leaves), `churn` (float32, fraction of
-      living weights that the last mask update brought to life), `last_update` (int32, its count,
-      -1 before the first), `postponed` (int32, steps at which a mask update had to wait for finite
+      living weights that the last mask update brought to life), `last_update` (int32, its count, -1
+      before the first), `postponed` (int32, steps at which a mask update had to wait for finite
       scores); and with `params`, `off_mask` (int32, how many weights off the masks are not zero:
-      none, unless something behind the wrapper moved them).
+      none, unless something after the wrapper moved them).
 
     Raises:
       ValueError: there is no sparse state, or it does not fit `params`.
@@ -309,7 +309,7 @@ def _check_transformation(tx: Any, params: Any) -> None:
 
 
 def _find(opt_state: Any, other: Any = None) -> list[Declared]:
-    """The sparse states; `other` is what the caller was given beside them."""
+    """The sparse states; `other` is the caller's other argument, to detect a swap."""
     states = find(opt_state)
     if states:
         return states

@@ -1,4 +1,4 @@
-"""How the living values of sparse training are kept, and what training with them starts from."""
+"""How the living values are stored in sparse training, and what that training starts from."""
 
 import math
 from collections.abc import Callable
@@ -20,13 +20,13 @@ COMPRESSED, STATE = "compressed", "compressed_state"
 
 
 class Storage(NamedTuple):
-    """How the living values are kept.
+    """How the living values are stored.
 
     Attributes:
-      format: of compressed parameters; None where parameters stay dense and only the state of the
-        optimizer is compressed.
-      room: capacity over what lives at first, where the counts of the leaves change.
-      window: how many steps before a mask update the rule observes; None asks the rule.
+      format: the format of compressed parameters; None if parameters stay dense and only the state
+        of the optimizer is compressed.
+      room: the ratio of capacity to what lives at the start, if the counts of the leaves change.
+      window: how many steps before a mask update the rule observes; None means as the rule says.
       axes: what the axes of the kernels mean.
       first_value: as for `sparsify`.
       skip_update: likewise.
@@ -51,14 +51,14 @@ def storage_of(
     first_value: Callable[[Array, Params], Params] | None,
     skip_update: bool,
 ) -> Storage | None:
-    """The storage of a name; None for masks.
+    """The storage of a name; None for "masked".
 
     Raises:
-      ValueError: an unknown name, or what the storage cannot do.
+      ValueError: an unknown name, or options that the storage does not support.
     """
     check_number("room", room)
     if room < 1:
-        raise ValueError(f"room must be at least 1, the capacity over what lives, got {room}.")
+        raise ValueError(f"room must be at least 1, the capacity per living weight, got {room}.")
     if window is not None:
         check_size("window", window, 0)
     if name == "masked":
@@ -79,7 +79,7 @@ def storage_of(
         )
     if kind == COMPRESSED and rule.adjust is not None:
         raise ValueError(
-            f"storage={name!r} does not go with a method that adjusts the gradients at every step "
+            f"storage={name!r} does not support methods that adjust the gradients at every step "
             '(rule.adjust), such as DeepR; use storage="compressed_state" or "masked".'
         )
     return Storage(
@@ -88,11 +88,12 @@ def storage_of(
 
 
 def start(storage: Storage, rule: Rule, params: Params, masks: Masks) -> tuple[Params, Any]:
-    """The living values, and what a state keeps in the place of masks.
+    """The living values, and what a state stores instead of masks.
 
-    That is the places of the values beside the masks of dense leaves, where parameters stay dense.
-    Compressed parameters have the places themselves: the state keeps nothing of them. If these
-    parameters are still dense, it holds the compressed ones, for `jaxsparse.init` to take out.
+    If parameters stay dense, that is the places of the values, and the masks of dense leaves.
+    Compressed parameters hold the places themselves, so the state stores none. If the given
+    parameters are still dense, the state holds the compressed ones, for `jaxsparse.init` to take
+    out.
     """
     if any(compressed_leaves(params)):
         return values(params), ()

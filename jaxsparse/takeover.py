@@ -1,4 +1,4 @@
-"""Going on sparse from the optimizer state of a dense run."""
+"""Continuing sparse from the optimizer state of a dense run."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from jaxsparse.types import Params
 
 
 def take_over(tx: Any, dense_state: Any, params: Params) -> tuple[Params, Any]:
-    """Goes on with a dense run: `jaxsparse.init`, with the optimizer state that the run has.
+    """Continues a dense run: `jaxsparse.init`, with the optimizer state of that run.
 
-    Moments, step counts and all that the dense optimizer kept become the inner state of `tx`; what
-    belongs to weights off the masks starts anew, as if they had just died. The wrapper's own count,
-    by which its mask updates come, starts at 0.
+    Moments, step counts and everything else that the dense optimizer kept become the inner state of
+    `tx`; what belongs to weights off the masks is reset, as if they had just died. The wrapper's
+    own count, which times its mask updates, starts at 0.
 
     Args:
       tx: a sparse algorithm around the optimizer of the dense run, with the same settings.
@@ -25,8 +25,7 @@ def take_over(tx: Any, dense_state: Any, params: Params) -> tuple[Params, Any]:
       params: the parameters of the dense run.
 
     Returns:
-      `(params, opt_state)`: the parameters with the masks applied, and the state, in buffers of
-      their own.
+      `(params, opt_state)`: the parameters with the masks applied, and the state, in new buffers.
 
     Raises:
       TypeError: `tx` is not a transformation.

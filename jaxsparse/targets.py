@@ -1,4 +1,4 @@
-"""How sparse, where and in which shape, and the plan that this makes for given parameters."""
+"""How sparse, where and in which shape, and the plan that this gives for parameters."""
 
 import inspect
 import math
@@ -37,13 +37,13 @@ class ShapeOptions(TypedDict, total=False):
 
 
 class PruneOptions(ShapeOptions, total=False):
-    """And how the sparsity is spread over them."""
+    """`ShapeOptions`, and how the sparsity is spread over the leaves."""
 
     distribution: Distribution | Sparsities
 
 
 class TargetOptions(PruneOptions, total=False):
-    """And the masks that a method may start from instead of a sparsity."""
+    """`PruneOptions`, and the masks that a method may start from instead of a sparsity."""
 
     masks: Masks | None
 
@@ -52,15 +52,15 @@ class Target(NamedTuple):
     """How sparse, where, and in which shape.
 
     Attributes:
-      sparsity: in [0, 1), or `{path regex: sparsity}`; not asked for where masks are given.
+      sparsity: in [0, 1), or `{path regex: sparsity}`; not used if masks are given.
       distribution: how it is spread over the leaves: a function or a tree of floats; None means
         `jaxsparse.distributions.uniform`.
-      scope: "layer", or "global" where leaves compete and only the total is fixed.
+      scope: "layer"; or "global": leaves compete and only the total is fixed.
       prunable: `(path, leaf) -> bool`; None means `jaxsparse.default_prunable`.
       pattern: which weights live or die together.
       axes: what the axes mean; see `jaxsparse.axes.leaf_axes`.
-      min_alive: weights that every sparse leaf keeps at least; None means 1. "unit": one for every
-        output unit. "raise": a leaf that would be empty is an error.
+      min_alive: the minimum number of weights that every sparse leaf keeps; None means 1. "unit":
+        one for every output unit. "raise": a leaf that would be empty is an error.
       masks: instead of a sparsity: the masks to start from.
     """
 
@@ -74,7 +74,7 @@ class Target(NamedTuple):
     masks: OwnMasks | None = None
 
     def checked(self) -> "Target":
-        """Raises for what is wrong whatever the parameters are."""
+        """The same target; raises for what is wrong whatever the parameters are."""
         if self.masks is None:
             values: Iterable[Any] = [self.sparsity]
             if isinstance(self.sparsity, Mapping):
@@ -108,7 +108,7 @@ class Target(NamedTuple):
             raise ValueError(f"min_alive must be at least 0, got {least}.")
         if self.scope == "global" and self.pattern.by_rows:
             raise ValueError(
-                f'scope="global" does not go with pattern {self.pattern.name}: every row keeps '
+                f'scope="global" does not fit pattern {self.pattern.name}: every row keeps '
                 'its own count. Use scope="layer".'
             )
         if self.scope == "global" and isinstance(self.sparsity, Mapping):
@@ -121,7 +121,7 @@ class Target(NamedTuple):
         return self
 
     def plan(self, params: Params, what: str = "params") -> Plan:
-        """The plan for these parameters; only their paths, shapes and types are looked at."""
+        """The plan for these parameters; only their paths, shapes and types are used."""
         trees.check_tree(params, what)
         found, treedef = jax.tree.flatten_with_path(params)
         asked = self._replace(prunable=asked_once(self.prunable))
@@ -147,7 +147,7 @@ class Target(NamedTuple):
             sizes = {leaf.groups.size for leaf in plan.sparse}
             if len(sizes) > 1:
                 raise ValueError(
-                    f'scope="global" does not go with pattern {self.pattern.name} here: groups of '
+                    f'scope="global" does not fit pattern {self.pattern.name} here: groups of '
                     f'{sorted(sizes)} weights cannot share one count. Use scope="layer".'
                 )
             plan.check_countable()

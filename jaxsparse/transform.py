@@ -1,4 +1,4 @@
-"""`sparsify`: the single Optax wrapper. It keeps the masks in its state and puts a rule to work."""
+"""`sparsify`: the single Optax wrapper. It keeps the masks in its state and applies a rule."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -54,8 +54,8 @@ def sparsify(
 
     One call of `update` does, in this order: (1) `rule.observe` sees the dense gradients; (2) where
     the rule fires, `rule.update` makes new masks (postponed while parameters, gradients or rule
-    state are not all finite); (3) at a mask update the inner state of weights that were dead before
-    it, or are dead after it, goes back to its initial value; (4) the inner optimizer sees the
+    state are not all finite); (3) at a mask update, the inner state of weights that were dead
+    before it, or are dead after it, is reset to its initial value; (4) the inner optimizer sees the
     gradients (as `rule.adjust` leaves them) and parameters of living weights; (5) living weights
     move by its update, weights that came to life start at their first value, dead weights are set
     to zero.
@@ -66,28 +66,28 @@ def sparsify(
     pass sees both.
 
     Args:
-      inner: any Optax optimizer, `optax.MultiSteps` among them; it must not be followed by
+      inner: any Optax optimizer, including `optax.MultiSteps`. The wrapper must not be followed by
         transformations that move dead weights.
       rule: the method; see `jaxsparse.Rule`.
       key: an int, a typed key or raw key data; may be traced.
       skip_update: whether a mask update replaces the weight step.
       regrown_state: "reset"; "keep" to leave the inner state of dead weights alone; or "dense" to
-        show the inner optimizer the gradients of dead weights too, so that a grown weight goes on
-        with the momentum that it would have.
+        show the inner optimizer the gradients of dead weights too, so that a grown weight continues
+        with the momentum that it would have had.
       first_value: `(key, params) -> tree of values` for weights that come to life; default 0.
-      storage: "masked": dense arrays beside masks. "compressed": the parameters are living values
-        and their places, as csr or in another format, "compressed:block:32x32"; see
+      storage: "masked": dense arrays and masks. "compressed": the parameters are living values and
+        their places, as csr or in another format, such as "compressed:block:32x32"; see
         `jaxsparse.sparse.train_step`. "compressed_state": the parameters stay dense, and the inner
         optimizer sees and keeps vectors of living values.
-      room: with a compressed storage, the capacity of a leaf over the weights that live in it at
-        the start, where a method moves weights between leaves. What one has no room for goes to
-        the others; see `jaxsparse.sparse.fit`.
+      room: with a compressed storage, the ratio, at least 1, of a leaf's capacity to the weights
+        that live in it at the start, for methods that move weights between leaves. What one leaf
+        has no room for goes to the others; see `jaxsparse.sparse.fit`.
       window: with storage "compressed", how many steps before a mask update `rule.observe` sees;
         None means `rule.window`.
       axes: with storage "compressed", what the axes of the kernels mean.
       mask_storage: "bool": a byte for every weight. "packed": the state keeps a bit for every
-        weight that may be sparse and a byte for every leaf that is dense; masks, results and
-        `get_masks` are the same. For storage "masked".
+        weight of a leaf that may be sparse and a byte for every dense leaf; masks, results and
+        `get_masks` are the same. Only for storage "masked".
 
     Returns:
       A `GradientTransformationExtraArgs`; `update` needs `params` and forwards extra arguments.
@@ -96,9 +96,9 @@ def sparsify(
       updates.
 
     Raises:
-      TypeError: `inner` is no gradient transformation, `rule` no rule, `key` no key; later, a state
-        that is none of this wrapper, or masks that are not boolean.
-      ValueError: `regrown_state`, a storage or a `mask_storage` is unknown, or they do not go
+      TypeError: `inner` is not a gradient transformation, `rule` is not a rule, or `key` is not a
+        key; later, a state that was not made by this wrapper, or masks that are not boolean.
+      ValueError: `regrown_state`, `storage` or `mask_storage` is unknown, or they do not work
         together; later, trees that differ from the parameters.
 
     Example:
@@ -110,7 +110,7 @@ def sparsify(
       >>> int((optax.apply_updates(params, updates)["kernel"] == 0).sum())
       2
     """
-    if isinstance(inner, optax.MultiSteps):  # has `init` and `update`, but is no transformation
+    if isinstance(inner, optax.MultiSteps):  # has `init` and `update`, but is not a transformation
         inner = inner.gradient_transformation()
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"inner must be an Optax gradient transformation, got {inner!r}.")
@@ -119,7 +119,7 @@ def sparsify(
     check_flag("skip_update", skip_update)
     if first_value is not None:
         check_function("first_value", first_value, "(key, params) -> tree of values")
-    # Checked without an array: `jax.distributed.initialize` may come after this.
+    # Checked without making an array: `jax.distributed.initialize` may come after this.
     jax.eval_shape(lambda: prng.as_key(key))
     inner = optax.with_extra_args_support(inner)
     kept = storage_of(
@@ -208,7 +208,7 @@ def _masked_step(
     step: Step,
     first_value: Callable[[Array, Params], Params] | None,
 ) -> tuple[Params, MaskUpdate, Any]:
-    """A step of dense arrays beside masks."""
+    """One step of dense arrays and masks."""
     state = step.state
     if rule.fires is None:
         decided, inner_state = no_update(step), state.inner_state
@@ -216,8 +216,8 @@ def _masked_step(
         wanted = rule.fires(state.count) | state.pending
         # Under vmap a batched predicate would run both branches at every step.
         some = any_replicate(wanted)
-        # The state of a dead weight drifts from its initial value as the inner optimizer
-        # decays it, and `set_masks` leaves what it was; the update may bring it to life.
+        # The state of a dead weight drifts from its initial value as the inner optimizer decays it,
+        # and `set_masks` leaves it as it was; the update may bring the weight to life.
         clean, some = _reset(optimizer, step, state.masks, state.inner_state, wanted, some)
         scored = functools.partial(_scored, optimizer, step, clean, rule.reads_dead)
         decided = mask_update(step, rule, scored, wanted, some)
@@ -234,7 +234,7 @@ def _reset(
     when: Array,
     some: Array,
 ) -> tuple[Any, Array]:
-    """(3) Inner state of weights off the masks goes back to what `inner.init` gives there."""
+    """(3) Resets the inner state of weights off the masks to what `inner.init` gives there."""
     if step.regrown_state != "reset":
         return inner_state, some
 
@@ -300,10 +300,10 @@ def _emit(
 
 
 def _fitting(grads: Params, state: Any, params: Params | None, kept: Storage | None) -> Params:
-    """The parameters, without what the masks have no place for.
+    """The parameters, without the parts that the masks do not have.
 
     Raises:
-      TypeError: arguments of another kind, or in another order.
+      TypeError: arguments of the wrong kind, or in the wrong order.
       ValueError: no parameters, or trees that differ from them.
     """
     if params is None:

@@ -31,7 +31,7 @@ def name(path: tuple[Any, ...]) -> str:
 
 
 def parts(path: str) -> list[str]:
-    """The modules of a leaf and its own name, last; flat dicts part them with dots.
+    """The modules of a leaf and, last, its own name; flat dicts separate them with dots.
 
     Example:
       >>> parts("encoder.layer.0/attention/kernel")
@@ -48,7 +48,7 @@ def is_array(leaf: Any) -> bool:
 def is_float(leaf: Any) -> bool:
     """Whether a leaf is a real floating array of 16 bits or more, the only kind that can be sparse.
 
-    Fewer bits are a number's stored form, which means nothing without its scale.
+    With fewer bits, a number is in a storage format, which means nothing without its scale.
     """
     floating = is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
     return bool(floating) and jnp.finfo(leaf.dtype).bits >= 16
@@ -60,7 +60,7 @@ def wide(leaf: Array) -> jnp.dtype:
 
 
 def check_tree(tree: Any, what: str = "params") -> None:
-    """Raises for what is no tree of arrays at all, such as None, a number or a string."""
+    """Raises for what is not a tree of arrays at all, such as None, a number or a string."""
     leaf = tree is None or jax.tree.structure(tree) == jax.tree.structure(0)
     if leaf and not is_array(tree):
         raise TypeError(f"{what} must be an array or a pytree of arrays, got {tree!r}.")
@@ -80,10 +80,10 @@ def floats(params: Params) -> tuple[list[Array], Callable[[list[Array]], Params]
 
 
 def boolean(path: str, mask: Any, what: str = "masks") -> Any:
-    """The mask as it is; what is not an array (None: a leaf without a mask) passes.
+    """The mask as it is; what is not an array passes (None is a leaf without a mask).
 
     Raises:
-      TypeError: another type than bool.
+      TypeError: a type other than bool.
     """
     if is_array(mask) and mask.dtype != jnp.bool_:
         hint = "True where a weight is alive"
@@ -126,8 +126,8 @@ def check_same(
 
 
 def cut(tree: Any, like: Any) -> Any:
-    """The tree without what `like` has a hole for: a None, an `optax.MaskedNode` or any other node
-    without leaves. A tree of another structure comes back as it is.
+    """The tree without the parts for which `like` has a hole: a None, an `optax.MaskedNode` or any
+    other node without leaves. A tree of another structure is returned as it is.
 
     Example:
       >>> cut({"w": 1.0, "act": "relu"}, {"w": True, "act": None})
@@ -156,7 +156,7 @@ def map_arrays(
     what: str = "tree",
     first: str = "params",
 ) -> Any:
-    """Maps over the array leaves, with their `name` first; other leaves pass through."""
+    """Maps over the array leaves, passing their `name` first; other leaves pass through."""
     check_tree(params, first)
     paths, treedef = jax.tree.flatten_with_path(params)
     others = [check_same(params, tree, what, first=first) for tree in rest]

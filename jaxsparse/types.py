@@ -59,7 +59,7 @@ class RuleInit(Protocol):
 
 
 class RuleUpdate(Protocol):
-    """New masks and what the rule keeps then; `params` are zero off the masks."""
+    """New masks and the new state of the rule; `params` are zero off the masks."""
 
     def __call__(
         self,
@@ -74,7 +74,7 @@ class RuleUpdate(Protocol):
 
 
 class RuleObserve(Protocol):
-    """What the rule keeps after a look at the dense gradients of one step."""
+    """What the rule keeps after it has seen the dense gradients of one step."""
 
     def __call__(
         self, rule_state: Any, grads: Params, masks: Masks, params: Params, count: Array, /
@@ -113,7 +113,7 @@ class Rule(NamedTuple):
 
     Only `init` must be given; a rule whose masks move has `update` and `fires` too. All trees have
     the structure of the parameters. `count` is the number of updates done before this one, a traced
-    int32. Functions are traced once; what they keep lives in `rule_state`. Give the fields by name.
+    int32. Functions are traced once; what they keep lives in `rule_state`. Pass fields by name.
 
     Attributes:
       init: `(key, params) -> (masks, rule_state)`.
@@ -130,14 +130,14 @@ class Rule(NamedTuple):
       grows: whether `update` may bring weights to life.
       adjust: `(key, count, masks, params, grads, rule_state) -> grads` as the inner optimizer sees
         them, on living weights; None leaves them alone. For methods that add noise or a penalty.
-      prunable: `(params) -> tree of bool`: the leaves that count in a density, also where one of
-        them is left whole; None means those of `sparse`.
+      prunable: `(params) -> tree of bool`: the leaves that count in a density, even if one of them
+        stays dense; None means those of `sparse`.
       gradients: whether `update` looks at `grads`.
-      window: how many steps before a mask update `observe` is to see, where dense gradients are not
-        made at every step (`storage="compressed"`); None means all.
-      reads_dead: whether `update` looks at parameters off the masks. They are zero for it then,
-        in a copy; otherwise they may be anything.
-      reads_packed: whether `update` takes and gives masks in the form in which the state keeps
+      window: how many steps before a mask update `observe` must see, if dense gradients are not
+        computed at every step (`storage="compressed"`); None means all.
+      reads_dead: whether `update` looks at parameters off the masks. If so, it is given a copy in
+        which they are zero; otherwise they may be anything.
+      reads_packed: whether `update` takes and returns masks in the form in which the state stores
         them, which may be bits; otherwise it sees booleans.
     """
 

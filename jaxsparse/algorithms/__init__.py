@@ -1,4 +1,4 @@
-"""One page per method; all of them go through `jaxsparse.sparsify`."""
+"""One module per method; all of them go through `jaxsparse.sparsify`."""
 
 from jaxsparse.algorithms.deep_rewiring import deep_rewiring, deep_rewiring_rule
 from jaxsparse.algorithms.dynamic_reparameterization import (

@@ -18,7 +18,7 @@ Options = TypeVar("Options", bound=PruneOptions)
 
 
 class WrapOptions(TypedDict, total=False):
-    """How the wrapper keeps weights, and treats what comes to life: as for `jaxsparse.sparsify`."""
+    """How the wrapper stores weights and treats those that grow: as for `jaxsparse.sparsify`."""
 
     regrown_state: str
     first_value: Callable[[Array, Params], Params] | None
@@ -29,15 +29,16 @@ class WrapOptions(TypedDict, total=False):
 
 
 class SparseOptions(TargetOptions, WrapOptions):
-    """What methods share that start sparse, from random masks or from given ones."""
+    """The options of methods that start sparse, from random masks or from given ones."""
 
 
 def split(
     method: Callable[..., Any], options: Mapping[str, Any], kind: type[Options]
 ) -> tuple[Options, WrapOptions]:
-    """The `**options` of a method, checked: those of a kind, for its rule, and the wrapper's.
+    """Checks and splits the `**options` of a method: those of a kind, for its rule, and the
+    wrapper's.
 
-    `optax.inject_hyperparams` binds them, and so passes all of them as one keyword `options`.
+    `optax.inject_hyperparams` binds them, so it passes all of them as one keyword `options`.
     """
     given = dict(options)
     if isinstance(given.get("options"), Mapping):
@@ -55,8 +56,8 @@ def target_of(
     """The target of a rule, from the sparsity and the options that the rule is called with.
 
     Raises:
-      TypeError, ValueError: neither a sparsity nor masks are given, or both,
-        or one of them is wrong.
+      TypeError, ValueError: neither a sparsity nor masks are given, or both, or one of them is
+        invalid.
     """
     check_options(rule, options)
     name, masks = rule.__name__.removesuffix("_rule"), options.get("masks")
@@ -84,17 +85,17 @@ def dynamic_rule(
     gradients: bool = False,
     window: int | None = None,
 ) -> Rule:
-    """A rule that starts from random masks with the counts of a target, or from its own masks, and
-    conserves their counts.
+    """A rule that starts from random masks with the counts of a target, or from the target's own
+    masks, and conserves their counts.
 
     Args:
       target: how sparse, where and in which shape.
-      fires: when the masks change; None where they never do.
-      update: as in `Rule`, with the plan as a first argument; None where nothing fires.
+      fires: when the masks change; None if they never do.
+      update: as in `Rule`, with the plan as a first argument; None if nothing fires.
       state: `(plan, key, params) -> rule_state` at the start.
       observe: `(plan, rule_state, grads, count) -> rule_state`; None leaves the state alone.
       adjust: as in `Rule`, with the plan as a first argument.
-      conserves: "layer", or "total" where weights move between layers.
+      conserves: "layer", or "total" if weights move between layers.
       gradients, window: as in `Rule`.
     """
     planned = remembered(target.plan)
@@ -166,7 +167,8 @@ def zeros(params: Params) -> Params:
 
 
 def finite(grads: Array) -> Array:
-    """Gradients with what is not finite left out, so that one bad step cannot spoil an average."""
+    """Gradients with non-finite values set to zero, so that one bad step cannot spoil an
+    average."""
     return jnp.where(jnp.isfinite(grads), grads, jnp.zeros((), grads.dtype))
 
 
@@ -176,7 +178,7 @@ def annealed(
     stop: int | None,
     final: float = 0.0,
 ) -> Schedule:
-    """A drop fraction as a schedule; None means `default`, annealed by a cosine where it ends."""
+    """A drop fraction as a schedule; None means `default`, cosine-annealed if `stop` is given."""
     if drop_fraction is not None:
         return as_schedule(drop_fraction)
     return as_schedule(default) if stop is None else cosine(default, stop, final)

@@ -33,15 +33,15 @@ def deep_rewiring(
     skip_update: bool = False,
     **options: Unpack[SparseOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """DeepR: at every step noise and an L1 penalty; what changes its sign is rewired.
+    """DeepR: noise and an L1 penalty at every step; weights that change their sign are rewired.
 
     Every weight has a sign s. The inner optimizer sees, on living weights,
-    `g + l1 * s + noise(t) * standard normal`. After its step the living weights whose value has the
-    other sign die, and in each layer as many come to life at random places, the just dropped ones
-    excluded, starting at zero. A value of exactly zero has neither sign, so it does not die.
+    `g + l1 * s + noise(t) * standard normal`. After its step, the living weights whose value has
+    the other sign die, and in each layer as many come to life, starting at zero, at random places
+    other than those just dropped. A value of exactly zero has neither sign, so it does not die.
 
-    With `sign="fixed"` every place has its s for good, so about half of the grown weights die at
-    the next update. With `sign="free"` s is the sign of the value after the last update: a weight
+    With `sign="fixed"`, every place keeps its s forever, so about half of the grown weights die at
+    the next update. With `sign="free"`, s is the sign of the value after the last update: a weight
     that was zero then, as every grown one is, has s = 0, so it pays no penalty and does not die at
     the next update, which gives it the sign of the value that it has then.
 
@@ -53,10 +53,11 @@ def deep_rewiring(
       key: an int, a typed key or raw key data.
       l1: coefficient of the penalty, at least 0.
       noise: standard deviation of the noise on the gradient, at least 0, or a schedule of the
-        count. Langevin dynamics at temperature T and learning rate eta mean `sqrt(2 * T / eta)`.
-      sign: "fixed", or "free" so that a grown weight takes the sign that its first step gives it.
+        count. Langevin dynamics at temperature T and learning rate eta correspond to
+        `sqrt(2 * T / eta)`.
+      sign: "fixed"; or "free", so that a grown weight takes the sign that its first step gives it.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
-        defaults to `every`. Published is every step.
+        defaults to `every`. The paper updates at every step.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`; the pattern must
         be unstructured.
       skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
@@ -67,20 +68,20 @@ def deep_rewiring(
       parameters start sparse.
 
     Raises:
-      ValueError: a value out of range, or another pattern.
+      ValueError: a value out of range, or a pattern other than unstructured.
       TypeError: a value of the wrong kind.
 
     References:
       Bellec et al., "Deep Rewiring: Training very sparse deep networks" (2018), algorithm 1, has
       fixed signs; Mostafa & Wang, "Parameter Efficient Training of Deep Convolutional Neural
-      Networks by Dynamic Sparse Reparameterization" (2019), whose code leaves them free.
+      Networks by Dynamic Sparse Reparameterization" (2019), whose code leaves signs free.
 
     Differs from the paper:
       Penalty and noise go through the inner optimizer, as in the code of Mostafa & Wang; the paper
-      adds them to the weights. Fixed signs are those of the initial values, random where these are
-      zero. Each layer keeps its number of weights. Every step computes the inner step twice. In the
-      code of Mostafa & Wang the momentum of dead weights lives on and can give a sign to a weight
-      that grows; here a grown weight has none.
+      adds them to the weights. Fixed signs are those of the initial values, or random where these
+      are zero. Each layer keeps its number of weights. Every step computes the inner step twice. In
+      the code of Mostafa & Wang the momentum of dead weights lives on and can give a sign to a
+      weight that grows; here a grown weight has none.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
@@ -170,10 +171,10 @@ def deep_rewiring_rule(
 
 
 def _sign(values: Array) -> Array:
-    """-1, 0 or 1, in a byte."""
+    """-1, 0 or 1, as int8."""
     return jnp.sign(values).astype(jnp.int8)
 
 
 def _left(_: LeafPlan, s: Array, p: Array, alive: Array) -> Array:
-    """The free signs after an update: none where a weight is dead, or has just come to life."""
+    """The free signs after an update: 0 where a weight is dead, or has just come to life."""
     return jnp.where(alive, _sign(p), jnp.zeros((), s.dtype))

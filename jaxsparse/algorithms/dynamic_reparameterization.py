@@ -1,4 +1,4 @@
-"""DSR, dynamic sparse reparameterization: one threshold drops, growth goes where weights live."""
+"""DSR, dynamic sparse reparameterization: drop by one threshold, grow where weights live."""
 
 from typing import Any, Unpack
 
@@ -41,12 +41,12 @@ def dynamic_reparameterization(
     skip_update: bool = False,
     **options: Unpack[SparseOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """DSR: drops the weights below a threshold that adapts, and grows at random where many live.
+    """DSR: drops the weights below an adaptive threshold, and grows at random where many live.
 
-    After a weight step, all living weights with `|w| < H` go, in all layers alike. If they are
-    fewer than 0.9 of the target, H doubles; if more than 1.1 of it, H halves. As many weights grow,
-    shared among the layers in proportion to the weights they have left, at random places that were
-    free before, starting at zero.
+    After a weight step, all living weights with `|w| < H` are dropped, in all layers alike. If they
+    are fewer than 0.9 of the target, H doubles; if more than 1.1 of it, H halves. As many weights
+    grow, starting at zero, at random places that were free before; they are shared among the layers
+    in proportion to the weights that each has left.
 
     Args:
       inner: any Optax optimizer.
@@ -58,7 +58,7 @@ def dynamic_reparameterization(
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`.
       threshold: H at the start, above 0.
-      target: weights that an update is meant to move, as a fraction of all living weights, in
+      target: the weights that an update should move, as a fraction of all living weights, in
         (0, 1].
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
@@ -78,10 +78,11 @@ def dynamic_reparameterization(
 
     Differs from the paper:
       The target is a fraction, not a number. The published 20,000 weights are 0.14 of those that
-      live in WRN-28-2 at 10%, and 0.03 at 50%; the default is a round number between them, where
-      larger ones did better (0.3 in LeNet-300-100 at 5%). What a full layer cannot take is spread
-      over the others, so that the total is conserved exactly; where no other place is left, a
-      weight that was just dropped may live on. Every layer keeps `min_alive` weights.
+      live in WRN-28-2 at a density of 10%, and 0.03 at 50%; the default is a round number between
+      them, though larger ones have done better (0.3 in LeNet-300-100 at 5%). What a full layer
+      cannot take is spread over the others, so that the total is conserved exactly; if no other
+      place is left, a weight that was just dropped may live on. Every layer keeps `min_alive`
+      weights.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
@@ -145,7 +146,7 @@ def dynamic_reparameterization_rule(
 
 
 def _below(plan: Plan, masks: Masks, size: Any, limit: Array) -> Counts:
-    """Living groups of every leaf below the threshold; each leaf keeps its least."""
+    """How many living groups of every leaf are below the threshold; each leaf keeps its minimum."""
 
     def small(leaf: LeafPlan, mask: Array, size: Array) -> Array:
         scores = leaf.pattern.gather(size, leaf.axes).astype(jnp.float32)

@@ -27,8 +27,8 @@ def fixed(
       inner: any Optax optimizer.
       sparsity: the fraction of zeros in [0, 1), or `{path regex: sparsity}`; needs `key`.
       masks: instead of `sparsity`: boolean arrays in the structure of the parameters, such as a
-        lottery ticket or the outcome of `jaxsparse.prune`. Without `prunable`, the leaves that
-        have dead weights are those that count in a density.
+        lottery ticket or the result of `jaxsparse.prune`. Without `prunable`, the leaves that have
+        dead weights are those that count in a density.
       key: an int, a typed key or raw key data, for the random masks.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       storage, mask_storage: as for `jaxsparse.sparsify`.
@@ -38,7 +38,7 @@ def fixed(
       parameters start sparse.
 
     Raises:
-      ValueError: both or none of `sparsity` and `masks`, or a value out of range.
+      ValueError: both or neither of `sparsity` and `masks`, or a value out of range.
       TypeError: masks that are not boolean, or no key for random ones.
 
     Example:
@@ -69,7 +69,7 @@ def fixed_rule(sparsity: Sparsity | None = None, **options: Unpack[TargetOptions
     own = target.masks
     if own is None:
         return rule
-    # Every floating leaf may be sparse: another ticket may be set later, without a new trace.
+    # Every floating leaf may be sparse, so another ticket can be set later without retracing.
     return rule._replace(
         init=lambda key, params: (own.given(params), ()),
         sparse=lambda params: jax.tree.map(trees.is_float, params),

@@ -18,7 +18,7 @@ from jaxsparse.types import Array, Key, Masks, Params, Rule, Sparsity
 
 
 class GradualOptions(PruneOptions, WrapOptions):
-    """What the other methods share, without the masks to start from."""
+    """The options of the other methods, without the masks to start from."""
 
 
 def gradual(
@@ -35,8 +35,8 @@ def gradual(
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes by magnitude while training: `s(t) = s * (1 - (1 - (t - start) / (stop - start))^3)`.
 
-    After the weight steps at counts start, start + every, ... and `stop`, the largest `|w|` among
-    the living weights stay; pruned weights do not come back.
+    After the weight steps at counts start, start + every, ... and `stop`, the living weights with
+    the largest `|w|` stay; pruned weights do not come back.
 
     Args:
       inner: any Optax optimizer.
@@ -44,13 +44,12 @@ def gradual(
       start: the count at which the sparsity begins to rise.
       stop: the count at which the final sparsity is reached; larger than `start`.
       every: steps between mask updates, at least 1.
-      scope: "layer", or "global" where the layers compete and only the total is fixed.
+      scope: "layer"; or "global": the layers compete and only the total is fixed.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       key: unused, because nothing is drawn.
       skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
-        `jaxsparse.sparsify`.
-        nothing comes to life. A compressed storage begins with whole leaves: it pays once
-        `jaxsparse.sparse.fit` has taken the weights out that died.
+        `jaxsparse.sparsify`; here, no weights come to life. A compressed storage begins with full
+        leaves, so it pays off once `jaxsparse.sparse.fit` has taken out the weights that died.
 
     Returns:
       A `GradientTransformationExtraArgs`.
@@ -103,7 +102,7 @@ def gradual_rule(
             )
     if target.pattern.fixed is not None:
         raise ValueError(
-            f"gradual does not go with pattern {target.pattern.name}, which supports no "
+            f"gradual does not work with pattern {target.pattern.name}, which supports no "
             "intermediate sparsity; prune once with jaxsparse.prune and train with jaxsparse.fixed."
         )
     ramp = cubic(1.0, start, stop)
@@ -112,7 +111,7 @@ def gradual_rule(
     planned = remembered(target.plan)
 
     def counts(plan: Plan, progress: float | Array) -> Counts:
-        """What lives when the ramp is at `progress`."""
+        """The counts of what lives when the ramp is at `progress`."""
 
         def at(final: Any) -> Any:
             """Multiplied in float32, so that a traced sparsity gives the same counts."""

@@ -51,13 +51,13 @@ def rigl(
     `floor(f(t) * a)` smallest `|w|` and grows as many weights with the largest `|gradient|` among
     those that are not alive after the drop; grown weights start at zero.
 
-    With `pattern=jaxsparse.fan_in` every output unit grows what it misses: that is SRigL. With
-    `min_salient` it removes units as well. Salient are the weights that the drop keeps, and as many
-    as it drops of the largest `|gradient|` in the whole layer, living or dead. A unit with fewer
-    salient weights than `max(1, floor(min_salient * k))`, where k is the fan-in that the layer
-    started with, loses all its weights, before any other weight is dropped, and the units that are
-    left share the layer's weights. If the weights fill m units, at least m + 1 stay: the threshold
-    falls to the (m + 1)-th largest number of salient weights where that is lower.
+    With `pattern=jaxsparse.fan_in` every output unit grows as many weights as it lost: this is
+    SRigL. With `min_salient` it also removes units. The salient weights are those that the drop
+    keeps and, as many as it drops, those with the largest `|gradient|` in the whole layer, living
+    or dead. A unit with fewer salient weights than `max(1, floor(min_salient * k))`, where k is the
+    fan-in that the layer started with, loses all its weights before any other weight is dropped,
+    and the remaining units share the layer's weights. If the weights fill m units, at least m + 1
+    stay: the threshold falls to the (m + 1)-th largest number of salient weights if that is lower.
 
     Args:
       inner: any Optax optimizer.
@@ -69,18 +69,18 @@ def rigl(
         defaults to `every`, and without `stop` updates never end.
       drop_fraction: f, in [0, 1] or a schedule of the count; by default 0.3, annealed to 0 at
         `stop` by a cosine.
-      accumulate: grow by the gradients averaged over that many steps up to the update, in
-        [1, every]; None means 1.
-      min_salient: SRigL's gamma, in (0, 1], with the pattern `fan_in`; published are 0.3 for
+      accumulate: the number of steps up to the update over which the gradients to grow by are
+        averaged, in [1, every]; None means 1.
+      min_salient: SRigL's gamma, in (0, 1], with the pattern `fan_in`; the paper has 0.3 for
         convolutional networks and 0.95 for transformers. None removes no unit.
-      keep_units: a path regex, or several: layers whose units are never removed, such as "head".
-        Name the last layer, because a class whose unit goes is never predicted again; published
-        are also attention and all linear layers of a ResNet. () removes units of every layer; None
-        does so with a warning.
+      keep_units: a path regex, or a sequence of them: layers whose units are never removed, such as
+        "head". Name the last layer, because a class whose unit is removed is never predicted again;
+        the paper also keeps attention and all linear layers of a ResNet. () removes units of every
+        layer; None does so with a warning.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
-        `jaxsparse.sparsify`.
-        a mask update replaces the weight step here, as published, unless `skip_update` is False.
+        `jaxsparse.sparsify`; here, a mask update replaces the weight step, as published, unless
+        `skip_update` is False.
 
     Returns:
       A `GradientTransformationExtraArgs`; begin with `jaxsparse.init(tx, params)`, so that the
@@ -96,11 +96,11 @@ def rigl(
 
     Differs from the paper:
       The inner optimizer's state still advances at a mask update. Dropped weights that are grown
-      again at once keep their value and state. The first layer is not left dense. SRigL rounds the
-      fan-in of the units that are left down and loses weights; here a layer keeps all of them: if
-      a weights do not divide by n units, the `a mod n` with the most salient weights have a fan-in
-      of `floor(a / n) + 1` and the others one less. A unit with more kept weights than its fan-in
-      loses the smallest; SRigL's code does not say which. A removed unit comes back once the
+      again at once keep their value and state. The first layer is not left dense. SRigL rounds down
+      the fan-in of the remaining units and so loses weights; here a layer keeps all of them: if a
+      weights do not divide evenly among n units, the `a mod n` with the most salient weights have a
+      fan-in of `floor(a / n) + 1` and the others one less. A unit with more kept weights than its
+      fan-in loses the smallest; SRigL's code does not say which. A removed unit comes back once the
       gradients make enough of its weights salient, as in that code; its bias and the weights that
       read it are left alone.
 
@@ -156,7 +156,7 @@ def rigl_rule(
             raise ValueError("min_salient must be in (0, 1], got 0; None removes no unit.")
         if target.pattern is not fan_in:
             raise ValueError(
-                f"min_salient needs pattern=fan_in, because only there units can be removed; got "
+                f"min_salient needs pattern=fan_in, because only there can units be removed; got "
                 f"{target.pattern.name}."
             )
     keeping = _regexes(keep_units, min_salient)
@@ -193,7 +193,7 @@ def rigl_rule(
         return grow(plan, survivors, dense, refill_counts(plan, masks, survivors)), total
 
     def state(plan: Plan, key: Key, params: Params) -> Any:
-        _staying(plan, keeping)  # a regex without a layer is told before the first step
+        _staying(plan, keeping)  # a regex without a layer is reported before the first step
         return () if window == 1 else zeros(params)
 
     return dynamic_rule(
@@ -220,7 +220,7 @@ def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) 
         warnings.warn(
             "min_salient may remove units of every layer, the last one included, where a class "
             'would lose its inputs. Name the layers whose units stay, such as keep_units="head", '
-            "or say keep_units=().",
+            "or pass keep_units=().",
             stacklevel=4,
         )
         return ()
@@ -272,12 +272,12 @@ def _with_removal(
 def _unit_sizes(
     least: Array, leaf: LeafPlan, mask: Array, size: Array, dense: Array, dropped: Array
 ) -> Array:
-    """How many weights every output unit is to have; zero where it goes."""
+    """How many weights every output unit should have; zero if it is removed."""
     alive = leaf.count_alive(mask)
     survivors = in_one_row(leaf).select(size, alive - dropped, mask)
     salient = survivors | in_one_row(leaf).select(dense, dropped)
     salient = leaf.count_alive(salient, by_rows=True).astype(jnp.float32)
-    needed = -(-alive // leaf.groups.columns)  # units that all the weights fit into
+    needed = -(-alive // leaf.groups.columns)  # units that can hold all the weights
     stays = salient >= jnp.minimum(least, kth_largest(salient, needed + 1))
     count = jnp.sum(stays, dtype=jnp.int32)
     longer = top_k_mask(salient, alive % count, where=stays)
@@ -285,5 +285,5 @@ def _unit_sizes(
 
 
 def _threshold(share: counts.Share, fan: int | Array) -> Array:
-    """Salient weights that an output unit must have, by the fan-in before any removal."""
+    """How many salient weights an output unit must have, by the fan-in before any removal."""
     return jnp.maximum(jnp.asarray(counts.floor(fan, share)).astype(jnp.float32), 1)

@@ -42,7 +42,7 @@ def sparse_evolution(
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
         defaults to `every`.
       drop_fraction: f, in [0, 1] or a schedule of the count.
-      drop_by: "magnitude", as later work has it; or "sign", as published: the fraction f of the
+      drop_by: "magnitude", as in later work; or "sign", as published: the fraction f of the
         smallest positive and of the largest negative weights.
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
@@ -61,10 +61,10 @@ def sparse_evolution(
       connectivity inspired by network science" (2018), algorithm 1.
 
     Differs from the paper:
-      By default the smallest weights go by magnitude, not by sign; updates come every `every`
-      steps, not after each epoch; the published masks are `erdos_renyi`. Grown weights start at
-      zero and not at a random value; `first_value` draws one. Dropped weights that are drawn again
-      at once keep their value and state.
+      By default the smallest weights are dropped by magnitude, not by sign; updates come every
+      `every` steps, not after each epoch; the published masks are `erdos_renyi`. Grown weights
+      start at zero and not at a random value; `first_value` draws one. Dropped weights that are
+      drawn again at once keep their value and state.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse

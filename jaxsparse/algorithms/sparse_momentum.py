@@ -66,10 +66,11 @@ def sparse_momentum(
 
     The method keeps a dense momentum of its own, `m = momentum * m + g`, whatever the optimizer.
     After a weight step, layer l with a_l living weights drops the `ceil(f(t) * a_l)` smallest
-    `|w|`. All that was dropped is shared among the layers in proportion to the mean `|m|` of their
-    living weights, and grows in each layer where `|m|` is largest; grown weights start at zero. A
-    layer that is more than 0.8 dense and has more than an average share drops at most its sparsity;
-    no layer fills more than 0.99 of its free places, the excess is spread evenly over all.
+    `|w|`. The number dropped in all layers is shared among them in proportion to the mean `|m|` of
+    their living weights; each layer grows its share where `|m|` is largest, and grown weights start
+    at zero. A layer that is more than 0.8 dense and has more than an average share drops at most a
+    fraction equal to its sparsity; no layer fills more than 0.99 of its free places, and the excess
+    is spread evenly over all.
 
     Args:
       inner: any Optax optimizer, also one without momentum.
@@ -79,20 +80,20 @@ def sparse_momentum(
         parameters; see `docs/methods.md`.
       key: an int, a typed key or raw key data.
       every, start, stop: an update fires at counts start, start + every, ... below `stop`; `start`
-        defaults to `every`. The paper updates once an epoch.
+        defaults to `every`. The paper updates once per epoch.
       drop_fraction: f, in [0, 1] or a schedule of the count; by default 0.2, annealed to 0.005 at
         `stop` by a cosine.
       momentum: decay of the method's own momentum, in [0, 1).
       second_moment: decay b of a second moment, in [0, 1), for Adam's normalised momentum: then
         `m = momentum * m + (1 - momentum) * g`, `v = b * v + (1 - b) * g^2`, and `m / (sqrt(v) +
         1e-8)` takes the place of `m`. None leaves it out.
-      drop_by: "magnitude"; "sign", SET's, the fraction f of the smallest positive and of the
-        largest negative weights; or "global", the smallest `|w|` of all layers together.
-      growth: "momentum"; "random"; "momentum_neuron" (the layer's share is divided among its output
-        units by their mean `|m|` first); or "global", the largest `|m|` of all layers together,
+      drop_by: "magnitude"; "sign", as in SET: the fraction f of the smallest positive and of the
+        largest negative weights; or "global": the smallest `|w|` of all layers together.
+      growth: "momentum"; "random"; "momentum_neuron" (the layer's share is first divided among its
+        output units by their mean `|m|`); or "global": the largest `|m|` of all layers together,
         which leaves nothing to redistribute.
-      redistribution: a layer's share goes by "momentum", by the mean "magnitude" of its living
-        weights, by their number ("nonzero"), or it grows what it dropped ("none").
+      redistribution: a layer's share is set by "momentum", by the mean "magnitude" of its living
+        weights or by their number ("nonzero"); or the layer grows what it dropped ("none").
       distribution, prunable, pattern, axes, min_alive: as for `jaxsparse.prune`.
       skip_update, regrown_state, first_value, storage, room, window, mask_storage: as for
         `jaxsparse.sparsify`.
@@ -112,14 +113,14 @@ def sparse_momentum(
 
     Differs from the paper:
       Masks start with exact counts, not Bernoulli draws. The total is conserved exactly at every
-      update. The momentum has no weight decay in it, unless `optax.add_decayed_weights` is chained
-      before the method. Grown weights start with a clean optimizer state; in the code they have
-      a dense momentum, `regrown_state="dense"`, which can bring a layer back to life that nothing
-      came through. Dropped weights that are grown again at once keep their value and state.
-      "none" keeps the counts of the layers; the code shares by size. With `storage="compressed"`
-      the momentum sees the gradients of the last `window` steps before a mask update only, by
-      default as many as leave 1% of its weight to what was before (44 for 0.9); a window of at
-      least `start` and `every` sees all of them.
+      update. The momentum does not include weight decay, unless `optax.add_decayed_weights` is
+      chained before the method. Grown weights start with a clean optimizer state; in the published
+      code they have a dense momentum (`regrown_state="dense"`), which can revive a layer that
+      nothing passed through. Dropped weights that are grown again at once keep their value and
+      state. "none" keeps the counts of the layers; the published code shares by size. With
+      `storage="compressed"` the momentum sees only the gradients of the last `window` steps before
+      a mask update, by default as many as leave 1% of its weight to what came before (44 for 0.9);
+      a window of at least `start` and `every` sees all of them.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxsparse
@@ -264,7 +265,7 @@ def sparse_momentum_rule(
 
 
 def _window(*decays: float | None) -> int | None:
-    """Steps after which an average has forgotten 99% of what was before; None where not known."""
+    """Steps after which an average has forgotten 99% of what came before; None if not known."""
     known = [decay for decay in decays if decay is not None]
     if any(map(traced, known)):
         return None

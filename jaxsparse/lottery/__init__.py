@@ -1,9 +1,9 @@
 """The lottery ticket hypothesis: find tickets, and test them against their controls.
 
-- `rounds`: pruning in one shot and iteratively, with every way of rewinding.
-- `criteria`: what decides which weights go.
+- `rounds`: one-shot and iterative pruning, with every way of rewinding.
+- `criteria`: what decides which weights are removed.
 - `controls`: the same masks with other weights, the same weights with other masks.
-- `measures`: when a ticket has learned, where its weights are, how far they went.
+- `measures`: when a ticket has learned, where its weights are, how far they moved.
 """
 
 from jaxsparse.lottery._pruning_levels import densities, ladder, prune_to

@@ -38,11 +38,11 @@ def ladder(
       params: only paths, shapes and types are looked at.
       rounds: at least 1.
       rates: the fraction of the living weights that each round removes, in (0, 1), for every leaf
-        or as `{path regex: rate}`, the first regex that matches counting; a leaf that none matches
-        is not pruned.
-      scope: "layer", or "global" where all prunable leaves compete; then `rates` is one number.
+        or as `{path regex: rate}`; the first regex that matches counts, and a leaf that none
+        matches is not pruned.
+      scope: "layer"; or "global": all prunable leaves compete, and `rates` is one number.
       prunable, pattern, axes: as for `jaxsparse.prune`. N:M is reached in one round.
-      min_alive: weights that every leaf keeps at least.
+      min_alive: the minimum number of weights that every leaf keeps.
 
     Returns:
       `rounds + 1` entries: trees of ints in the structure of `params`, or with scope "global" ints,
@@ -137,7 +137,7 @@ def prune_to(
 
 
 class LadderOptions(ShapeOptions, total=False):
-    """What says how `ladder` counts, besides the rates."""
+    """The options of `ladder`, besides the rates."""
 
     scope: str
 
@@ -183,7 +183,7 @@ def _plan(
     axes: AxesSpec,
     min_alive: int | str,
 ) -> Plan:
-    # The sparsity is not asked for here: counts come from the ladder.
+    # The sparsity is not used here: counts come from the ladder.
     return Target(0.5, None, scope, prunable, pattern, axes, min_alive).checked().plan(params)
 
 
@@ -198,7 +198,7 @@ def _fewer(count: int, rate: float, least: int, number: int, what: str) -> int:
 
 
 def _rates(plan: Plan, params: Params, rates: Any, prunable: Prunable | None) -> Any:
-    """A tree of the rate of every leaf, None where it is not pruned."""
+    """A tree of the rate of every leaf, None if it is not pruned."""
     if not isinstance(rates, Mapping):
         return plan.tree([_checked_rate(rates)] * len(plan.sparse))
     checked = {regex: _checked_rate(rate) for regex, rate in rates.items()}

@@ -23,20 +23,20 @@ from jaxsparse.types import Array, Key, Masks, Params, Prunable
 def shuffle_masks(
     key: Key, masks: Masks, *, scope: str = "layer", prunable: Prunable | None = None
 ) -> Masks:
-    """As many living weights, at random places.
+    """The same number of living weights, at random places.
 
     Args:
       key: an int, a typed key or raw key data; every leaf has its own stream, folded by its path.
       masks: of a ticket.
-      scope: "layer" keeps the number of every leaf, "global" that of all prunable leaves together,
-        which spreads them evenly.
+      scope: "layer" keeps the number of every leaf; "global" keeps only that of all prunable leaves
+        together, and so spreads them evenly.
       prunable: `(path, leaf) -> bool`; the other leaves stay as they are.
 
     Returns:
       Masks of the same structure.
 
     Raises:
-      ValueError: another scope.
+      ValueError: an unknown scope.
       TypeError: masks that are not boolean.
 
     References:
@@ -70,7 +70,7 @@ def shuffle_masks(
 
 
 def invert_masks(masks: Masks, *, prunable: Prunable | None = None) -> Masks:
-    """The weights that the ticket has lost live, and those that it kept are dead.
+    """Inverts masks: the weights that the ticket has lost live, and those that it kept are dead.
 
     Args:
       masks: of a ticket.
@@ -91,7 +91,7 @@ def invert_masks(masks: Masks, *, prunable: Prunable | None = None) -> Masks:
 def add_noise(
     key: Key, params: Params, sigma: float | Array, *, prunable: Prunable | None = None
 ) -> Params:
-    """The initialization with Gaussian noise on it.
+    """The initialization with added Gaussian noise.
 
     Args:
       key: an int, a typed key or raw key data.
@@ -132,8 +132,8 @@ def keep_signs(
 
     Args:
       params: the whole initialization, before masks are applied; a weight of 0 stays 0.
-      magnitudes: parameters whose sizes are taken, such as another initialization; None gives
-        every weight of a leaf the same size, the leaf's standard deviation.
+      magnitudes: parameters whose sizes are used, such as another initialization; None gives every
+        weight of a leaf the same size, the leaf's standard deviation.
       prunable: `(path, leaf) -> bool`; the other leaves stay as they are.
 
     Returns:
@@ -168,7 +168,7 @@ def keep_signs(
 def _where_prunable(
     function: Callable[..., Any], tree: Any, prunable: Prunable | None, *rest: Any
 ) -> Any:
-    # The filter knows floating leaves only, so it is asked about masks as if they were floats.
+    # The filter accepts only floating leaves, so it is given masks as if they were floats.
     prunable = filter_of(prunable)
 
     def leaf(path: str, value: Array, *others: Any) -> Array:

@@ -1,8 +1,8 @@
 """What decides which weights a round removes: `(key, initial, trained) -> scores`.
 
 `initial` are the parameters that the round began with, `trained` those it ended with; the weights
-with the lowest scores go. Any function of this form is a criterion, so every score of the library
-is one too:
+with the lowest scores are removed. Any function of this form is a criterion, so every score of the
+library is one too:
 
     criterion=lambda key, initial, trained: jaxsparse.snip(loss, trained, batches)
 
@@ -30,7 +30,7 @@ def final_magnitude(key: Key, initial: Params, trained: Params) -> Scores:
 
 
 def least_magnitude(key: Key, initial: Params, trained: Params) -> Scores:
-    """The reverse, as a check: the largest weights go.
+    """The reverse, as a control: the largest weights are removed.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the paper measures of a ticket: when it has learned, where its weights are, how far it went.
+"""What the paper measures: when a ticket has learned, where its weights are, how far they moved.
 
 The overlap of two tickets is `jaxsparse.overlap`; how stable a ticket is to the order of the
 examples, `jaxsparse.analysis.instability`.
@@ -17,7 +17,7 @@ from jaxsparse.types import Array, Masks, Params, Prunable
 
 
 def early_stop(losses: Array, every: int) -> Array:
-    """The iteration of the lowest validation loss, where training would best have stopped.
+    """The iteration of the lowest validation loss, at which training would best have stopped.
 
     Args:
       losses: `(..., points)`, the validation loss after `every`, `2 * every`, ... iterations. NaN
@@ -25,7 +25,7 @@ def early_stop(losses: Array, every: int) -> Array:
       every: iterations from one validation to the next, at least 1.
 
     Returns:
-      int32 `(...)`; of equal losses the first counts.
+      int32 `(...)`; among equal losses the first counts.
 
     Raises:
       ValueError: `every` is below 1, or there is no loss.
@@ -91,8 +91,8 @@ def distance(params: Params, origin: Params, masks: Masks | None = None) -> Dist
     """How far parameters have travelled: the L2 norm of `params - origin`.
 
     Args:
-      params: after training.
-      origin: before it.
+      params: the parameters after training.
+      origin: the parameters before it.
       masks: count living weights only; None counts all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The rounds of the lottery ticket: train, prune, rewind; in one shot or iteratively."""
+"""The rounds of lottery tickets: train, prune, rewind; in one shot or iteratively."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,12 +17,12 @@ REWINDS = ("init", "continue", "learning_rate")
 
 
 class Round(NamedTuple):
-    """One round: a ticket and what its training gave.
+    """One round: a ticket and the result of its training.
 
     Attributes:
       density: living weights over all weights of the prunable leaves, a float in (0, 1].
       masks: which weights live in this round; all of them in round 0.
-      params: what the training began with, zero off the masks.
+      params: the parameters that training began with, zero off the masks.
       result: what `train` returned.
     """
 
@@ -50,25 +50,26 @@ def find_tickets(
 ) -> tuple[Round, ...]:
     """Iterative pruning: round r trains the ticket that the rounds before it have left.
 
-    Round 0 trains the dense network, round `rounds` the last ticket; between two rounds the lowest
-    scores are removed and the survivors rewound. `rounds=1` is one-shot pruning at the given rate.
-    Works under `vmap` over replicates. Where `train` is jitted it compiles once.
+    Round 0 trains the dense network, round `rounds` the last ticket; between two rounds, the
+    weights with the lowest scores are removed and the survivors rewound. `rounds=1` is one-shot
+    pruning at the given rate. Works under `vmap` over replicates. If `train` is jitted, it compiles
+    once.
 
     Args:
       train: `(key, params, masks) -> result`, a pure function (or one that logs and checkpoints).
-        The result is the trained parameters, or a tuple (also a NamedTuple) whose first field they
-        are.
+        The result is the trained parameters, or a tuple (or NamedTuple) that begins with them.
       params: the initialization.
-      key: an int, a typed key or raw key data; `train` gets another one in each round.
-      rounds: times that is pruned, at least 1.
-      rates: the fraction of the living weights that each removes; see `ladder`.
-      rewind: where the survivors go on from: "init", their initial values; "continue", what they
-        are, and only the last ticket starts from its initial values (Frankle & Carbin, appendix B);
-        "learning_rate", what they are, also at the end, while `train` begins its learning-rate
-        schedule anew (Renda et al.); or a step k in [1, steps), their values after k steps of
-        training. Then `train` is called as `train(key, params, masks, start=0, stop=k)` once, on
-        the dense network, and as `train(key, params, masks, start=k, stop=steps)` in each round.
-      steps: length of a training, only for a step k.
+      key: an int, a typed key or raw key data; `train` gets a different one in each round.
+      rounds: how many times to prune, at least 1.
+      rates: the fraction of the living weights that each pruning removes; see `ladder`.
+      rewind: which values the survivors continue from: "init", their initial values; "continue",
+        their trained values, and only the last ticket starts from its initial values (Frankle &
+        Carbin, appendix B); "learning_rate", their trained values, also at the end, while `train`
+        restarts its learning-rate schedule (Renda et al.); or a step k in [1, steps), their values
+        after k steps of training. With a step k, `train` is called as
+        `train(key, params, masks, start=0, stop=k)` once, on the dense network, and as
+        `train(key, params, masks, start=k, stop=steps)` in each round.
+      steps: the number of training steps, only for a step k.
       criterion: `(key, initial, trained) -> scores`, from the parameters that the round began with
         and those it ended with.
       scope, prunable, pattern, axes, min_alive: as for `ladder`.
@@ -136,7 +137,7 @@ def find_tickets(
 
 
 def trained(result: Any, params: Params) -> Params:
-    """The trained parameters in what `train` returned.
+    """Extracts the trained parameters from what `train` returned.
 
     Raises:
       TypeError: they are not there.
@@ -148,7 +149,7 @@ def trained(result: Any, params: Params) -> Params:
     if isinstance(result, tuple) and result and jax.tree.structure(result[0]) == structure:
         return result[0]
     raise TypeError(
-        "result: train must return the trained parameters, or a tuple whose first field they are, "
+        "result: train must return the trained parameters, or a tuple that begins with them, "
         f"in the structure of the params that it was given; got {type(result).__name__}."
     )
 
@@ -163,6 +164,6 @@ def _check_rewind(rewind: Any, steps: Any) -> None:
     if isinstance(rewind, bool) or not isinstance(rewind, int):
         raise TypeError(f"rewind must be a name or an int, got {rewind!r}.")
     if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"rewind to a step needs steps=, the length of a training, got {steps!r}.")
+        raise TypeError(f"rewind to a step needs steps=, the length of training, got {steps!r}.")
     if not 1 <= rewind < steps:
         raise ValueError(f"rewind must be a step in [1, {steps}), before the end, got {rewind}.")

@@ -11,18 +11,18 @@ from jaxsparse.meshes import varying_like
 from jaxsparse.selection._rank_keys import tie_orders
 from jaxsparse.types import Array
 
-_FEW = 2**13  # scores that are counted faster than a histogram of 2^16 bins is cleared and summed
+_FEW = 2**13  # below this, counting is faster than clearing and summing a histogram of 2^16 bins
 _SPARE = 64  # bins of elements that do not count
 
 
 class Cut(NamedTuple):
-    """A lower bound of which the leading digits are settled, the others zero.
+    """A lower bound whose leading digits are settled and whose others are zero.
 
     Attributes:
       digits: how many digits are settled.
-      bound: of the type of what is cut.
-      above: elements above the settled digits.
-      at: elements that have exactly the settled digits.
+      bound: the bound, of the type of the values.
+      above: how many elements are above the settled digits.
+      at: how many elements have exactly the settled digits.
     """
 
     digits: Array
@@ -54,7 +54,7 @@ def above_cut(keys: Sequence[Array], k: Array, axis: int | None) -> tuple[Array,
 
 
 def _width(size: int, axis: int | None) -> int:
-    """Bits per digit: one, settled by a count, where histograms are slow, and for rows."""
+    """Bits per digit: 16, or one, settled by a count, for rows and where histograms are slow."""
     return 16 if axis is None and size >= _FEW and jax.default_backend() == "cpu" else 1
 
 
@@ -87,7 +87,7 @@ def find_cut(
         shift = (bits - (cut.digits + 1) * width).astype(unsigned)
         found = []
         for i, x in enumerate(values):
-            # Shifted twice, since all the bits at once is more than a shift may take.
+            # Shifted twice, because one shift by all the bits is undefined.
             ahead = x >> shift >> unsigned.type(width - 1) >> unsigned.type(1)
             active = ahead == cut.bound >> shift >> unsigned.type(width - 1) >> unsigned.type(1)
             digit = ((x >> shift) & unsigned.type(2**width - 1)).astype(jnp.int32)
@@ -121,7 +121,7 @@ def _by_histogram(found: _Digits, cut: Cut, k: Array) -> tuple[Array, Array, Arr
     """The next 16-bit digit of the cut, and the elements above and at it."""
     counts = jnp.zeros(2**16 + _SPARE, jnp.int32)
     for active, digit in (jnp.atleast_1d(*both) for both in found):
-        # All others in one bin would have each addition wait for the one before.
+        # With all others in one bin, each addition would wait for the one before.
         spare = 2**16 + lax.broadcasted_iota(jnp.int32, digit.shape, digit.ndim - 1) % _SPARE
         bins = jnp.where(active, digit, spare)
         counts = counts.at[bins].add(1, mode="promise_in_bounds")
@@ -132,7 +132,7 @@ def _by_histogram(found: _Digits, cut: Cut, k: Array) -> tuple[Array, Array, Arr
 
 
 def _last_reaching(counts: Array, k: Array) -> tuple[Array, Array]:
-    """The last index with at least k counts from it on, and the counts after it."""
+    """The last index from which on there are at least k counts, and the counts after it."""
     at_or_after = jnp.cumsum(counts[::-1], dtype=jnp.int32)[::-1]
     last = jnp.maximum(jnp.sum(at_or_after >= k, dtype=jnp.int32) - 1, 0)
     return last, at_or_after[last] - counts[last]

@@ -13,7 +13,7 @@ _SCORES = ("float32", "bfloat16", "float16")
 
 
 def exist() -> bool:
-    """Whether there are such kernels here."""
+    """Whether these kernels are available on this machine."""
     return compiled.choose("auto", lambda: compiled.library("masks.cc", _TARGETS))
 
 
@@ -33,7 +33,7 @@ def living(*masks: Array) -> Array:
 
 
 def born(*masks: Array) -> Array:
-    """How many of each mask of the first half are set where those of the second half are not."""
+    """Per mask of the first half, how many bits are set that its partner in the second lacks."""
     return _call("living", (len(masks) // 2,), jnp.int32, *masks)
 
 

@@ -24,7 +24,7 @@ def rank_keys(scores: Array, where: Array | None) -> Array:
 
 
 def tie_orders(keys: Sequence[Array]) -> list[Array]:
-    """The order among equal keys, largest first: n - flat index, counted on from leaf to leaf."""
+    """The order among equal keys, largest first: n - flat index, continued from leaf to leaf."""
     left, orders = sum(x.size for x in keys), []
     for x in keys:
         order, stride = jnp.full(x.shape, left, jnp.uint32), 1
@@ -45,7 +45,7 @@ def score_of(key: Array, dtype: np.dtype) -> Array:
 
 
 def widen(scores: Array, itemsize: int) -> Array:
-    """An exact conversion to float32 or, for 8 bytes, float64; bit by bit where it could flush."""
+    """An exact conversion to float32 or, for 8 bytes, float64; by bits where a cast could flush."""
     if scores.dtype == jnp.bfloat16:
         bits = lax.bitcast_convert_type(scores, jnp.uint16).astype(jnp.uint32) << 16
         scores = lax.bitcast_convert_type(bits, jnp.float32)

@@ -167,7 +167,7 @@ def _counted(keys: list[Array], k: int | Array) -> list[Array]:
 
 @jax.custom_batching.sequential_vmap
 def _select(k: Array, *keys: Array) -> tuple[Array, ...]:
-    """A batch is mapped, one selection at a time: batched histograms are slow."""
+    """A batch is mapped one selection at a time, because batched histograms are slow."""
     return above_cut(keys, k, None)
 
 
