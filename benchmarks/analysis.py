@@ -1,13 +1,13 @@
-"""What it costs to look into a network: gradient flow while it trains, Lanczos, the exact Hessian.
+"""The cost of analysing a network: gradient flow during training, Lanczos, the exact Hessian.
 
     python -m benchmarks.analysis                   # LeNet-5 at 95% on MNIST
     python -m benchmarks.analysis --quick           # fewer examples, steps and turns
 
 Gradient flow: training with the norm of the gradient on 1,000 fixed examples every 200 steps,
-against the same training without it, in turns within one run; milliseconds a step and replicate,
-medians, and the median of the ratios within a turn. Lanczos: 80 steps with full reorthogonalization
-on 10,000 examples. The exact Hessian: all of it, on 5,000 examples, by far the longest part. Both
-of living weights and biases, in batches of 100; seconds, compilation included.
+compared with the same training without it, taking turns within one run; milliseconds per step and
+replicate, medians, and the median of the ratios within a turn. Lanczos: 80 steps with full
+reorthogonalization on 10,000 examples. The exact Hessian: all of it, on 5,000 examples, by far the
+longest part. Both use living weights and biases, in batches of 100; seconds include compilation.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def mean_loss(net, params, examples):
 
 
 def trainer(dataset, net, measures):
-    """LeNet-5 as the study trains it, with or without the flow in its state."""
+    """LeNet-5 trained as in the study, with or without the flow in its state."""
     inputs, labels = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
 
     def norms(params, opt_state, examples):

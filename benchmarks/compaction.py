@@ -1,12 +1,13 @@
-"""A training step of a network without its dead units against the dense step.
+"""A training step of a network without its dead units, compared with the dense step.
 
     python -m benchmarks.compaction
     python -m benchmarks.compaction --sizes 784,300,100,10 --batch 100
 
 A multilayer perceptron and a convolutional network with ReLU, biases and SGD: forward, both
-gradients, update; float32, donated, in turns within one run. "channels" are masks that leave one
-hidden unit or channel in twenty; "SRigL" is what `rigl` with `fan_in` and `min_salient` has left
-after a short training on teacher's outputs. Seconds of `compact` are those of the search alone.
+gradients, update; float32, donated, taking turns within one run. "channels" means masks that leave
+one hidden unit or channel in twenty; "SRigL" means what `rigl` with `fan_in` and `min_salient`
+leaves after a short training on a teacher's outputs. The seconds of `compact` are those of the
+search alone.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def convolutional(params: Tree, x: jax.Array) -> jax.Array:
 
 
 def hidden(path: str, leaf: Any, last: str) -> bool:
-    """Kernels of hidden layers: the units of the last one are the outputs."""
+    """Whether it is a kernel of a hidden layer: the units of the last layer are the outputs."""
     return path.endswith("kernel") and not path.startswith(last)
 
 

@@ -1,13 +1,14 @@
-"""What the form of a convolution costs a training step, in a compiled loop and call by call.
+"""What each form of a convolution costs in a training step, in a compiled loop and call by call.
 
     python -m benchmarks.convolution                     # the networks of the studies; 10 minutes
     python -m benchmarks.convolution --model lenet_5 --naive
 
-Dense steps of SGD on made-up images, in turns within one run; milliseconds for each step and
-replicate, medians. `patches` is a loop of steps in which every convolution is slices and matrix
-products, one replicate on each device (on a CPU every core is one); `conv, call by call` is XLA's
-own convolution in one jitted step with donated parameters, one replicate on all cores; `conv, in a
-loop` (with `--naive`) is that in a loop, which may take a hundred times as long.
+Dense steps of SGD on synthetic images, taking turns within one run; milliseconds per step and
+replicate, medians. `patches` is a loop of steps in which every convolution is done by slices and
+matrix products, with one replicate per device (on a CPU every core is a device);
+`conv, call by call` is XLA's own convolution in one jitted step with donated parameters, with one
+replicate on all cores; `conv, in a loop` (with `--naive`) is that in a loop, which may take a
+hundred times as long.
 """
 
 import argparse
@@ -99,9 +100,11 @@ def measure(name: str, turns: int, naive: bool) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=",".join(NETWORKS), help="with commas (default: all)")
+    parser.add_argument(
+        "--model", default=",".join(NETWORKS), help="comma-separated (default: all)"
+    )
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--naive", action="store_true", help="XLA's convolution in a loop as well")
+    parser.add_argument("--naive", action="store_true", help="XLA's convolution in a loop too")
     renamed(parser, "--networks", "--model")
     args = parser.parse_args()
     forms = [PATCHES, CALLS, *([NAIVE] if args.naive else [])]

@@ -1,13 +1,13 @@
-"""What a ticket study costs a step, against a plain loop of steps with the same evaluation.
+"""What a ticket study costs per step, compared with a plain loop with the same evaluation.
 
     python -m benchmarks.lottery_ticket                # LeNet-300-100 on MNIST; a minute
     python -m benchmarks.lottery_ticket --dataset digits
 
 Both train tickets with Adam on batches of 60 and measure loss and accuracy on the validation set
-every 100 steps, keeping the best parameters. The plain loop is what one would write down first: one
-replicate, batches gathered on the host, one call for each step, parameters multiplied by the mask.
-In turns within one run; milliseconds for each step and replicate, medians, and the median of the
-ratios within a turn.
+every 100 steps, keeping the best parameters. The plain loop is the obvious one: one replicate,
+batches gathered on the host, one call per step, parameters multiplied by the mask. They take turns
+within one run; milliseconds per step and replicate, medians, and the median of the ratios within a
+turn.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Bytes that training keeps and needs, for every algorithm and every form of storage.
+"""Bytes that training keeps and needs, for each algorithm and each form of storage.
 
     python -m benchmarks.memory     # ResNet-50 shapes; some minutes, all of it compiling
     python -m benchmarks.memory --optimizer adam --method rigl
 
-Bytes a weight: parameters, what tells their masks (masks, bits or places), the state of the inner
-optimizer and of the rule, and what the compiled optimizer step with its mask update needs beside
-its arguments (donated, without forward and backward pass). With storage "compressed" that depends
-on the network: see `benchmarks.sparse_training`.
+Bytes per weight: parameters, what describes their masks (masks, bits or places), the state of the
+inner optimizer and of the rule, and what the compiled optimizer step with its mask update needs
+besides its arguments (donated, without forward and backward pass). With storage "compressed" the
+last depends on the network: see `benchmarks.sparse_training`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ FORMS: dict[str, dict[str, str]] = {
 def measure(
     inner: optax.GradientTransformation, shapes: list[tuple[int, ...]], name: str, form: str
 ) -> list[float | None]:
-    """Bytes a weight of parameters, masks, inner state, rule state and temporary memory."""
+    """Bytes per weight of parameters, masks, inner state, rule state and temporary memory."""
     dense = weights(shapes, 0)
     size = sum(leaf.size for leaf in jax.tree.leaves(dense))
     tx = variant(name, inner, 100, **FORMS[form])
@@ -59,11 +59,13 @@ def measure(
 
 
 def main() -> None:
-    """Prints the table, a row at a time."""
+    """Prints the table row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--leaves", choices=SHAPES, default="resnet50")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="momentum")
-    parser.add_argument("--method", default=",".join(METHODS), help="with commas (default: all)")
+    parser.add_argument(
+        "--method", default=",".join(METHODS), help="comma-separated (default: all)"
+    )
     args = parser.parse_args()
     head = ["", "parameters", "masks", "optimizer", "rule", "temporary", "in all"]
     print(f"{args.leaves}, {args.optimizer}, {100 * SPARSITY:g}% sparse, bytes a weight")

@@ -1,13 +1,13 @@
-"""A dense training step in PyTorch of the networks that `benchmarks.sparse*` time in JAX.
+"""A dense training step in PyTorch, for the networks that `benchmarks.sparse*` time in JAX.
 
     pip install torch --index-url https://download.pytorch.org/whl/cpu
     python -m benchmarks.pytorch
     python -m benchmarks.pytorch --network wrn_16_8 --batch 32 --turns 3
 
-Forward, both gradients and SGD with momentum, batch normalization included, on made-up examples, in
-float32, eager, with as many threads as there are cores; medians. Convolutions: forward and both
-gradients. It stands alone, so that no other runtime holds threads meanwhile: compare its
-milliseconds with those of an idle machine of the same kind.
+Forward, both gradients and SGD with momentum, including batch normalization, on synthetic examples,
+in float32, eager, with as many threads as cores; medians. Convolutions: forward and both gradients.
+It runs on its own, so that no other runtime holds threads meanwhile: compare its milliseconds with
+those of an idle machine of the same kind.
 """
 
 import argparse
@@ -41,12 +41,12 @@ def perceptron(*sizes: int) -> nn.Module:
 def convolution(
     inputs: int, outputs: int, size: int = 3, stride: int = 1, bias: bool = False
 ) -> nn.Module:
-    """One that keeps the size of the image, or divides it by the stride."""
+    """A convolution that keeps the size of the image, or divides it by the stride."""
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=bias)
 
 
 def lenet_5_caffe() -> nn.Module:
-    """20 and 50 features of 5x5, 500 units."""
+    """20 and 50 features with 5x5 windows, 500 units."""
     return nn.Sequential(
         nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2),
@@ -55,7 +55,7 @@ def lenet_5_caffe() -> nn.Module:
 
 
 def vgg_16_d() -> nn.Module:
-    """With two dense layers of 512 units, all of it normalized."""
+    """The variant with two dense layers of 512 units, all layers normalized."""
     layers: list[nn.Module] = []
     channels = 3
     for stage in VGG_16:
@@ -88,7 +88,7 @@ class WideBlock(nn.Module):
 
 
 def wrn_16_8() -> nn.Module:
-    """Two blocks a stage, of 128, 256 and 512 features."""
+    """Two blocks per stage, with 128, 256 and 512 features."""
     layers, width = [convolution(3, 16)], 16
     for stage, wide in enumerate((128, 256, 512)):
         layers += [WideBlock(width, wide, 2 if stage else 1), WideBlock(wide, wide, 1)]
@@ -104,7 +104,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Sequence[int], int]] = {
     "vgg_16_d": (vgg_16_d, (3, 32, 32), 128),
     "wrn_16_8": (wrn_16_8, (3, 32, 32), 128),
 }
-"""What makes each, the shape of an example, examples a step."""
+"""The function that makes each, the shape of an example, and examples per step."""
 
 
 def training(make: Callable[[], nn.Module], shape: Sequence[int], batch: int) -> Callable[[], Any]:
@@ -132,7 +132,7 @@ def convolving(
 
 
 def milliseconds(call: Callable[[], Any], turns: int) -> float:
-    """The median of some calls, after two that warm up."""
+    """The median over some calls, after two warm-up calls."""
     call(), call()
     spent = []
     for _ in range(turns):
@@ -145,8 +145,8 @@ def milliseconds(call: Callable[[], Any], turns: int) -> float:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default=",".join(NETWORKS), help="with commas")
-    parser.add_argument("--batch", type=int, help="examples a step (default: the paper's)")
+    parser.add_argument("--network", default=",".join(NETWORKS), help="comma-separated")
+    parser.add_argument("--batch", type=int, help="examples per step (default: the paper's)")
     parser.add_argument("--turns", type=int, default=7)
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -1,11 +1,11 @@
-"""How fast the exact selection is beside a sort, `lax.top_k` and one pass over the memory.
+"""How fast the exact selection is next to a sort, `lax.top_k` and one pass over the memory.
 
     python -m benchmarks.selection                      two to five minutes on two CPU cores
     python -m benchmarks.selection --sizes 100000       a few seconds
 
-Every way runs once per round, in turn, so that a noisy neighbour slows all of them alike. The table
+Every method runs once per round, in turn, so that other load slows all of them alike. The table
 gives the median time, how many passes (`x * 2 + 1`) that is, and how many times faster than the
-sort. `k` is a tenth of `n`; scores are sizes of normal numbers, the float32 ones once more with 95%
+sort. `k` is a tenth of `n`; scores are magnitudes of normal numbers, for float32 also with 95%
 zeros, so that the cut falls among ties.
 
 Goals on a CPU (float32): at 10^7 within 3 passes for the threshold and 6 for the whole mask; at
@@ -24,7 +24,7 @@ from jax import lax
 from jaxsparse.selection import kth_largest, top_k_mask
 
 SLOW = 2_000_000
-"""`lax.top_k` takes seconds beyond this many scores, and is left out."""
+"""`lax.top_k` takes seconds above this many scores, and is left out."""
 
 
 def ways(n: int) -> dict[str, Callable[[jax.Array], jax.Array]]:

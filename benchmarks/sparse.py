@@ -1,14 +1,14 @@
-"""Training steps and convolutions on compressed kernels against dense ones and masked ones.
+"""Training steps and convolutions on compressed kernels, compared with dense and masked ones.
 
     python -m benchmarks.sparse
     python -m benchmarks.sparse --table convolutions --sparsity 0.95
     python -m benchmarks.sparse --tune     # the costs by which format="auto" chooses
 
-Networks: forward, both gradients, SGD; donated, ten steps a turn, as training does them: after
-another program a step would not find in the cache what it left there. Convolutions: forward and
-both gradients, images in the layout that XLA gives them between two convolutions of the same kind.
-Everything in float32, in turns within one run. Bytes are what is kept of the parameters, values
-and places, and the peak of the compiled program beside its arguments.
+Networks: forward, both gradients, SGD; donated, ten steps per turn, as in training: right after
+another program, a step would not find in the cache what it left there. Convolutions: forward and
+both gradients, with images in the layout that XLA gives them between two convolutions of the same
+kind. Everything is float32, taking turns within one run. Bytes are those of the stored parameters,
+values and places, and the peak of the compiled program besides its arguments.
 """
 
 import argparse
@@ -49,7 +49,7 @@ Calls = dict[str, Callable[[], None]]
 
 
 def loss(params: Mapping[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean squared error; `@` takes arrays and compressed kernels alike."""
+    """Mean squared error; `@` accepts both arrays and compressed kernels."""
     *hidden, last = params.values()
     for kernel in hidden:
         x = jax.nn.relu(x @ kernel)
@@ -76,7 +76,7 @@ def training(tx: optax.GradientTransformation, state: tuple, *rest: Any) -> tupl
 
 
 def network(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]]:
-    """The calls of every form, and what each keeps and needs."""
+    """The calls of each form, and the bytes that each keeps and needs."""
     sizes, batch = NETWORKS[name]
     keys = jax.random.split(jax.random.key(0), len(sizes) + 2)
     params = kernels(sizes, keys)
@@ -159,7 +159,7 @@ TABLES = {"networks": (NETWORKS, network), "convolutions": (CONVOLUTIONS, convol
 
 
 def measured(table: str, name: str, sparsity: float, turns: int) -> list[dict[str, Any]]:
-    """A row for every form of one network or convolution at one sparsity."""
+    """A row for each form of one network or convolution at one sparsity."""
     calls, notes = TABLES[table][1](name, sparsity)
     take_turns(calls, 2)  # compiles
     spent = take_turns(calls, turns)

@@ -1,7 +1,7 @@
 """The table of costs by which `compress(format="auto")` chooses, measured on this machine.
 
-For every format and batch: a product with both gradients at two sparsities, which give an overhead
-and a rate. `python -m benchmarks.sparse --tune` writes it to the user's cache.
+For each format and batch it times a product with both gradients at two sparsities, which give an
+overhead and a rate. `python -m benchmarks.sparse --tune` writes the table to the user's cache.
 """
 
 import json
@@ -25,7 +25,7 @@ TURNS = 7
 
 
 def measure() -> dict[str, dict[str, tuple[float, float]]]:
-    """`{machine: {work: (overhead in microseconds, rate)}}`, as the library reads it."""
+    """`{machine: {work: (overhead in microseconds, rate)}}`, in the form that the library reads."""
     table = {}
     for batch in BATCHES:
         x = jax.random.normal(jax.random.key(1), (batch, SIZE))
@@ -42,7 +42,7 @@ def measure() -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def save() -> str:
-    """Measures and keeps the table; returns where it is."""
+    """Measures and stores the table; returns its path."""
     file = sparse.costs_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(measure(), indent=1) + "\n")
@@ -52,7 +52,7 @@ def save() -> str:
 def _cost(
     format: str, shape: tuple[int, ...], batch: int, product: Callable[..., Any], x: Any
 ) -> tuple[float, float]:
-    """Overhead and rate, from the least and the most living weights; dense work is all of it."""
+    """Overhead and rate, from the fewest and the most living weights; dense work has a rate."""
     spent, work = [], []
     for sparsity in SPARSITIES:
         values = jax.random.normal(jax.random.key(2), shape)

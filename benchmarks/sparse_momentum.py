@@ -1,15 +1,15 @@
-"""What a training step costs with each dynamic sparse method, and what a mask update costs.
+"""What a training step and a mask update cost with each dynamic sparse method.
 
     python -m benchmarks.sparse_momentum                              # LeNet-5-Caffe
     python -m benchmarks.sparse_momentum --preset wrn_16_8 --turns 3
     python -m benchmarks.sparse_momentum --preset vgg_16_d --method sparse_momentum --turns 0
 
-Steps of the study of methods on made-up images: its recipe and its compiled loop, batch
-normalization, dropout and augmentation included. All methods in turns within one run; medians, and
-the median of the ratios to the dense step of the same turn. The cost of a mask update is the
-difference of two optimizer steps on weights of the network's shapes, with the update and without
-it; `amortised` adds it at the rate of the recipe, one an epoch. DeepR rewires at every step, so its
-first ratio has everything in it.
+Steps of the study of methods on synthetic images: its recipe and its compiled loop, including batch
+normalization, dropout and augmentation. All methods take turns within one run; medians, and the
+median of the ratios to the dense step of the same turn. The cost of a mask update is the difference
+between two optimizer steps on weights of the network's shapes, with and without the update;
+`amortised` adds it at the rate of the recipe, one per epoch. DeepR rewires at every step, so its
+first ratio includes everything.
 """
 
 import argparse
@@ -38,7 +38,7 @@ EXAMPLES = {
 """Training examples, their shape and their classes, by data set."""
 NEVER = 10**6
 UPDATES = 15  # timed mask updates
-ONCE = {"xla_backend_optimization_level": 0}  # quick to compile what runs once
+ONCE = {"xla_backend_optimization_level": 0}  # compiles quickly, for what runs once
 
 
 def made(settings: Settings, batches: int = 4) -> datasets.Dataset:
@@ -51,11 +51,11 @@ def made(settings: Settings, batches: int = 4) -> datasets.Dataset:
 
 
 def steps(settings: Settings, names: list[str], sparsity: float, turns: int) -> dict:
-    """The seconds of a training step in which no masks change, in turns."""
+    """The seconds of a training step in which no masks change; methods take turns."""
     dataset = made(settings)
     network = make_network(settings.model, dataset, dropout=settings.dropout)
     inputs, labels = jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_labels)
-    in_memory = settings.image_size is None  # else the images come augmented from the disk
+    in_memory = settings.image_size is None  # otherwise the images come augmented from disk
 
     def trainer(name: str) -> loop.Trainer:
         return loop.make_trainer(
@@ -75,7 +75,7 @@ def steps(settings: Settings, names: list[str], sparsity: float, turns: int) -> 
 
 
 def updates(settings: Settings, names: list[str], sparsity: float) -> dict[str, float]:
-    """The seconds of a mask update, without the step in which it comes."""
+    """The seconds of a mask update, without the step that contains it."""
     network = make_network(settings.model, made(settings, 1), dropout=settings.dropout)
     grads = jax.tree.map(
         lambda p: 1e-2 * jax.random.normal(jax.random.key(p.size), p.shape),
@@ -86,7 +86,7 @@ def updates(settings: Settings, names: list[str], sparsity: float) -> dict[str, 
         tx = method(settings, name, sparsity, 0, NEVER)
         begin = lambda key, tx=tx: jaxsparse.init(tx, network.init_params(key))  # noqa: E731
         begun = jax.jit(begin, compiler_options=ONCE)(jax.random.key(0))
-        # An epoch of one step has a mask update at every step but the first.
+        # With epochs of one step, masks are updated at every step but the first.
         for every in (NEVER, 1):
             tx = method(settings, name, sparsity, 0, every)
             step = jax.jit(optimizer_step(tx), donate_argnums=(0, 1))
@@ -104,8 +104,10 @@ def updates(settings: Settings, names: list[str], sparsity: float) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", choices=PRESETS, default="lenet_5_caffe")
-    parser.add_argument("--method", default=",".join(METHODS), help="with commas (default: all)")
-    parser.add_argument("--turns", type=int, default=15, help="of steps; 0 times mask updates only")
+    parser.add_argument(
+        "--method", default=",".join(METHODS), help="comma-separated (default: all)"
+    )
+    parser.add_argument("--turns", type=int, default=15, help="of steps; 0: mask updates only")
     renamed(parser, "--network", "--preset")
     renamed(parser, "--methods", "--method")
     args = parser.parse_args()

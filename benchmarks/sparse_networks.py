@@ -1,13 +1,13 @@
-"""A training step of whole networks of the sparse momentum paper, at a few percent of the weights.
+"""A training step of whole networks of the sparse momentum paper, with a few percent of weights.
 
     python -m benchmarks.sparse_networks
     python -m benchmarks.sparse_networks --network lenet_5_caffe --sparsity 0.99
     python -m benchmarks.sparse_networks --network wrn_16_8 --batch 32 --turns 3
 
-Forward, both gradients and SGD with momentum, batch normalization included, on made-up images;
-jitted, donated steps, ten a call where they are short, all forms in turns within one run, medians.
-Ratios are to the faster of two dense steps, with XLA's convolutions and with this repository's
-patches. `masks` is patches with a static mask; `csr` is XLA's form through
+Forward, both gradients and SGD with momentum, including batch normalization, on synthetic images;
+jitted, donated steps, ten per call if they are short, all forms taking turns within one run;
+medians. Ratios are to the faster of two dense steps, one with XLA's convolutions and one with this
+repository's patches. `masks` is patches with a static mask; `csr` is XLA's form through
 `jaxsparse.sparse.accelerate`, with the same masks.
 """
 
@@ -28,11 +28,11 @@ from experiments.common.training.evaluation import cross_entropy
 from jaxsparse import sparse
 
 BATCHES = {"lenet_300_100": 100, "lenet_5_caffe": 100, "vgg_16_d": 128, "wrn_16_8": 128}
-"""Examples a step, as in the paper."""
+"""Examples per step, as in the paper."""
 
 
 class Made(NamedTuple):
-    """What a network must know of its images."""
+    """What a network must know about its images."""
 
     input_shape: tuple[int, ...]
     num_classes: int
@@ -69,7 +69,7 @@ def step(network: Network, tx: optax.GradientTransformation, fast: bool) -> Any:
 
 
 def measure(name: str, batch: int, sparsity: float, turns: int) -> list[list[str]]:
-    """The rows of one network: form, milliseconds, times as fast as dense, bytes kept."""
+    """The rows of one network: form, milliseconds, times as fast as dense, bytes stored."""
     task = Made((28, 28, 1) if name.startswith("lenet") else (32, 32, 3), 10)
     images = jax.random.normal(jax.random.key(1), (batch, *task.input_shape))
     labels = jax.random.randint(jax.random.key(2), (batch,), 0, task.num_classes)
@@ -112,10 +112,12 @@ def measure(name: str, batch: int, sparsity: float, turns: int) -> list[list[str
 
 
 def main() -> None:
-    """Prints the table, a network at a time."""
+    """Prints the table network by network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default=",".join(BATCHES), help="with commas (default: all)")
-    parser.add_argument("--batch", type=int, help="examples a step (default: the paper's)")
+    parser.add_argument(
+        "--network", default=",".join(BATCHES), help="comma-separated (default: all)"
+    )
+    parser.add_argument("--batch", type=int, help="examples per step (default: the paper's)")
     parser.add_argument("--sparsity", type=float, default=0.95)
     parser.add_argument("--turns", type=int, default=7)
     args = parser.parse_args()

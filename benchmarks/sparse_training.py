@@ -1,12 +1,12 @@
-"""Steps of whole training on living weights: mask updates, memory, and the state of the optimizer.
+"""Whole training steps on living weights: mask updates, memory, and the state of the optimizer.
 
     python -m benchmarks.sparse_training
     python -m benchmarks.sparse_training --table state
 
 `updates`: RigL on an MLP 1024-4096-1024, batch 128, Adam, 95%: a step, a step with a mask update,
-and the bytes of the compiled step, which holds both. `state`: the optimizer step alone, Adam, 90%,
-ResNet-50 shapes, with dense parameters and `storage="compressed_state"`: any loop, or the living
-weights written in place. All in turns within one run, donated; medians.
+and the bytes of the compiled step, which contains both. `state`: the optimizer step alone, Adam,
+90%, ResNet-50 shapes, with dense parameters and `storage="compressed_state"`: in any loop, or with
+the living weights written in place. Everything takes turns within one run, donated; medians.
 """
 
 import argparse
@@ -33,18 +33,18 @@ Program = tuple[Callable[[], None], Any]
 
 
 def program(step: Callable[..., Any], state: Any, *rest: Any) -> Program:
-    """A call of the compiled, donated step, and what it says of its memory."""
+    """A call of the compiled, donated step, and its memory statistics."""
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*state, *rest).compile()
     return chain(compiled, state, *rest), compiled.memory_analysis()
 
 
 def updates(turns: int) -> list[list[str]]:
-    """A row for every storage: the step, that with a mask update, and its bytes."""
+    """A row for each storage: the step, the step with a mask update, and its bytes."""
     keys = jax.random.split(jax.random.key(0), 4)
     params = kernels(SIZES, keys)
     examples = [jax.random.normal(keys[2 + i], (BATCH, SIZES[i])) for i in (0, -1)]
     inner, block = optax.adam(1e-3), jaxsparse.block(BLOCK, BLOCK)
-    # The first call is a warm-up; from then on masks change in every other one.
+    # The first call is a warm-up; after it, masks change in every other call.
     rigl = functools.partial(jaxsparse.rigl, inner, 0.95, key=0, every=2, axes="flax")
     forms = {
         "dense": inner,
@@ -84,7 +84,7 @@ def updates(turns: int) -> list[list[str]]:
 
 
 def state(turns: int) -> list[list[str]]:
-    """A row for every way to keep the optimizer's state."""
+    """A row for each way of storing the optimizer's state."""
     shapes, inner = SHAPES["resnet50"], optax.adam(1e-3)
     size, grads = sum(map(math.prod, shapes)), weights(shapes, 1)
 
@@ -136,7 +136,7 @@ TABLES: dict[str, tuple[Callable[[int], list[list[str]]], list[str]]] = {
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", default=",".join(TABLES), help="with commas (default: both)")
+    parser.add_argument("--table", default=",".join(TABLES), help="comma-separated (default: both)")
     parser.add_argument("--turns", type=int, default=9)
     args = parser.parse_args()
     for name in args.table.split(","):

@@ -1,13 +1,14 @@
-"""What a sparse optimizer step costs, against the dense step and against the obvious way.
+"""What a sparse optimizer step costs, compared with the dense step and a naive implementation.
 
     python -m benchmarks.step                       # ResNet-50 shapes, 25.5 M weights; 5 minutes
     python -m benchmarks.step --optimizer adam
     python -m benchmarks.step --leaves one          # one leaf of 25 M weights; 1 minute
 
-Donated state, no forward or backward pass, all variants in turn within one run; medians, and the
-median of the ratios to the dense step of the same turn. A mask update is what a step in which masks
-change takes more. DeepR changes them at every step. The obvious way keeps masks in a list,
-multiplies by them, and sorts to prune and to grow. Bytes are those of the compiled step.
+Donated state, no forward or backward pass, all variants taking turns within one run; medians, and
+the median of the ratios to the dense step of the same turn. The cost of a mask update is the extra
+time of a step in which masks change. DeepR changes them at every step. The naive implementation
+("obvious") keeps masks in a list, multiplies by them, and sorts to prune and to grow. Bytes are
+those of the compiled step.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def weights(shapes: list[tuple[int, ...]], seed: int) -> dict[str, dict[str, jax
 
 
 def obvious(inner: optax.GradientTransformation, every: int) -> optax.GradientTransformation:
-    """RigL as one would write it down first: multiply by the mask, sort, `lax.cond` around all."""
+    """RigL as a first draft: multiply by the mask, sort, all of it inside `lax.cond`."""
 
     def init(params):
         masks = jaxsparse.random_masks(0, params, SPARSITY)
@@ -97,14 +98,14 @@ def variant(
       name: a key of `METHODS`.
       inner: the dense optimizer.
       every: steps between mask updates.
-      more: options that all methods share, such as `storage`.
+      more: options common to all methods, such as `storage`.
     """
     method = METHODS[name]
     if method.make is None:
         return inner
     given = {"every": every, "drop_fraction": 0.3}
     options = {name: value for name, value in given.items() if name in method.options}
-    if method.ramps:  # compiling makes a table of a count for each of its updates
+    if method.ramps:  # compiling makes a table with a count for each of its updates
         options |= {"start": 0, "stop": 10_000 * every}
     return method.make(inner, sparsity=SPARSITY, key=0, **options, **more)
 
@@ -112,7 +113,7 @@ def variant(
 def variants(
     inner: optax.GradientTransformation, every: int
 ) -> dict[str, optax.GradientTransformation]:
-    """All optimizers by name, and the obvious one."""
+    """All optimizers by name, and the naive one."""
     return {name: variant(name, inner, every) for name in METHODS} | {
         OBVIOUS: obvious(inner, every)
     }
@@ -126,11 +127,11 @@ class Cost(NamedTuple):
 
     Attributes:
       step: milliseconds of a step in which no masks change, the median.
-      ratio: of that to the dense step of the same turn, the median.
-      update: milliseconds that a mask update adds; None where there is none apart.
+      ratio: the median ratio of that to the dense step of the same turn.
+      update: milliseconds that a mask update adds; None if it cannot be separated.
       compiling: seconds.
       arguments: bytes of parameters, state and gradients.
-      temporary: bytes that the compiled step needs beside them.
+      temporary: bytes that the compiled step needs in addition.
     """
 
     step: float
@@ -148,17 +149,17 @@ def measure(
     turns: int,
     times: int = 1,
 ) -> dict[str, Cost]:
-    """Optimizer steps in turns, the dense ones among them.
+    """Times optimizer steps, including the dense ones; they take turns.
 
     Args:
       inner: the dense optimizer.
       shapes: of the leaves.
       names: of `variants`.
-      turns: of calls; a fifth of it, but at least 3, for the way that sorts.
-      times: steps in a call. Each is dispatched before the one before it has ended, as in training.
+      turns: timed calls; a fifth of them, but at least 3, for the variant that sorts.
+      times: steps per call. Each is dispatched before the previous one has ended, as in training.
     """
     grads, calls, programs, compiling = weights(shapes, 1), {}, {}, {}
-    # The first call is a warm-up; from then on no masks change in every other one.
+    # The first call is a warm-up; after it, no masks change in every other call.
     made = variants(inner, 2 * times)
     for name in dict.fromkeys(["dense", *names]):
         params = weights(shapes, 0)
@@ -196,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="momentum")
     parser.add_argument("--leaves", choices=SHAPES, default="resnet50")
-    parser.add_argument("--method", default=",".join(NAMES), help="with commas (default: all)")
+    parser.add_argument("--method", default=",".join(NAMES), help="comma-separated (default: all)")
     parser.add_argument("--turns", type=int, default=15, help="timed turns of steps (default 15)")
     renamed(parser, "--methods", "--method")
     args = parser.parse_args()

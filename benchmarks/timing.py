@@ -1,4 +1,4 @@
-"""Programs timed in turns within one run, so that what else the machine does falls on all alike."""
+"""Times programs in turns within one run, so that other load on the machine affects all alike."""
 
 import statistics
 import time
@@ -26,7 +26,7 @@ def optimizer_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
 
 
 def step_in_place(tx: optax.GradientTransformation) -> Callable[..., Any]:
-    """The same for a compressed state, as `jaxsparse.sparse.train_step` does it."""
+    """The same for a compressed state, as in `jaxsparse.sparse.train_step`."""
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params, patches=True)
@@ -38,7 +38,7 @@ def step_in_place(tx: optax.GradientTransformation) -> Callable[..., Any]:
 def chain(
     program: Callable[..., Any], carry: tuple, *rest: Any, times: int = 1
 ) -> Callable[[], None]:
-    """A call of `carry = program(*carry, *rest)`, so many times, that ends when it is computed."""
+    """A call that runs `carry = program(*carry, *rest)` `times` times and waits for the result."""
 
     def call() -> None:
         nonlocal carry
@@ -52,7 +52,7 @@ def chain(
 def take_turns(
     calls: Mapping[str, Callable[[], None]], turns: Mapping[str, int] | int
 ) -> dict[str, list[float]]:
-    """The seconds of every call, one of each a turn; those with fewer turns drop out."""
+    """The seconds of every call, one of each per turn; those with fewer turns drop out."""
     if isinstance(turns, int):
         turns = dict.fromkeys(calls, turns)
     spent: dict[str, list[float]] = {name: [] for name in calls}
@@ -74,8 +74,8 @@ def training_steps(trainers: Mapping[str, Trainer], turns: int) -> dict[str, lis
     """The seconds of a training step of one replicate, turn by turn; the loops take turns.
 
     Args:
-      trainers: by name; the first says how many steps a call has.
-      turns: timed calls of each.
+      trainers: by name; the first one sets how many steps a call has.
+      turns: timed calls of each trainer.
     """
 
     def loop(trainer: Trainer) -> Callable[[int], None]:

@@ -1,1 +1,1 @@
-"""Published results about sparse networks, one file each; run them with `python -m`."""
+"""Published results about sparse networks, one package each; run them with `python -m`."""

@@ -1,1 +1,1 @@
-"""A queue of measurements for an accelerator that is at hand for minutes at a time."""
+"""A queue of measurements for an accelerator that is available for minutes at a time."""

@@ -1,12 +1,12 @@
-"""The most valuable measurements on an accelerator, as far as the minutes go.
+"""The most valuable measurements on an accelerator, as far as the available minutes allow.
 
-    python -m benchmarks.accelerator --list                 # what is done, and what is left
+    python -m benchmarks.accelerator --list                 # what is done and what is left
     python -m benchmarks.accelerator --minutes 9
     python -m benchmarks.accelerator --pack runs/packed     # CIFAR-10 in one file of 18 MB
     python -m benchmarks.accelerator --tiny                 # everything, in a minute on a CPU
 
-Every result is written at once; the next call goes on where this one ended. No network is needed,
-nor tensorflow-datasets, array_record or rich: see docs/speed.md.
+Each result is written at once; the next call continues where this one ended. It needs no network,
+and neither tensorflow-datasets, array_record nor rich: see docs/speed.md.
 """
 
 import argparse
@@ -32,12 +32,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if args is None else args)
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("--list", action="store_true", help="say what is done and left, and end")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
+    parser.add_argument("--list", action="store_true", help="show what is done and left, and exit")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this many")
     parser.add_argument("--tiny", action="store_true", help="try everything at a tiny scale")
     parser.add_argument("--data-dir", help="folder of the data sets (default: $TFDS_DATA_DIR)")
     parser.add_argument("--out", help=f"results (default: {RESULTS}; {TINY_RESULTS} with --tiny)")
-    parser.add_argument("--pack", metavar="FOLDER", help=f"write {jobs.DATASET}.npz, and end")
+    parser.add_argument("--pack", metavar="FOLDER", help=f"write {jobs.DATASET}.npz, and exit")
     options = parser.parse_args(given)
     if options.pack is not None:
         with in_one_line(ValueError):
@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         stop(f"--minutes must be above 0, got {options.minutes}.")
     wanted = jobs.tiny() if options.tiny else jobs.queue(options.data_dir)
     out = Path(options.out or (TINY_RESULTS if options.tiny else RESULTS))
-    with in_one_line(interrupted="stopped; the same command goes on from here"):
+    with in_one_line(interrupted="stopped; the same command continues from here"):
         print(queue.listing(wanted, out), flush=True)
         if options.list:
             return

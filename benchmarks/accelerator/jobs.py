@@ -1,4 +1,4 @@
-"""What is in the queue, the most valuable first."""
+"""The jobs of the queue, the most valuable first."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,18 +21,18 @@ METHODS = ("fixed", "sparse_evolution", "rigl", "sparse_momentum", "gradual")
 
 
 class Sizes(NamedTuple):
-    """How large everything is.
+    """The sizes of everything.
 
     Attributes:
       selection: scores to select from.
       shapes: of the leaves whose optimizer steps are timed.
-      rounds: of the selections, in turns.
-      turns: of calls that are timed.
+      rounds: of the selections, taking turns.
+      turns: timed calls.
       times: optimizer steps in a call.
-      images: preset of the study of methods whose training steps are timed.
+      images: preset of the study of methods, whose training steps are timed.
       transformer: whose training steps are timed.
       methods: whose optimizer steps are timed.
-      trained: methods whose whole training steps are timed, beside dense training.
+      trained: methods whose whole training steps are timed, in addition to dense training.
       types: in which the transformer computes.
       compressed: networks of `benchmarks.sparse`, with the sparsities at which they are timed.
     """
@@ -80,7 +80,7 @@ TINY = Sizes(
 
 
 def queue(data_dir: str | None = None) -> list[Job]:
-    """The jobs at full size. Seconds are reckoned for one H100 until a cell has been measured."""
+    """The jobs at full size. Seconds are estimates for one H100 until a cell is measured."""
     where = [] if data_dir is None else ["--data-dir", data_dir]
     cifar = ["--dataset", DATASET, *where]
     found = [*_timed(FULL, 60.0, 150.0)]
@@ -97,7 +97,7 @@ def queue(data_dir: str | None = None) -> list[Job]:
 
 
 def tiny() -> list[Job]:
-    """The same on the digits inside scikit-learn, in seconds."""
+    """The same jobs on scikit-learn's digits, within seconds."""
     short = partial(study, seconds=1.0, least=0.0)
     methods = ["--steps", "5", "--seeds", "1", "--method"]
     tickets = ["--scale", "0.02", "--rounds", "1", "--method", "", "--seeds", "1"]
@@ -170,7 +170,7 @@ def _timed(sizes: Sizes, short: float, long: float, prefix: str = "") -> list[Jo
 
 
 def _methods(seed: int, cifar: Sequence[str], stage: str) -> list[Job]:
-    """One job for each method, network and sparsity: a whole run of one replicate."""
+    """One job per method, network and sparsity: a whole run of one replicate."""
     found = []
     for preset, seconds in (("wrn_28_2", 540), ("vgg_16_d", 360)):
         cells = [("dense", ["dense"])]

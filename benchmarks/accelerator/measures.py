@@ -1,4 +1,4 @@
-"""What the queue measures itself: selection, optimizer steps, whole training steps; as rows."""
+"""What the queue itself measures: selection, optimizer steps, whole training steps; as rows."""
 
 import functools
 import statistics
@@ -61,7 +61,7 @@ def selecting(sizes: Sequence[int], rounds: int) -> Rows:
 
 
 def compressed_steps(networks: Mapping[str, Sequence[float]], turns: int) -> Rows:
-    """Training steps on compressed kernels against dense ones and masked ones."""
+    """Training steps on compressed kernels, compared with dense and masked ones."""
     return [
         row
         for name, sparsities in networks.items()
@@ -71,7 +71,7 @@ def compressed_steps(networks: Mapping[str, Sequence[float]], turns: int) -> Row
 
 
 def pruning(shapes: Shapes, rounds: int) -> Rows:
-    """The masks of a whole network by magnitude, against sorting."""
+    """The masks of a whole network by magnitude, compared with sorting."""
     params, sparsity = step.weights(shapes, 0), step.SPARSITY
 
     def cut(scores: jax.Array) -> jax.Array:
@@ -133,7 +133,7 @@ def image_steps(preset: str, names: Sequence[str], turns: int) -> Rows:
 
 
 def transformer_steps(size: Transformer, dtype: str, names: Sequence[str], turns: int) -> Rows:
-    """Whole training steps of a decoder with AdamW; parameters stay float32."""
+    """Whole training steps of a decoder with AdamW; parameters remain float32."""
     inner = optax.adamw(3e-4)
     makers: dict[str, Callable[[Any], optax.GradientTransformation]] = {
         "dense": lambda key: inner,

@@ -1,8 +1,8 @@
-"""Jobs one after the other, as far as the time goes; what is done is not done again.
+"""Jobs one after another, as far as the time allows; what is done is not done again.
 
-A job is one measurement, which has to fit into the time that is left, or a study, which stops in
-time with a checkpoint. `NAME.json` says what was measured, on what, when and how; what a study
-trained lies in its folder, as everywhere.
+A job is either one measurement, which has to fit into the remaining time, or a study, which stops
+in time with a checkpoint. `NAME.json` says what was measured, on what, when and how. What a study
+trained is in its folder, as usual.
 """
 
 import datetime
@@ -23,9 +23,9 @@ from experiments.common.study.content import read_results
 from experiments.common.study.options import command_line, parse
 
 RESERVE = 30.0
-"""Seconds that a study is given to write a checkpoint and its report."""
+"""Seconds reserved for a study to write a checkpoint and its report."""
 COMPILING = 60.0
-"""Seconds that a study takes before its first step; it is not begun with less than twice that."""
+"""Seconds that a study takes before its first step; it does not start with less than twice that."""
 
 
 class Job(NamedTuple):
@@ -34,9 +34,9 @@ class Job(NamedTuple):
     Attributes:
       name: of its result.
       stage: what it belongs to.
-      progress: `(folder of the results) -> (pieces that are done, pieces in all)`.
-      left: `(folder) -> seconds that the rest will take`: reckoned before, measured later.
-      least: seconds without which it is not begun.
+      progress: `(folder of the results) -> (finished pieces, all pieces)`.
+      left: `(folder) -> seconds that the rest will take`: first estimated, later measured.
+      least: it does not start with fewer seconds than this.
       run: `(folder, seconds, about) -> None`; writes its result, with what it was measured on.
     """
 
@@ -51,7 +51,7 @@ class Job(NamedTuple):
 def measurement(
     name: str, stage: str, seconds: float, measure: Callable[[], list[dict[str, Any]]]
 ) -> Job:
-    """A job that measures once, and takes about so many seconds."""
+    """A job that measures once, and takes about this many seconds."""
 
     def progress(out: Path) -> tuple[int, int]:
         return int((out / f"{name}.json").exists()), 1
@@ -74,16 +74,16 @@ def study(
     args: Sequence[str],
     least: float = 2 * COMPILING,
 ) -> Job:
-    """A study, or some cells of one, that goes on where it was stopped.
+    """A study, or some cells of one, that continues where it was stopped.
 
     Args:
       name: of the job.
       stage: what it belongs to.
-      seconds: that a cell takes, as reckoned.
+      seconds: estimate for one cell.
       module: one of `experiments` with `Options`, `prepare` and `main`.
       folder: of the study.
       args: its options.
-      least: seconds without which it is not begun.
+      least: it does not start with fewer seconds than this.
     """
     options = parse(module.Options, module.PROG, args)
     cells = module.prepare(options).cells
@@ -94,7 +94,7 @@ def study(
 
     def left(out: Path) -> float:
         found = read_results(out / folder)
-        # Those of a cell that was stopped are only the seconds since.
+        # The seconds of a cell that was stopped are only those since then.
         known = [cell["seconds"] for cell in found.values() if "seconds" in cell]
         each = max(known, default=seconds)
         missing = len(cells) - len(done(out))
@@ -114,7 +114,7 @@ def study(
             call = about | {"seconds": spent, "cells": cells}
             files.write_json(file, stored | {"calls": [*stored["calls"], call]})
 
-        record()  # the cells of a call that is killed still have a device and a date
+        record()  # so cells of a killed call still have a device and a date
         minutes = max(0.0, time_left - RESERVE) / 60
         try:
             module.main([*args, "--minutes", str(minutes), "--out", str(out / folder)])
@@ -130,17 +130,17 @@ def study(
 def work(
     jobs: Sequence[Job], out: Path, minutes: float, command: str, report: Callable[[], Any]
 ) -> list[str]:
-    """Does what is left, in order, as long as the time lasts.
+    """Does what is left, in order, as long as time remains.
 
     Args:
       jobs: the queue.
       out: the folder of the results.
-      minutes: no job is begun whose estimate does not fit into them.
-      command: that stands beside the results.
-      report: called after every job.
+      minutes: no job starts if its estimate does not fit into them.
+      command: stored with the results.
+      report: called after each job.
 
     Returns:
-      The names of the jobs that failed; those after them were done all the same.
+      The names of the jobs that failed; the jobs after them ran nevertheless.
     """
     deadline, failed = time.perf_counter() + 60 * minutes, []
     out.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def work(
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and error.code == 130:
                 raise
-            if not isinstance(error, SystemExit):  # which has said why
+            if not isinstance(error, SystemExit):  # which has already said why
                 traceback.print_exc()
             failed.append(job.name)
         report()
@@ -165,7 +165,7 @@ def work(
 
 
 def surroundings(command: str) -> dict[str, Any]:
-    """On what, when and how something is measured."""
+    """On what device, when and how something is measured."""
     device = jax.devices()[0]
     now = datetime.datetime.now(datetime.UTC)
     return {

@@ -1,4 +1,4 @@
-"""What the queue has found so far, as one page of Markdown, from the files of the results alone."""
+"""What the queue has found so far, as one page of Markdown, made from the result files alone."""
 
 from collections.abc import Sequence
 from pathlib import Path

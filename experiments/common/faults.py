@@ -1,4 +1,4 @@
-"""What goes wrong outside the program: errors of one line, and the one place that prints them."""
+"""Faults outside the program: errors of one line, and the one place that prints them."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 WRONG_VALUE = 2
-"""Exit code for a value that cannot be used, as argparse has it."""
+"""Exit code for an invalid value, the same as argparse's."""
 
 
 class FolderError(Exception):
@@ -15,7 +15,7 @@ class FolderError(Exception):
 
 
 class DataNotFound(Exception):
-    """A data set is not on this machine; the message is one line and says what to set."""
+    """A data set is missing on this machine; the message is one line and says what to set."""
 
 
 class DamagedData(ValueError):
@@ -30,13 +30,13 @@ def stop(message: str, code: int = WRONG_VALUE) -> NoReturn:
 
 @contextlib.contextmanager
 def in_one_line(*wrong: type[Exception], interrupted: str = "stopped") -> Iterator[None]:
-    """Ends the program with one line on stderr, instead of a traceback, for what is no bug.
+    """Ends the program with one line on stderr, instead of a traceback, for what is not a bug.
 
     Args:
-      *wrong: errors that say here that a value of the command line cannot be used; exit code 2, and
-        so for data sets. Without them a data set that cannot be read is exit code 1, like every
-        fault of a folder, a file or a disk.
-      interrupted: what is said when the user stops the program; exit code 130.
+      *wrong: errors that mean that a value of the command line cannot be used; exit code 2, then
+        also for data sets. Without them, a data set that cannot be read gives exit code 1, like
+        every fault of a folder, a file or a disk.
+      interrupted: what to print when the user stops the program; exit code 130.
     """
     try:
         yield
@@ -53,7 +53,7 @@ def in_one_line(*wrong: type[Exception], interrupted: str = "stopped") -> Iterat
 
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Loggers without their chatter; what they would say is raised as well."""
+    """Silences loggers; what they would say is raised as well."""
     chatter = [logging.getLogger(name) for name in loggers]
     levels = [logger.level for logger in chatter]
     try:

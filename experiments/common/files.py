@@ -1,6 +1,6 @@
-"""The files of a run: written in one step, and read with the doubt that a disk deserves.
+"""The files of a run: written in one step, and checked when they are read.
 
-Whatever is wrong with one is a `FolderError` whose line names the file and says what to do.
+If anything is wrong with one, a `FolderError` names the file in one line and says what to do.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from experiments.common.faults import FolderError
 UNFINISHED = ".part"
 LOCK = ".lock"
 
-_AGAIN = "delete it, and the same command makes it anew"
-_BEGIN = "choose another --out, or delete the folder to begin anew"
+_AGAIN = "delete it, and the same command makes it again"
+_BEGIN = "choose another --out, or delete the folder to start over"
 _TRAINED = (
     "put a whole copy back, or delete results.json, table.md and all .npz files of its folder to "
     "train everything again"
 )
 _REMEDIES = {
     "config.json": _BEGIN,
-    "metrics.jsonl": "put a whole copy back, or delete the folder to begin anew",
+    "metrics.jsonl": "put a whole copy back, or delete the folder to start over",
     "checksums.json": "its checkpoint counts for nothing",
     "results.json": _TRAINED,
     "curves.npz": _TRAINED,
@@ -43,7 +43,7 @@ _REMEDIES = {
 
 
 def damaged(file: Path, why: str) -> FolderError:
-    """The error of a file that does not hold what was written into it."""
+    """The error of a file that does not contain what was written to it."""
     return FolderError(f"{file} is damaged ({why}): {_remedy(file)}.")
 
 
@@ -55,13 +55,13 @@ def missing(file: Path) -> FolderError:
 def refused(path: str | Path, error: OSError) -> FolderError:
     """The error of a file or folder that the system refuses to read or write."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "make room, and the same command goes on" if full else "choose another --out"
+    remedy = "free some space, and the same command continues" if full else "choose another --out"
     return FolderError(f"{path}: {error.strerror or error}; {remedy}.")
 
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write; it takes the name of `file` in one step when it is whole.
+    """A binary file to write; it takes the name of `file` in one step when it is complete.
 
     The unfinished file is always a new one: a link under its name is removed, never followed.
     """
@@ -80,7 +80,7 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a text file in one step: a reader sees the old one or the new one, whole."""
+    """Writes a text file in one step: a reader sees the whole old or the whole new one."""
     with replacing(file) as opened:
         opened.write(text.encode())
 
@@ -91,14 +91,14 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def read_json(file: Path, like: Any = None) -> dict[str, Any] | None:
-    """A JSON file's object; None where there is no file.
+    """A JSON file's object; None if there is no file.
 
     Args:
       file: the file.
       like: what it must hold, as `check` takes it.
 
     Raises:
-      FolderError: the file cannot be read, or is no JSON object, or holds something else.
+      FolderError: the file cannot be read, or is not a JSON object, or contains something else.
     """
     try:
         found = json.loads(read_bytes(file))
@@ -118,7 +118,7 @@ UNREADABLE = (
 
 
 def load_arrays(file: Any) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, each held against its checksum; one of `UNREADABLE` otherwise."""
+    """The arrays of an .npz file, each checked against its checksum; raises one of `UNREADABLE`."""
     with zipfile.ZipFile(file) as stored:
         return {
             name.removesuffix(".npy"): np.lib.format.read_array(
@@ -129,7 +129,7 @@ def load_arrays(file: Any) -> dict[str, np.ndarray]:
 
 
 def read_bytes(file: Path) -> bytes:
-    """The whole file; `FileNotFoundError` where there is none, `FolderError` if it is refused."""
+    """The whole file; `FileNotFoundError` if there is none, `FolderError` if it cannot be read."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
@@ -139,14 +139,14 @@ def read_bytes(file: Path) -> bytes:
 
 
 def check(file: Path, found: Any, like: Any, place: str = "") -> None:
-    """Holds what a JSON file gave against what it must look like.
+    """Checks the content of a JSON file against what it must look like.
 
     Args:
-      file: for the message.
-      found: of the file, or of a place in it.
+      file: for the error message.
+      found: the content of the file, or of a place in it.
       like: a type (`float` for any number); `[like]` for a list that is not empty; `(like,)` for
-        that or null; a dict for an object with at least its keys; a dict with the key `...` for one
-        that has such values.
+        that or null; a dict for an object with at least its keys; a dict with the key `...` for an
+        object with such values.
       place: where in the file it was found.
 
     Raises:
@@ -158,7 +158,7 @@ def check(file: Path, found: Any, like: Any, place: str = "") -> None:
             check(file, found, like[0], place)
     elif isinstance(like, dict):
         if not isinstance(found, dict):
-            raise damaged(file, f"{where}is no JSON object")
+            raise damaged(file, f"{where}is not a JSON object")
         for key, value in like.items():
             for name in found if key is ... else (key,):
                 if name not in found:
@@ -166,7 +166,7 @@ def check(file: Path, found: Any, like: Any, place: str = "") -> None:
                 check(file, found[name], value, f"{place}.{name}" if place else name)
     elif isinstance(like, list):
         if not isinstance(found, list) or not found:
-            raise damaged(file, f"{where}is no list of values")
+            raise damaged(file, f"{where}is not a list of values")
         for value in found:
             check(file, value, like[0], place)
     elif isinstance(found, bool) or not isinstance(found, (int, float) if like is float else like):
@@ -174,20 +174,20 @@ def check(file: Path, found: Any, like: Any, place: str = "") -> None:
 
 
 def digest(content: bytes) -> str:
-    """The checksum of what a file, or an array, holds."""
+    """The checksum of the content of a file or an array."""
     return hashlib.sha256(content).hexdigest()
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder that is of no more use, if it is there."""
+    """Removes a folder that is no longer needed, if it exists."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 class Lock:
     """The right to write into a folder, for one process at a time.
 
-    The kernel holds it, so that it ends with its process, however that ends; the file `.lock` has
-    the process id for the others to read.
+    The kernel holds the lock, so it ends with its process, however that ends; the file `.lock`
+    contains the process id for others to read.
     """
 
     def __init__(self, folder: Path):
@@ -195,7 +195,7 @@ class Lock:
         self._handle: int | None = None
 
     def take(self) -> None:
-        """Takes the lock, also from a process that is no more.
+        """Takes the lock, also from a process that no longer exists.
 
         Raises:
           FolderError: another process has it.
@@ -211,7 +211,7 @@ class Lock:
                     f"process {other} is at work in {self._file.parent}; wait for it, or choose "
                     "another --out."
                 ) from None
-            # The one before may have removed the file between the two calls.
+            # The previous holder may have removed the file between the two calls.
             if self._file.exists() and os.path.samestat(os.fstat(handle), self._file.stat()):
                 os.ftruncate(handle, 0)
                 os.write(handle, f"{os.getpid()}\n".encode())
@@ -220,7 +220,7 @@ class Lock:
                 os.close(handle)
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         if self._handle is not None:
             self._file.unlink(missing_ok=True)
             os.close(self._handle)

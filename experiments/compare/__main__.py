@@ -7,8 +7,8 @@ of LeNet-300-100, 20 epochs. Expect 98.6% from dense training; at 90% sparsity 9
 pruning, RigL and sparse momentum; at 98% sparsity 98.3% from gradual pruning, 97.9% from RigL and
 95.6% from fixed random masks.
 
-Every finished cell goes to `results.json` at once, and the table and the picture are drawn anew.
-The same command goes on where it was stopped, also in the middle of a cell.
+Each finished cell goes to `results.json` at once, and the table and the picture are drawn again.
+The same command continues where it was stopped, even in the middle of a cell.
 """
 
 import dataclasses
@@ -41,12 +41,10 @@ class Options:
     model: str = option("lenet_300_100", "network, as for experiments.train")
     method: str = option(
         ",".join(name for name, method in METHODS.items() if method.compared),
-        "sparse methods, with commas between them",
+        "sparse methods, comma-separated",
         was="algorithms",
     )
-    sparsity: str = option(
-        "0.9,0.95,0.98", "fractions of zeros, with commas between them", was="sparsities"
-    )
+    sparsity: str = option("0.9,0.95,0.98", "fractions of zeros, comma-separated", was="sparsities")
     distribution: str = option(
         "erk", "how the sparsity is spread over the layers", choices=DISTRIBUTIONS
     )
@@ -56,11 +54,11 @@ class Options:
     learning_rate: float | None = option(None, "at the first step (default: the optimizer's)")
     weight_decay: float = option(5e-4, "added to the gradient; by adamw to the update")
     epochs: int | None = option(None, "passes over the training set (default: the data set's)")
-    batch_size: int | None = option(None, "examples a step (default: the data set's)")
+    batch_size: int | None = option(None, "examples per step (default: the data set's)")
     seeds: int = option(3, "replicates of every cell")
-    seed: int = option(0, "seed of the first replicate; the others count on from it", later=True)
+    seed: int = option(0, "seed of the first replicate; the others count up from it", later=True)
     minutes: float = option(
-        float("inf"), "start no further cell after that many minutes", identity=False
+        float("inf"), "start no further cell after this many minutes", identity=False
     )
     data_dir: str | None = option(
         None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
@@ -82,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
         results = read_results(path)
         missing = [config for config in wanted if _name(config) not in results]
         first = build(missing[0]) if missing else None
-    with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
+    with in_one_line(interrupted="stopped; the same command continues from here"), folder:
         run(options, wanted, path, first, Console(markup=False))
 
 
@@ -90,13 +88,13 @@ def cells(options: Options) -> list[Config]:
     """The configuration of every cell, dense training first.
 
     Raises:
-      ValueError: a value that cannot be.
+      ValueError: a value is invalid.
     """
     try:
         sparsities = [float(text) for text in options.sparsity.split(",")]
     except ValueError:
         raise ValueError(
-            f"--sparsity must be numbers with commas between them, got {options.sparsity!r}."
+            f"--sparsity must be comma-separated numbers, got {options.sparsity!r}."
         ) from None
     own = {"method", "sparsity", "distribution", "out"}
     names = {field.name for field in dataclasses.fields(Options)} - own
@@ -120,7 +118,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """The summaries of the finished cells, by name.
 
     Raises:
-      FolderError: the file that holds them is damaged or missing.
+      FolderError: the file that contains them is damaged or missing.
     """
     file = path / "results.json"
     results = files.read_json(file, {...: measures.SUMMARY})
@@ -138,7 +136,7 @@ def run(
       options: of the command line.
       wanted: its cells.
       path: its folder.
-      first: the first of those cells, built; None where all are finished.
+      first: the first of those cells, built; None if all are finished.
       console: where progress is shown.
     """
     begun, results, unfinished = time.perf_counter(), read_results(path), path / "unfinished"

@@ -1,1 +1,1 @@
-"""What accuracy costs: every method against wall-clock time and against FLOPs."""
+"""What accuracy costs: every method compared by wall-clock time and by FLOPs."""

@@ -1,10 +1,10 @@
-"""What accuracy costs: every method against wall-clock time and against FLOPs.
+"""What accuracy costs: every method compared by wall-clock time and by FLOPs.
 
     python -m experiments.cost --preset mnist --out docs/results/cost/mnist
 
 Takes about ten minutes on 2 idle cores: LeNet-300-100 on MNIST at 95% sparsity, 20 epochs, dense
-training and seven methods, 3 replicates each. Without arguments a small study on the digits. Expect
-masked training to cost as much time as dense training or more, whatever its FLOPs say.
+training and seven methods, 3 replicates each. Without arguments it runs a small study on the
+digits. Expect masked training to cost as much time as dense training or more, whatever its FLOPs.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ PROG = "python -m experiments.cost"
 
 @dataclasses.dataclass(frozen=True)
 class Options(command.StudyOptions):
-    """Draws the accuracy of every method against the time and the FLOPs that it takes."""
+    """Plots the accuracy of every method against the time and the FLOPs that it takes."""
 
-    seeds: int = option(3, "runs of every cell, each with weights and batches of its own")
+    seeds: int = option(3, "runs of every cell, each with its own weights and batches")
     preset: str = option("digits", "what to train", choices=tuple(PRESETS))
     method: str | None = option(
         None,
-        f"methods, with commas between them; {COMPRESSED} or {BLOCKS} behind one keeps it as its "
-        "living values, or as living blocks (default: the preset's)",
+        f"methods, comma-separated; {COMPRESSED} or {BLOCKS} after a name stores it as its living "
+        "values, or as living blocks (default: the preset's)",
     )
     sparsity: float = option(0.95, "fraction of zeros, in [0, 1)")
     epochs: int | None = option(None, "passes over the training set (default: the preset's)")
@@ -47,10 +47,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: Options) -> command.Study:
-    """The study that the options ask for.
+    """The study that the options request.
 
     Raises:
-      ValueError: a value that cannot be.
+      ValueError: a value is invalid.
     """
     settings = dataclasses.replace(PRESETS[options.preset], sparsity=options.sparsity)
     given = {"epochs": options.epochs, "dataset": options.dataset}

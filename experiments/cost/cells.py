@@ -20,20 +20,20 @@ from experiments.common.training.tracking import track
 from experiments.cost.settings import Settings, parse
 from jaxsparse import analysis, sparse
 
-TURNS, LONG = 7, 60.0  # turns, fewer where they take longer than so many seconds
-NEAR = 44  # steps before a mask update in which sparse momentum looks at dense gradients
+TURNS, LONG = 7, 60.0  # turns; fewer if they take longer than this many seconds
+NEAR = 44  # steps before a mask update in which sparse momentum reads dense gradients
 FAR = 10
 
 
 def build(settings: Settings, site: Site) -> Lab:
-    """Loads the data and puts the lab together; the errors are those of `sources.load`."""
+    """Loads the data and assembles the lab; the errors are those of `sources.load`."""
     shared = {"batch_size": settings.batch_size, "validation": settings.validation}
     source = sources.load(settings.dataset, **shared, **site.data)
     return make_lab(settings, site, source, ("validation", "test"))
 
 
 def content_of(name: str) -> Content:
-    """What the folder holds of a cell; `KeyError` for what is no name of one."""
+    """What the folder holds of a cell; `KeyError` for an unknown name."""
     METHODS[parse(name)[0]]
     numbers = dict.fromkeys(("test_accuracy", "time", "flops"), [float]) | {"seconds": float}
     return Content(numbers, {"curves.npz": f"{name}/"})
@@ -71,7 +71,7 @@ def _trainer(
 
 
 def _network(lab: Lab, name: str) -> Network:
-    """The lab's, or for compressed parameters the same in the form that their kernels read."""
+    """The lab's network, or for compressed parameters the same in the form that they can read."""
     if not parse(name)[1]:
         return lab.network
     source, model = lab.source, lab.settings.model
@@ -98,7 +98,7 @@ def _finish(lab: Lab, name: str, state: loop.TrainState) -> dict[str, Content]:
 
 
 def _flops(lab: Lab, name: str, states: Any, i: int, curves: Any) -> np.ndarray:
-    """FLOPs of the training so far at every measurement, those of dense training being 1."""
+    """FLOPs of the training up to each measurement; those of dense training are 1."""
     one = jax.tree.map(lambda leaf: leaf[i], states)
     method = parse(name)[0]
     masks = None if METHODS[method].dense else jaxsparse.get_masks(one[1], one[0])
@@ -118,10 +118,10 @@ def _flops(lab: Lab, name: str, states: Any, i: int, curves: Any) -> np.ndarray:
 
 
 def _times(lab: Lab, name: str) -> list[float]:
-    """Seconds of a step, mask updates among them, over those of dense training; one number a turn.
+    """Seconds of a step, including mask updates, relative to dense training; one number per turn.
 
-    Steps far from a mask update and the last ones before it are timed apart, in turns with dense
-    steps, so that what else the machine does slows all of them.
+    Steps far from a mask update and the last ones before it are timed separately, taking turns with
+    dense steps, so that other load on the machine slows all of them.
     """
     every = lab.settings.updates(_steps(lab)).every
     near = 0 if METHODS[parse(name)[0]].dense else min(every, NEAR)
@@ -140,7 +140,7 @@ def _times(lab: Lab, name: str) -> list[float]:
 
 
 def _timed(lab: Lab, name: str, steps: int, every: int) -> Callable[[], float]:
-    """A call that trains so many steps of a method, and the seconds that one of them takes."""
+    """A call that trains this many steps of a method and returns the seconds per step."""
     trainer = _trainer(lab, name, every=every)
     state = trainer.init(lab.site.keys)
 

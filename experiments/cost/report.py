@@ -1,4 +1,4 @@
-"""The report of a study of costs, from its files alone."""
+"""The report of a study of costs, made from its files alone."""
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a study of costs trains, by name."""
+"""What each study of costs trains, by name."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import optax
 from experiments.common.training import methods
 
 COMPRESSED, BLOCKS = "_compressed", "_blocks"
-"""Behind the name of a method: kept as its living values, or as living blocks of 16 by 16; then the
-last layer is dense, because it has ten outputs."""
+"""Suffixes of the name of a method: stored as its living values, or as living blocks of 16 by 16;
+then the last layer is dense, because it has ten outputs."""
 
 
-ROOM = 4.0  # so that sparse momentum shares weights out as it does with masks
+ROOM = 4.0  # so that sparse momentum redistributes weights as it does with masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Settings:
     """One recipe for all methods; the learning rate falls by a cosine.
 
     Attributes:
-      dataset: what `datasets.load` knows.
+      dataset: a name that `datasets.load` accepts.
       epochs: passes over the training set.
-      batch_size: examples a step.
+      batch_size: examples per step.
       sparsity: spread over the layers by `erk`.
       model: a key of `registry.MODELS`.
       optimizer: "momentum", which is SGD with Nesterov momentum, or "adam".
       learning_rate: at the first step.
       weight_decay: added to the gradient.
       validation: fraction of the training examples, the last ones, set aside.
-      every_epoch: whether masks change once an epoch, as sparse momentum was published, and not
-        every hundredth of the run.
+      every_epoch: whether masks change once an epoch, as in the paper of sparse momentum, instead
+        of every hundredth of the run.
     """
 
     dataset: str
@@ -46,13 +46,13 @@ class Settings:
     every_epoch: bool = False
 
     def check(self, names: Sequence[str]) -> None:
-        """Raises ValueError unless everything can be trained."""
+        """Raises ValueError if a method or setting cannot be trained."""
         unknown = [name for name in names if parse(name)[0] not in methods.METHODS]
         if unknown or not names:
             known = ", ".join(methods.METHODS)
             raise ValueError(
-                f"--method must be among {known}, each with {COMPRESSED} or {BLOCKS} behind it "
-                f"where it may be, got {', '.join(unknown)!r}."
+                f"--method must be among {known}, each optionally followed by {COMPRESSED} or "
+                f"{BLOCKS} where that is possible, got {', '.join(unknown)!r}."
             )
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"--sparsity must be in [0, 1), got {self.sparsity}.")
@@ -67,7 +67,7 @@ class Settings:
     def method(
         self, name: str, key: Any, steps: int, every: int | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """A method as an optimizer for so many steps.
+        """A method as an optimizer for this many steps.
 
         Args:
           name: of the method.
@@ -105,7 +105,7 @@ class Settings:
 
 
 def parse(name: str) -> tuple[str, str]:
-    """The method of a cell, and the pattern that it is kept by; empty with masks.
+    """The method of a cell, and the pattern in which it is stored; empty with masks.
 
     >>> parse("rigl"), parse("rigl_compressed"), parse("rigl_blocks")
     (('rigl', ''), ('rigl', 'unstructured'), ('rigl', 'block:16x16'))
@@ -140,4 +140,4 @@ NAMES = {
     "transformer": ("dense", "rigl", f"rigl{COMPRESSED}", f"rigl{BLOCKS}"),
     "vgg_16_d": ("dense", f"sparse_momentum{COMPRESSED}"),
 }
-"""What is trained of a preset where nothing else is asked for; by default all methods."""
+"""The methods that a preset trains if none are given; by default all methods."""

@@ -4,11 +4,11 @@
 
 LeNet-5 on MNIST at 95% sparsity, as in the paper: fourteen ways to train a sparse network, 5
 replicates each; 5 orders of the examples from one pruned mask; then interpolation, Bezier paths,
-distances, ensembles, output deviation against sparsity and Hessian spectra. Without arguments a
-small study on the digits.
+distances, ensembles, output deviation against sparsity and Hessian spectra. Without arguments it
+runs a small study on the digits.
 
-Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command
-goes on where it was stopped, also in the middle of a cell.
+Each finished cell goes to `results.json` at once, and the report is drawn again. The same command
+continues where it was stopped, even in the middle of a cell.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ class Options(command.StudyOptions):
     )
     method: str = option(
         ",".join((*METHODS, *SHARED)),
-        "methods, with commas between them; most need prune",
+        "methods, comma-separated; most need prune",
         was="methods",
     )
-    dataset: str | None = option(None, "another data set than the preset's")
+    dataset: str | None = option(None, "a data set other than the preset's")
     scale: float = option(1.0, "shortens (or lengthens) every training in proportion")
     weight_decay: float | None = option(
-        None, "another penalty than the preset's: so much times the sum of squares of the kernels"
+        None, "a penalty other than the preset's: this times the sum of squares of the kernels"
     )
     analyses: str = option(
-        ",".join(analyses.NEEDS), "what is measured of the trained networks, with commas"
+        ",".join(analyses.NEEDS), "what to measure of the trained networks, comma-separated"
     )
 
 
@@ -56,10 +56,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: Options) -> command.Study:
-    """The study that the options ask for.
+    """The study that the options request.
 
     Raises:
-      ValueError: a value that cannot be.
+      ValueError: a value is invalid.
     """
     settings = PRESETS[options.preset]
     if options.dataset is not None:

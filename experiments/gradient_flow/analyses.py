@@ -1,6 +1,6 @@
 """What a study of gradient flow measures of its trained networks: agreement, distances, paths.
 
-Each is a group that trains nothing; its results stand beside those of the methods.
+Each analysis is a group that trains nothing; its results are stored with those of the methods.
 """
 
 import concurrent.futures
@@ -35,13 +35,13 @@ from jaxsparse import analysis
 
 Array = jax.Array
 ALPHAS = np.arange(-4, 25) / 20
-"""The 29 points of the paper on [-0.2, 1.2]; 0 and 1 are among them exactly."""
+"""The 29 points of the paper on [-0.2, 1.2]; they include 0 and 1 exactly."""
 BETWEEN = np.linspace(0.0, 1.0, 21)
 """Points on a Bezier path."""
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 ENDS = ("shared_ticket", "shared_scratch", "scratch_plus")
 """The methods from whose solutions paths lead to the pruning solution: to the one that the shared
-group stands around, or to that of the same replicate."""
+group is built around, or to that of the same replicate."""
 NEEDS: dict[str, Sequence[str]] = {
     "signal": (),
     "agreement": (*SHARED, "prune"),
@@ -50,7 +50,7 @@ NEEDS: dict[str, Sequence[str]] = {
     "beziers": (*ENDS, "prune"),
     "spectra": WATCHED,
 }
-"""The analyses, and the methods that each looks at."""
+"""The analyses, and the methods that each uses."""
 _ROWS = [[float]]
 _QUADRATURE = dict.fromkeys(("eigenvalues", "weights"), [float])
 _AGREEMENT = dict.fromkeys(("accuracies", "disagreement", "disagreement_with_pruned"), [float])
@@ -65,14 +65,14 @@ _CONTENT = {
 
 
 def content_of(name: str) -> Content:
-    """What the folder holds of an analysis or a method; `KeyError` for what is no name of one."""
+    """What the folder holds of an analysis or a method; `KeyError` for an unknown name."""
     if name.startswith("spectrum-"):
         return Content({"step": int} | _QUADRATURE)
     return Content(_CONTENT[name]) if name in _CONTENT else cells.content_of(name)
 
 
 def names(settings: Settings, kinds: Sequence[str]) -> list[str]:
-    """The names of the analyses: one a kind, but one for each method and snapshot of spectra."""
+    """The names of the analyses: one per kind, but for spectra one per method and snapshot."""
     found = [kind for kind in kinds if kind != "spectra"]
     if "spectra" in kinds:
         found += [f"spectrum-{name}-{step}" for name in WATCHED for step in steps_of(settings)]
@@ -99,9 +99,9 @@ def _run(flow: Flow, names: Sequence[str], state: None) -> dict[str, Content]:
 
 
 def signal(flow: Flow) -> dict[str, Any]:
-    """Figure 3: the deviation of the output at initialization, by the way that it is drawn.
+    """Figure 3: the deviation of the output at initialization, for each way of drawing the weights.
 
-    The inputs are training images, in the paper's notebook N(0, 1) noise.
+    The inputs are training images; in the paper's notebook they are N(0, 1) noise.
     """
     inputs, _ = flow.measured()
     apply = trained(flow.networks["large"])
@@ -165,7 +165,7 @@ def distances(flow: Flow) -> dict[str, Any]:
     points = {"pruning solution": jax.tree.map(lambda leaf: leaf[chosen], stored(flow, "prune"))}
     for name in SHARED[:3]:
         start = starting_point(flow, name)[0]
-        alone = name != "shared_scratch_new"  # the others begin from one point
+        alone = name != "shared_scratch_new"  # the others start from one point
         for i in range(1 if alone else len(flow.keys)):
             points[f"{name}, start {i}"] = jax.tree.map(lambda leaf: leaf[i], start)  # noqa: B023
         end = stored(flow, name)
@@ -246,14 +246,14 @@ def landscape(flow: Flow) -> evaluation.EvaluationSet:
 
 
 def loss(flow: Flow, params: Any, examples: evaluation.EvaluationSet) -> Array:
-    """The mean cross-entropy, batch by batch."""
+    """The mean cross-entropy, computed batch by batch."""
     apply = trained(flow.networks["large"])
     total, _, counts = evaluation.sums(apply, evaluation.cross_entropy, params, examples).sum(0)
     return total / counts
 
 
 def _each(flow: Flow, function: Callable[..., Array]) -> Callable[..., Array]:
-    """`(stacked, *shared) -> found`, compiled once: the function of every replicate, on all
+    """`(stacked, *shared) -> found`, compiled once: applies the function to each replicate, on all
     devices."""
     compiled = jax.jit(over_replicates(function, flow.lab.execution.replicates))
 

@@ -1,9 +1,9 @@
-"""The methods of a study of gradient flow: what each begins from, and what it leaves behind.
+"""The methods of a study of gradient flow: what each starts from, and what it leaves behind.
 
-results.json    accuracies and gradient norms, every replicate
-curves.npz      gradient norms while training
+results.json    accuracies and gradient norms, for every replicate
+curves.npz      gradient norms during training
 solutions.npz   trained parameters by method, the masks of the prunings, snapshots for the Hessian:
-                large, and needed only by what is still to be trained or measured
+                large, and needed only for what has yet to be trained or measured
 """
 
 import functools
@@ -41,15 +41,15 @@ TOGETHER = (
     ("rigl", "rigl_plus"),
     ("snip", "grasp", "snip_global", "grasp_global"),
 )
-"""Which methods are lanes of one program. Most stand on "prune"."""
+"""Which methods are lanes of one program. Most of them need "prune"."""
 WATCHED = ("scratch", "scratch_plus", "rigl", "ticket")
-"""The methods whose first replicate is kept along its training, for the Hessian."""
+"""The methods of which the first replicate is kept during training, for the Hessian."""
 _MEASURES = ("test_accuracy", "initial_gradient_norm", "final_gradient_norm")
 _UPDATES = ("norm_before_update", "norm_after_update")
 
 
 def content_of(name: str) -> Content:
-    """What the folder holds of a method; `KeyError` for what is no name of one."""
+    """What the folder holds of a method; `KeyError` for an unknown name."""
     if name not in (*METHODS, *SHARED):
         raise KeyError(name)
     numbers = dict.fromkeys(_MEASURES, [float]) | {"seconds": float}
@@ -60,7 +60,7 @@ def content_of(name: str) -> Content:
 
 
 def groups(flow: Flow, left: Sequence[str]) -> list[Group]:
-    """The methods that are not done yet, as they are trained together."""
+    """The methods that are not done yet, grouped by what is trained together."""
     together = [[name for name in names if name in left] for names in TOGETHER]
     return [
         Group(
@@ -84,9 +84,9 @@ def needs(name: str) -> tuple[str, ...]:
 
 
 def starting_point(flow: Flow, name: str) -> tuple[Any, Any]:
-    """The parameters and masks that a method begins from, replicates first.
+    """The parameters and masks that a method starts from, replicates first.
 
-    The masks are None where a method has its own: in dense networks and in pruning.
+    The masks are None if a method has its own: in dense networks and in pruning.
     """
     if name == "small_dense":
         return flow.new(0, "small"), None
@@ -104,7 +104,7 @@ def starting_point(flow: Flow, name: str) -> tuple[Any, Any]:
 
 
 def stored(flow: Flow, name: str) -> Any:
-    """A tree that the folder holds, replicates (or snapshots) first: "prune", "prune/masks", ..."""
+    """A tree from the folder, replicates (or snapshots) first: "prune", "prune/masks", ..."""
     arrays = read_arrays(flow.lab.site.path / "solutions.npz")
     like = jax.eval_shape(flow.networks["large"].init_params, flow.keys[0])
     return tree_of(arrays, like, name)
@@ -117,8 +117,8 @@ def learned(results: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def shared_replicate(flow: Flow) -> int:
-    """Which replicate's pruning the group of `SHARED` stands around: the first that learns from
-    scratch, because what a network that only guesses has in common with others says nothing."""
+    """The replicate whose pruning the group of `SHARED` is built around: the first one that learns
+    from scratch, because a network that only guesses reveals nothing by its agreement."""
     return int(np.argmax(learned(read_results(flow.lab.site.path), "scratch")))
 
 
@@ -216,7 +216,7 @@ def _measured(flow: Flow, name: str, accuracy: np.ndarray, state: loop.TrainStat
 
 
 def _across_updates(flow: Flow, kind: str, tracked: Tracked) -> dict[str, list[Any]]:
-    """The gradient norm before and after a mask update of every snapshot, by replicate."""
+    """The gradient norm before and after a mask update at each snapshot, by replicate."""
     steps = jnp.array(flow.settings.snapshots)
 
     def across(scoring: Examples, measured: Examples, inputs: Any) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""What the paper says of LeNet-5 at 95%, beside what a study has found."""
+"""What the paper says about LeNet-5 at 95%, next to what a study has found."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ AGREED = {
 
 
 def claims(results: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
-    """The paper's numbers beside those found; the paper's column is empty for other networks."""
+    """The paper's numbers next to those found; the paper's column is empty for other networks."""
     papers = config["model"] == "lenet_5" and config["dataset"] == "mnist"
     rows: list[tuple[str, str, str]] = []
 

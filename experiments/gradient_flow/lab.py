@@ -20,12 +20,12 @@ Examples = tuple[Array, Array]
 
 
 class Tracked(NamedTuple):
-    """What is measured of one replicate while it trains.
+    """What is measured for one replicate during training.
 
     Attributes:
-      norms: of the gradient, `(points,)` by name: "all", and by layer.
+      norms: of the gradient, `(points,)` by name: "all", and each layer.
       params: the snapshots, `(steps, ...)`.
-      masks: the same of the masks; all True in dense networks.
+      masks: the same for the masks; all True in dense networks.
     """
 
     norms: dict[str, Array]
@@ -33,7 +33,7 @@ class Tracked(NamedTuple):
     masks: Any
 
     def shown(self, point: int) -> str:
-        """What progress is judged by: the gradient norm of stacked replicates."""
+        """The measure of progress: the gradient norm of stacked replicates."""
         return f"gradient norm {float(self.norms['all'][:, point].mean()):.3g}"
 
 
@@ -43,13 +43,13 @@ class Flow(NamedTuple):
     Attributes:
       lab: the lab, of the large network.
       networks: "large" and "small".
-      trainer: `(algorithm, size) -> trainer`; the same one at every call.
+      trainer: `(algorithm, size) -> trainer`; the same one for every call.
       draw: `(keys) -> params` of stacked replicates, by size.
       draw_sparse: `(keys, params, masks) -> params` of the large network, drawn again by the
         sparse-aware initialization.
       norms: `(size) -> (params, masks) -> gradient norms` of stacked replicates; masks may be None.
       loss: `(params, (inputs, labels), temperature=1) -> mean cross-entropy` of the large network,
-        no penalty.
+        without penalty.
     """
 
     lab: Lab
@@ -62,12 +62,12 @@ class Flow(NamedTuple):
 
     @property
     def settings(self) -> Settings:
-        """Of the study."""
+        """The settings of the study."""
         return self.lab.settings
 
     @property
     def keys(self) -> Array:
-        """One for each replicate."""
+        """One key per replicate."""
         return self.lab.site.keys
 
     def measured(self) -> Examples:
@@ -75,7 +75,7 @@ class Flow(NamedTuple):
         return self.examples(0, self.settings.flow_examples)
 
     def scoring(self) -> Examples:
-        """Others, for scores."""
+        """Other training examples, for scores."""
         start = self.settings.flow_examples
         return self.examples(start, start + self.settings.scoring_examples)
 
@@ -88,16 +88,16 @@ class Flow(NamedTuple):
         return self.draw[size](self.keys_for(number))
 
     def keys_for(self, number: int) -> Array:
-        """Other keys of every replicate."""
+        """Other keys for every replicate."""
         return jax.vmap(lambda key: jax.random.fold_in(key, number))(self.keys)
 
 
 def build(settings: Settings, site: Site) -> Flow:
-    """Loads the data and puts everything together.
+    """Loads the data and assembles everything.
 
     Raises:
-      DataNotFound: the data set is not there.
-      ValueError: settings that do not fit the data set.
+      DataNotFound: the data set is missing.
+      ValueError: the settings do not fit the data set.
     """
     source = sources.load(
         settings.dataset,
@@ -181,7 +181,7 @@ def gradient_norms(
 def next_masks(
     settings: Settings, algorithm: str, step: Array, params: Any, masks: Any, grads: Any, key: Array
 ) -> Any:
-    """The masks that "set" or "rigl" would go on with."""
+    """The masks with which "set" or "rigl" would continue."""
     make = {"set": jaxsparse.sparse_evolution_rule, "rigl": jaxsparse.rigl_rule}[algorithm]
     fraction = jaxsparse.schedules.cosine(settings.drop_fraction, settings.iterations)
     prunable = methods.prunable(settings.dense)

@@ -24,13 +24,13 @@ _GUIDE = {"color": DENSE, "lw": 0.8, "ls": ":"}
 
 
 def norms(file: Path, curves: Mapping[str, np.ndarray], steps: np.ndarray, note: str) -> None:
-    """The gradient norm over training on a log axis, as in figure 4; bands from worst to best.
+    """The gradient norm during training on a log axis, as in figure 4; bands from worst to best.
 
     Args:
       file: where to write it.
       curves: `(replicates, points)` by method.
       steps: `(points,)`.
-      note: what is drawn of how many replicates, and what is missing.
+      note: what is drawn, for how many replicates, and what is missing.
     """
     figure, panels = plt.subplots(1, 3, figsize=(13.5, 4.2), sharey=True, layout="constrained")
     for axes, family in zip(panels, _FAMILIES, strict=True):
@@ -56,7 +56,7 @@ def signal(file: Path, found: Mapping[str, Any], note: str) -> None:
     labels["dense"] = "as if dense"
     at = np.arange(len(found["sparsities"]))
     everything = np.array([found[init] for init in labels])
-    lowest = everything[everything > 0].min() / 3  # stands for zero, where nothing gets through
+    lowest = everything[everything > 0].min() / 3  # stands for zero, if nothing gets through
     for i, (init, label) in enumerate(labels.items()):
         values = np.maximum(found[init], lowest)
         axes.fill_between(at, values.min(0), values.max(0), color=COLOURS[i], alpha=0.15, lw=0)
@@ -133,7 +133,7 @@ def solutions(file: Path, found: Mapping[str, Any]) -> None:
 
 
 def spectra(file: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
-    """The spectral density of the Hessian at several steps, a panel for each method."""
+    """The spectral density of the Hessian at several steps, one panel per method."""
     methods = list(dict.fromkeys(name.split("-")[1] for name in cells))
     figure, panels = plt.subplots(
         1, len(methods), figsize=(4.0 * len(methods), 3.6), squeeze=False, sharey=True,

@@ -1,4 +1,4 @@
-"""The report of a study of gradient flow, from its files alone."""
+"""The report of a study of gradient flow, made from its files alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +109,7 @@ def _agreement(results: Mapping[str, Any]) -> Table:
 
 
 def _curvature(results: Mapping[str, Any]) -> Table:
-    # Most eigenvalues are zero but for rounding: only those well below count as negative.
+    # Most eigenvalues are zero up to rounding: only those well below zero count as negative.
     header = ["", "step", "lowest eigenvalue", "highest", "share below -0.1% of the highest"]
     header += ["lowest after a mask update", "share"]
     rows = []

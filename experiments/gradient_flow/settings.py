@@ -1,8 +1,8 @@
 """What a study of gradient flow trains: the numbers of Evci et al.'s configurations, by name.
 
-Their code differs where RigL updates its masks: it steps first, and grows by the gradient of 1,000
-fixed training examples. Here an update takes the place of a step and sees its batch, as in the RigL
-paper. SET steps, then moves, in both.
+Their code differs where RigL updates its masks: it takes a step first, and grows by the gradient of
+1,000 fixed training examples. Here an update replaces a step and sees its batch, as in the RigL
+paper. SET takes a step, then moves weights, in both.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ METHODS = (
     "grasp",
     "grasp_global",
 )
-"""The methods of the paper; "plus" is the sparse-aware initialization, "global" lets the weights of
-all layers compete, as SNIP and GraSP were published, where the paper prunes every layer alike."""
+"""The methods of the paper; "plus" is the sparse-aware initialization. "global" lets the weights of
+all layers compete, as SNIP and GraSP were published; the paper prunes every layer equally."""
 SHARED = ("shared_ticket", "shared_scratch", "shared_scratch_new", "shared_restart")
-"""Replicates that differ by the order of their examples alone, all with the mask of one pruning:
+"""Replicates that differ only by the order of their examples, all with the mask of one pruning:
 from its ticket, from one other initialization, from one each, and from its solution. The pruning is
 that of the first replicate that learns from scratch."""
 
@@ -45,37 +45,37 @@ class Settings:
 
     Attributes:
       model: a key of `registry.MODELS`.
-      small_model: the dense network with as many weights as the sparse one has.
-      dataset: what `datasets.load` knows.
+      small_model: the dense network with as many weights as the sparse one.
+      dataset: a name that `datasets.load` accepts.
       sparsity: of every layer.
       learning_rate: of SGD with momentum 0.9, at its peak; it falls to 0 by a cosine.
-      warmup: steps in which the learning rate first rises from 0 in proportion.
+      warmup: steps in which the learning rate first rises linearly from 0.
       weight_decay: d of the penalty `d * sum(w^2)` over the kernels, as in the released code; it
         adds `2 * d * w` to their gradient, and nothing to that of biases.
-      scored_learning_rate: the same for SNIP and GraSP.
-      scored_weight_decay: the same for SNIP and GraSP.
+      scored_learning_rate: `learning_rate` for SNIP and GraSP.
+      scored_weight_decay: `weight_decay` for SNIP and GraSP.
       grasp_temperature: what the logits are divided by in the loss that GraSP's scores come from;
-        200 in its authors' code. What the paper used was not released.
+        200 in its authors' code. The value used in the paper was not released.
       every: steps from one mask update of SET and RigL to the next.
-      iterations: steps of one training.
-      batch_size: examples a step.
+      iterations: steps of a training run.
+      batch_size: examples per step.
       drop_fraction: of SET and RigL; falls with the learning rate.
       prune: first and last step of pruning, and steps between two prunings.
       measure: steps from one measurement of the gradient to the next.
       snapshots: steps whose parameters are kept for the Hessian; multiples of `measure`.
       flow_examples: training examples on which the gradient is measured.
-      scoring_examples: others, which give the scores of SNIP, GraSP and RigL's measured updates.
+      scoring_examples: other ones, for the scores of SNIP, GraSP and RigL's measured updates.
       landscape_examples: training examples on which paths and Hessians are computed.
       path_steps: of the training of a Bezier path.
       dense: path regex of weights that are never pruned; empty for none.
-      augment: mirror images and crop them from 4 more pixels on each side.
+      augment: mirror images, and crop them after padding by 4 pixels on each side.
       image_size: None for data in memory; else the side in pixels to which the images are cut,
-        which stay on the disk while training. The gradient is then measured on training images
-        that were set aside.
-      validation: fraction of the images on the disk set aside.
-      initialization: scale, fan and distribution of the kernels' variance scaling, of each unit's
-        own fan where it is sparse-aware. By default Glorot's, as released for LeNet-5, where the
-        configurations of SET and RigL name He's normal draw for the sparse-aware one, switched off.
+        which stay on disk in training. The gradient is then measured on training images that were
+        set aside.
+      validation: fraction of the images on disk set aside.
+      initialization: scale, fan and distribution of the kernels' variance scaling, with each unit's
+        own fan if it is sparse-aware. By default Glorot's, as released for LeNet-5; the released
+        configurations of SET and RigL name He's normal one for the sparse-aware case, switched off.
     """
 
     model: str
@@ -189,23 +189,23 @@ PRESETS = {
     "vgg_16": dataclasses.replace(_IMAGENET, model="vgg_16", small_model="vgg_16_small"),
     "resnet_50": _IMAGENET,
 }
-"""The settings by name; `digits` is the small set inside scikit-learn, for a first try.
+"""The settings by name; `digits` is scikit-learn's small set, for a first try.
 
 `vgg_16_thin` carries the study over to CIFAR-10, an eighth as wide and as sparse as the paper's own
 `vgg_16`; `plain` is without batch normalization, at the learning rate of Simonyan & Zisserman
 (2015), because at 0.05 its units die. `vgg_16` (without it) and `resnet_50` (with it) are the
-paper's networks on ImageNet at its sparsity, batch, length, rate and warmup (five epochs); the
-cosine in place of the steps of the rate, labels that are not smoothed, shortcuts that stay dense
-(the released ResNet-50 prunes them), and when pruning begins and ends, are ours. All of
-these deep networks warm up for as large a part of the training, and begin from the paper's equation
-for ReLU (He's), for Glorot's loses half of the signal's variance in every layer.
+paper's networks on ImageNet at its sparsity, batch, length, rate and warmup (five epochs). The
+following are ours: the cosine instead of steps of the rate, labels that are not smoothed, shortcuts
+that stay dense (the released ResNet-50 prunes them), and when pruning begins and ends. All of these
+deep networks warm up for an equal fraction of the training, and start from the paper's equation for
+ReLU (He's), because Glorot's loses half of the signal's variance in every layer.
 """
 
 
 def scaled(settings: Settings, scale: float) -> Settings:
-    """The same study with every training, and the time between mask updates, `scale` times as long.
+    """The same study; every training, and the time between mask updates, is `scale` times as long.
 
-    Measurements stay as far apart, but there are at least ten.
+    Measurements keep their distance, but there are at least ten.
 
     Raises:
       ValueError: `scale` is not above 0, or nothing is left of a training.
@@ -230,7 +230,7 @@ def scaled(settings: Settings, scale: float) -> Settings:
 
 
 def algorithm(name: str) -> str:
-    """What trains a method: one of "dense", "prune", "set", "rigl", "fixed" and "scored"."""
+    """The algorithm of a method: one of "dense", "prune", "set", "rigl", "fixed" and "scored"."""
     name = name.removesuffix("_plus").removesuffix("_global")
     if name in ("dense", "prune", "set", "rigl"):
         return name
@@ -246,7 +246,7 @@ def method(settings: Settings, kind: str, key: Any, masks: Any) -> Any:
       settings: of the study.
       kind: what `algorithm` returns.
       key: draws masks; may be traced.
-      masks: for fixed masks, a tree of None: the masks are put into the state.
+      masks: for fixed masks, a tree of None: the masks are put into the state later.
     """
     rate, decay = settings.learning_rate, settings.weight_decay
     if kind == "scored":

@@ -1,4 +1,4 @@
-"""The Hessian's spectrum along the training of a study of gradient flow."""
+"""The Hessian's spectrum during the training of a study of gradient flow."""
 
 from typing import Any
 
@@ -53,14 +53,14 @@ def _quadrature(found: analysis.Spectrum) -> dict[str, list[float]]:
 
 
 def _without_statistics(flow: Flow, masks: Any) -> Any:
-    # The loss while training does not depend on them: they would be zeros of the spectrum.
+    # The training loss does not depend on them: they would add zeros to the spectrum.
     leaves, treedef = jax.tree.flatten(masks)
     pairs = zip(leaves, flow.networks["large"].statistics, strict=True)
     return treedef.unflatten(jnp.zeros_like(m) if moves else m for m, moves in pairs)
 
 
 def _batches(flow: Flow) -> Any:
-    # Small, because a product with the Hessian keeps what all layers give of a batch.
+    # Small, because a product with the Hessian keeps the outputs of all layers for a batch.
     size = min(flow.settings.landscape_examples, len(flow.lab.source.held[1]))
     count = max(1, size // 100)
     return tuple(

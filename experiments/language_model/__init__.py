@@ -1,1 +1,1 @@
-"""Sparse pretraining of a language model, the size of a laptop and the shape of a pod."""
+"""Sparse pretraining of a language model of laptop size, in the form used on a pod."""

@@ -1,12 +1,12 @@
-"""Pretrains a language model sparsely, by every method, beside dense training.
+"""Pretrains a language model sparsely, by every method, and densely for comparison.
 
-    python -m experiments.language_model                    # a try, a minute
+    python -m experiments.language_model                    # to try it out; a minute
     python -m experiments.language_model --preset 1m --seeds 3 --out docs/results/language_model/1m
     python -m experiments.language_model --preset 1b --mesh data:8 --plan
 
-Needs Grain and tiny_shakespeare in $TFDS_DATA_DIR, or any file: `--text PATH`. Every run is a cell
-of its own, written when it is finished; the same command goes on where it was stopped, and with
-more seeds or methods it adds to what is there.
+Needs Grain and tiny_shakespeare in $TFDS_DATA_DIR, or any file: `--text PATH`. Every run is a cell,
+written when it is finished. The same command continues where it was stopped, and with more seeds or
+methods it adds to the existing results.
 """
 
 import dataclasses
@@ -27,19 +27,17 @@ PROG = "python -m experiments.language_model"
 
 @dataclasses.dataclass(frozen=True)
 class Options(command.StudyOptions):
-    """Pretrains a language model sparsely, by every method, beside dense training."""
+    """Pretrains a language model sparsely, by every method, and densely for comparison."""
 
-    seeds: int = option(1, "runs of every method, each with weights, masks and batches of its own")
+    seeds: int = option(1, "runs of every method, each with its own weights, masks and batches")
     preset: str = option("tiny", "the decoder and its recipe", choices=tuple(PRESETS))
-    method: str = option(",".join(DEFAULT), "methods, with commas between them")
-    sparsity: str = option(
-        "0.75,0.9", "fractions of zeros in the kernels, with commas between them"
-    )
+    method: str = option(",".join(DEFAULT), "methods, comma-separated")
+    sparsity: str = option("0.75,0.9", "fractions of zeros in the kernels, comma-separated")
     text: str | None = option(
         None, "any file, whose bytes are the text (default: tiny_shakespeare)"
     )
-    steps: int | None = option(None, "of every run (default: the preset's)")
-    batch_size: int | None = option(None, "windows a step (default: the preset's)")
+    steps: int | None = option(None, "steps of every run (default: the preset's)")
+    batch_size: int | None = option(None, "windows per step (default: the preset's)")
     learning_rate: float | None = option(None, "after the warm-up (default: the preset's)")
     compute: str | None = option(
         None,
@@ -55,9 +53,9 @@ class Options(command.StudyOptions):
         "(default: one)",
         identity=False,
     )
-    tensorboard: bool = option(False, "write the curves for TensorBoard as well", identity=False)
+    tensorboard: bool = option(False, "also write the curves for TensorBoard", identity=False)
     plan: bool = option(
-        False, "say what the first methods need of each device, and train nothing", identity=False
+        False, "show what the first methods need per device, and train nothing", identity=False
     )
 
 
@@ -80,10 +78,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: Options) -> command.Study:
-    """The study that the options ask for.
+    """The study that the options request.
 
     Raises:
-      ValueError: a value that cannot be.
+      ValueError: a value is invalid.
     """
     settings, names, sparsities = _settings(options)
     seeds = range(options.seed, options.seed + options.seeds)
@@ -129,13 +127,13 @@ def _settings(options: Options) -> tuple[Settings, list[str], tuple[float, ...]]
         sparsities = tuple(float(text) for text in options.sparsity.split(","))
     except ValueError:
         raise ValueError(
-            f"--sparsity must be numbers with commas between them, got {options.sparsity!r}."
+            f"--sparsity must be comma-separated numbers, got {options.sparsity!r}."
         ) from None
     return settings, [name for name in options.method.split(",") if name], sparsities
 
 
 def _identity(options: Options, settings: Settings) -> dict[str, Any]:
-    """Seeds, methods and sparsities are not part of it: a folder takes more of them."""
+    """Seeds, methods and sparsities are not part of it: more can be added to a folder."""
     found = command.identity(options, settings)
     del found["replicates"], found["seed"], found["architecture"]["checkpoint"]
     return found | {"lift": settings.lift, "rewind": settings.rewind}

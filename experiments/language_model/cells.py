@@ -1,4 +1,4 @@
-"""A cell is one run of a method, a sparsity and a seed; or how long the steps of a method take."""
+"""A cell is a run of a method, a sparsity and a seed; or the time that a method's steps take."""
 
 import functools
 import time
@@ -42,10 +42,10 @@ class Lab(NamedTuple):
       settings: of the study.
       site: where it runs.
       text: the bytes.
-      sets: "validation" and "test", in windows.
-      sparsities: of the study; a dense run leaves the masks of their tickets.
+      sets: "validation" and "test", as windows.
+      sparsities: of the study; a dense run stores the masks of their tickets.
       mesh: None for one device.
-      tensorboard: whether curves are written for it too.
+      tensorboard: whether to write curves for it too.
     """
 
     settings: Settings
@@ -64,7 +64,7 @@ def build(
     mesh: Mesh | None,
     tensorboard: bool,
 ) -> Lab:
-    """Loads the text and puts a lab together; the errors are those of `data.read`."""
+    """Loads the text and assembles a lab; the errors are those of `data.read`."""
     text = data.read(
         settings.text, settings.context, data_dir=site.data_dir, examples=site.examples
     )
@@ -74,7 +74,7 @@ def build(
 
 
 def content_of(name: str) -> Content:
-    """What the folder holds of a cell; `KeyError` for what is no name of one."""
+    """What the folder holds of a cell; `KeyError` for an unknown name."""
     cell = parse(name)
     if cell.seed is None:
         return Content({"time": [float]})
@@ -100,7 +100,7 @@ def group(lab: Lab, cell: Cell) -> Group:
 
 
 def begin(lab: Lab, cell: Cell) -> tuple[loop.Trainer, loop.TrainState]:
-    """What trains a cell, and its state before the first step."""
+    """The trainer of a cell, and its state before the first step."""
     trainer, key = make_trainer(lab, cell, watched=True), _key(cell)
     state = trainer.init(key)
     if cell.method == LIFTED:
@@ -112,12 +112,12 @@ def begin(lab: Lab, cell: Cell) -> tuple[loop.Trainer, loop.TrainState]:
 
 
 def make_trainer(lab: Lab, cell: Cell, *, watched: bool) -> loop.Trainer:
-    """The training functions of a cell, of one replicate.
+    """The training functions of a cell, for one replicate.
 
     Args:
       lab: what trains it.
       cell: what is trained.
-      watched: whether losses and density are measured while it trains.
+      watched: whether losses and density are measured during training.
     """
     settings, dense = lab.settings, cell.trained_by.dense
     apply, init_params = make_decoder(settings.shape(cell), layout.over_batch(lab.mesh))
@@ -163,7 +163,7 @@ def _start(cell: Cell) -> Callable[[Any, Any], tuple[Any, Any]]:
         return loop.start_dense
     if cell.method != TICKET:
         return jaxsparse.init
-    # Until the step that it is rewound to, a ticket is the dense run that it comes from.
+    # Up to the step to which it is rewound, a ticket is the dense run that it comes from.
     return lambda tx, params: (params, jaxsparse.set_masks(tx.init(params), _everything(params)))
 
 
@@ -172,7 +172,7 @@ def _everything(params: Any) -> Any:
 
 
 def _switching(trainer: loop.Trainer, at: int, masks_of: Callable[[Any], Any]) -> loop.Trainer:
-    """A trainer that puts other masks in before the step `at`; moments stay as they are."""
+    """A trainer that puts in other masks before the step `at`; moments stay unchanged."""
 
     def advance(state: loop.TrainState, first: int, last: int) -> loop.TrainState:
         if first < at:
@@ -185,7 +185,7 @@ def _switching(trainer: loop.Trainer, at: int, masks_of: Callable[[Any], Any]) -
 
 
 def _tickets(lab: Lab, cell: Cell, params: Any) -> dict[str, np.ndarray]:
-    """Of a dense run the largest weights of every kernel, one bit for each weight, by sparsity."""
+    """The largest weights of every kernel of a dense run, one bit per weight, by sparsity."""
     found = {}
     for sparsity in lab.sparsities:
         masks = jax.vmap(
@@ -197,7 +197,7 @@ def _tickets(lab: Lab, cell: Cell, params: Any) -> dict[str, np.ndarray]:
 
 
 def _ticket(lab: Lab, cell: Cell, params: Any) -> Any:
-    """The masks that the dense run of the same seed has left, for parameters like these."""
+    """The masks that the dense run of the same seed has stored, for parameters like these."""
     name = f"{Cell('dense', None, cell.seed).name}/{cell.sparsity:g}"
     file = lab.site.path / "tickets.npz"
     stored = read_arrays(file).get(name)
@@ -236,10 +236,10 @@ def _finish(lab: Lab, cell: Cell, state: loop.TrainState) -> dict[str, Content]:
 
 
 def _flops(lab: Lab, cell: Cell, params: Any, density: np.ndarray) -> np.ndarray:
-    """FLOPs of the training so far at every measurement, those of the whole dense training being 1.
+    """FLOPs of the training up to each measurement; those of the whole dense training are 1.
 
-    All kernels see every byte, so that a weight costs the same in each of them: how many live is
-    all that counts.
+    All kernels see every byte, so a weight costs the same in each of them: only the number of
+    living weights matters.
     """
     settings, dense = lab.settings, Cell("dense", None, 0)
 
@@ -254,7 +254,7 @@ def _flops(lab: Lab, cell: Cell, params: Any, density: np.ndarray) -> np.ndarray
     whole, may = forward(cell)
     method = cell.trained_by
     before = np.concatenate([np.ones((1, 1)), density[:, :-1]], axis=1)
-    # While a network loses weights, an interval costs the mean of its two ends.
+    # While a network loses weights, an interval costs the mean of both its ends.
     at = (density + before) / 2 if method.ramps else density
     name = "fixed" if method.ramps else method.flops or cell.table_name
     spent = [
@@ -271,9 +271,9 @@ def _flops(lab: Lab, cell: Cell, params: Any, density: np.ndarray) -> np.ndarray
 
 
 def _times(lab: Lab, cell: Cell) -> list[float]:
-    """Seconds of a stretch of steps, one mask update among them, over those of dense training.
+    """Seconds of a stretch of steps with one mask update, relative to dense training.
 
-    Both take turns, so that what else the machine does slows both; one number a turn.
+    Both take turns, so that other load on the machine slows both; one number per turn.
     """
     stretch = lab.settings.every
 
@@ -290,5 +290,5 @@ def _times(lab: Lab, cell: Cell) -> list[float]:
         return run
 
     ours, dense = call(cell), call(Cell("dense", None, None))
-    spent = [(ours(), dense()) for _ in range(TURNS + 1)][1:]  # the first of each compiles
+    spent = [(ours(), dense()) for _ in range(TURNS + 1)][1:]  # the first turn compiles
     return [own / other for own, other in spent]

@@ -1,4 +1,4 @@
-"""Bytes of a text: random windows of it to train on, drawn by Grain, and the rest to measure."""
+"""Bytes of a text: random windows of it for training, drawn by Grain, and the rest to measure."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ from experiments.common.training.evaluation import EvaluationSet, evaluation_set
 
 PREPARED = "tiny_shakespeare"
 HELD = 0.05
-"""Of a file, its last part is the test, and as much before it for validation."""
+"""The share of a file, at its end, used for the test, and as much before it for validation."""
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -23,7 +23,7 @@ class Text(NamedTuple):
     """A text as bytes.
 
     Attributes:
-      description: one line, to stand beside every number measured on it.
+      description: one line, shown with every number measured on it.
       train, validation, test: uint8.
     """
 
@@ -38,12 +38,12 @@ def read(text: str, context: int, *, data_dir: str | None, examples: int | None)
 
     Args:
       text: "tiny_shakespeare", or a path; a large file is not read into memory.
-      context: bytes of a window, of which every part must have one.
+      context: bytes per window; every part must have at least one window.
       data_dir: folder of the prepared data sets.
-      examples: use only so many windows of each part; None uses all.
+      examples: use only this many windows of each part; None for all.
 
     Raises:
-      DataNotFound: the text is not there.
+      DataNotFound: the text is missing.
       ValueError: it is too short.
     """
     parts = _prepared(data_dir) if text == PREPARED else _file(Path(text))
@@ -70,7 +70,7 @@ def _prepared(data_dir: str | None) -> dict[str, np.ndarray]:
 
 def _file(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise DataNotFound(f"--text must be {PREPARED} or a file, but {path} is none.")
+        raise DataNotFound(f"--text must be {PREPARED} or a file, but {path} is not a file.")
     held = int(path.stat().st_size * HELD)
     if not held:
         raise ValueError(f"--text {path} has {path.stat().st_size} bytes: nothing to train on.")
@@ -83,7 +83,7 @@ def _file(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Windows:
-    """Every place of a text, for Grain."""
+    """The windows at every place of a text, for Grain."""
 
     def __init__(self, text: np.ndarray, context: int):
         self._text, self._context = text, context
@@ -103,12 +103,12 @@ def batches(
     Args:
       text: bytes.
       context: length of a window.
-      batch_size: windows in a batch.
+      batch_size: windows per batch.
       seed: of the order.
 
     Returns:
       `(step) -> (bytes, next bytes) of that step and those after it`, each int32
-      `(batch_size, context)`: where a run goes on, its batches do too.
+      `(batch_size, context)`: so a resumed run continues with the right batches.
 
     Raises:
       DataNotFound: Grain is not installed.
@@ -126,7 +126,7 @@ def batches(
 
 
 def held_out(text: np.ndarray, *, context: int, batch_size: int) -> EvaluationSet:
-    """Windows end to end, in batches."""
+    """Adjacent windows, in batches."""
     whole = (len(text) - 1) // context * context
     inputs, labels = (part.astype(np.int32) for part in (text[:whole], text[1 : whole + 1]))
     return evaluation_set(inputs.reshape(-1, context), labels.reshape(-1, context), batch_size)

@@ -1,7 +1,7 @@
-"""A decoder of today's kind: RMSNorm, rotary embeddings, grouped queries, gated feed-forward.
+"""A modern decoder: RMSNorm, rotary embeddings, grouped queries, gated feed-forward.
 
-Its layers are one stack, which a scan goes through: one trace and one compilation for any depth,
-and a kernel is one leaf `(layers, in, out)`.
+Its layers are one stack, which a scan iterates over: one trace and one compilation for any depth.
+Each kernel is one leaf `(layers, in, out)`.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ class Architecture:
     """The sizes of a decoder.
 
     Attributes:
-      layers: in the stack.
+      layers: number of layers in the stack.
       width: of the residual stream, a multiple of twice `heads`.
       heads: of the queries.
       groups: heads of keys and values, each shared by `heads / groups` queries.
       hidden: width of the gated feed-forward.
       tied: whether the output layer is the embedding.
       compute: type in which products are computed; parameters are float32.
-      checkpoint: whether a layer's activations are computed again in the backward pass.
+      checkpoint: whether a layer's activations are recomputed in the backward pass.
     """
 
     layers: int
@@ -52,12 +52,12 @@ class Architecture:
 
     @property
     def weights(self) -> int:
-        """All of them."""
+        """All weights."""
         tables = VOCABULARY * self.width * (1 if self.tied else 2)
         return self.sparse_weights + tables + (2 * self.layers + 1) * self.width
 
     def check(self) -> None:
-        """Raises ValueError for sizes that make no decoder."""
+        """Raises ValueError if the sizes are inconsistent."""
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width must be a multiple of twice the {self.heads} heads, got {self.width}."
@@ -67,7 +67,7 @@ class Architecture:
 
 
 def smaller(architecture: Architecture, weights: int) -> Architecture:
-    """The same decoder, narrower, of at most so many weights: width and feed-forward shrink alike.
+    """The same decoder, narrower, of at most this many weights; width and feed-forward both shrink.
 
     Raises:
       ValueError: the narrowest one has more weights.
@@ -90,9 +90,9 @@ def smaller(architecture: Architecture, weights: int) -> Architecture:
 
 
 def rotate(features: Array, base: float = 10_000.0) -> Array:
-    """Rotary embeddings: pairs of features turned by angles that grow with the position.
+    """Rotary embeddings: pairs of features rotated by angles that grow with the position.
 
-    The product of two rotated vectors depends on the distance between their positions alone.
+    The product of two rotated vectors depends only on the distance between their positions.
 
     Args:
       features: `(..., length, heads, size)`, size even.
@@ -111,12 +111,12 @@ def rotate(features: Array, base: float = 10_000.0) -> Array:
 
 
 class Block(nnx.Module):
-    """Attention and a gated feed-forward, each behind its own norm and added to the stream."""
+    """Attention and a gated feed-forward, each after its own norm and added to the stream."""
 
     def __init__(self, architecture: Architecture, rngs: nnx.Rngs):
         a, dtype = architecture, jnp.dtype(architecture.compute)
         self.heads, self.groups, size = a.heads, a.groups, a.width // a.heads
-        # What is added to the stream is scaled down, so that its variance does not grow with depth.
+        # Additions to the stream are scaled down, so that its variance does not grow with depth.
         into = nnx.initializers.variance_scaling(1 / (2 * a.layers), "fan_in", "normal")
         plain = nnx.initializers.lecun_normal()
 
@@ -157,7 +157,7 @@ class Decoder(nnx.Module):
     Args:
       architecture: its sizes.
       rngs: of the weights.
-      place: puts activations where they belong on a mesh.
+      place: puts activations in their place on a mesh.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Decoder(nnx.Module):
             self.head = nnx.Linear(a.width, VOCABULARY, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Array) -> Array:
-        """Logits `(batch, length, 256)` in float32 of integers `(batch, length)`."""
+        """Logits `(batch, length, 256)` in float32 from integers `(batch, length)`."""
         graph, stack = nnx.split(self.blocks)
 
         def layer(stream: Array, params: Any) -> tuple[Array, None]:
@@ -202,7 +202,7 @@ def make_decoder(
       `apply(params, tokens) -> logits` and `init_params(key) -> params`.
 
     Raises:
-      ValueError: sizes that make no decoder.
+      ValueError: the sizes are inconsistent.
     """
     architecture.check()
     graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(architecture, nnx.Rngs(0), place)))

@@ -1,4 +1,4 @@
-"""From one line of configuration to a mesh: where parameters, masks and batches lie on it."""
+"""From one line of configuration to a mesh, and where parameters, masks and batches go on it."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _KERNELS = {
     r"(out|down)/kernel": ("model", "data"),
     r"tokens/embedding": ("model", "data"),
 }
-"""The last two axes of what is shaped like a kernel: products over `model` need one exchange for a
+"""The last two axes of everything shaped like a kernel: products over `model` need one exchange per
 pair of kernels, and over `data` every device holds its part of each (fully sharded)."""
 
 
@@ -23,7 +23,7 @@ def sizes(text: str) -> dict[str, int]:
     """The axes of a mesh from text.
 
     Raises:
-      ValueError: the text is of another form.
+      ValueError: the text has another form.
 
     >>> sizes("data:4,model:2")
     {'data': 4, 'model': 2}
@@ -35,10 +35,10 @@ def sizes(text: str) -> dict[str, int]:
 
 
 def make_mesh(text: str) -> Mesh:
-    """The mesh that a text asks for, over the first devices.
+    """The mesh that a text describes, over the first devices.
 
     Raises:
-      ValueError: the text is of another form, or there are too few devices.
+      ValueError: the text has another form, or there are too few devices.
     """
     axes, devices = sizes(text), jax.devices()
     count = 1
@@ -54,14 +54,14 @@ def make_mesh(text: str) -> Mesh:
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError for batches that the axis `data` does not divide."""
+    """Raises ValueError if the axis `data` does not divide the batches."""
     parts = mesh.shape.get("data", 1)
     if batch_size % parts:
         raise ValueError(f"--batch-size must be a multiple of data:{parts}, got {batch_size}.")
 
 
 def places(tree: Any, mesh: Mesh) -> Any:
-    """Where the leaves of a tree belong: what is shaped like a weight lies as the weight does.
+    """Where the leaves of a tree belong: arrays shaped like a weight are sharded like it.
 
     Args:
       tree: parameters, an optimizer state, or both; arrays or shapes. Replicates may come first.
@@ -83,7 +83,7 @@ def places(tree: Any, mesh: Mesh) -> Any:
 
 
 def over_batch(mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
-    """Puts activations, or tokens, so that each part of a batch is on its own devices."""
+    """Shards activations, or tokens, so that each part of a batch is on its own devices."""
     if mesh is None or "data" not in mesh.shape:
         return lambda stream: stream
     where = NamedSharding(mesh, PartitionSpec("data"))

@@ -1,4 +1,4 @@
-"""The curves of a run while it trains: JSON lines, and events for TensorBoard."""
+"""The curves of a run during training: JSON lines, and events for TensorBoard."""
 
 import json
 import math
@@ -14,16 +14,16 @@ from experiments.common.faults import first_line
 
 
 class Log:
-    """The log of one cell below `logs/` in the folder of a study.
+    """The log of one cell, in `logs/` in the folder of a study.
 
-    It is written from the curves in the state, whole each time, so that it agrees with them however
-    often the run was stopped.
+    It is always written completely, from the curves in the state, so that it agrees with them no
+    matter how often the run was stopped.
 
     Args:
-      path: of the study.
+      path: folder of the study.
       name: of the cell.
       every: steps from one point of a curve to the next.
-      tensorboard: whether events are written as well, into `logs/NAME/`.
+      tensorboard: whether to write events as well, into `logs/NAME/`.
     """
 
     def __init__(self, path: Path, name: str, every: int, *, tensorboard: bool):
@@ -31,7 +31,7 @@ class Log:
         self._tensorboard, self._writer, self._sent = tensorboard, None, 0
 
     def write(self, done: int, curves: Mapping[str, Any]) -> None:
-        """Writes what is known after `done` steps; the curves are those of stacked replicates."""
+        """Writes what is known after `done` steps; the curves come from stacked replicates."""
         rows = {key: np.asarray(values)[0] for key, values in curves.items()}
         lines = [
             {"step": (point + 1) * self._every}

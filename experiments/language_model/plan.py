@@ -1,4 +1,4 @@
-"""What a training step needs of each device, computed from shapes: nothing is allocated."""
+"""What a training step needs on each device, computed from shapes: nothing is allocated."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ SHOWN = 2
 
 
 def enough_devices(axes: Mapping[str, int]) -> None:
-    """Makes the host look like as many devices as a mesh has, where JAX has not begun yet."""
+    """Makes the host look like as many devices as a mesh has, if JAX has not started yet."""
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", math.prod(axes.values()))
 
@@ -35,7 +35,7 @@ def text(settings: Settings, names: Sequence[str], sparsity: float, mesh: str | 
       mesh: as for `layout.make_mesh`; None for one device.
 
     Raises:
-      ValueError: a mesh that cannot be.
+      ValueError: the mesh is impossible.
     """
     shape = settings.architecture
     rows = []
@@ -61,7 +61,7 @@ def text(settings: Settings, names: Sequence[str], sparsity: float, mesh: str | 
 
 
 def memory(settings: Settings, cell: Cell, mesh: str | None) -> dict[str, int]:
-    """Bytes a device of a training step, which is compiled here and lowered for `PLATFORMS`.
+    """Bytes per device of a training step, which is compiled here and lowered for `PLATFORMS`.
 
     Args:
       settings: of the study.

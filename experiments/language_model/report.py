@@ -1,4 +1,4 @@
-"""The report of a study of language models, from its files alone."""
+"""The report of a study of language models, made from its files alone."""
 
 import math
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ _HEADER = [
 
 
 class Runs(NamedTuple):
-    """The runs of a method at a sparsity, one for each seed.
+    """The runs of a method at a sparsity, one per seed.
 
     Attributes:
-      cell: of the first of them.
-      found: statistics of what `results.json` has of them, by name.
-      loss, flops: means of their curves, a number for every measurement.
-      time: seconds of a step over those of a dense one, or None where it is not measured yet.
+      cell: of the first run.
+      found: statistics of their entries in `results.json`, by name.
+      loss, flops: means of their curves, one number per measurement.
+      time: seconds per step relative to a dense one, or None if it is not measured yet.
     """
 
     cell: Cell
@@ -94,7 +94,7 @@ def _time(finished: Finished, cell: Cell) -> float | None:
     if method == "dense":
         return 1.0
     timed = [one for one in map(parse, finished.results) if one.seed is None]
-    # What steps cost with masks hardly depends on the sparsity: it is measured at one of them.
+    # The time of steps with masks hardly depends on the sparsity: it is measured at one of them.
     own = [one for one in timed if one.method == method]
     exact = [one for one in own if one.sparsity == cell.sparsity] or own
     return float(np.median(finished.results[exact[0].name]["time"])) if exact else None
@@ -133,7 +133,7 @@ def _draw(finished: Finished, shown: dict[float | None, list[Runs]], what: str, 
         low, late = math.inf, []
         for one in sorted(group, key=_order):
             points = np.arange(1, len(one.loss) + 1) / len(one.loss)
-            # A ticket is its dense run until the step that it is rewound to.
+            # A ticket is its dense run up to the step to which it is rewound.
             rewound = config["rewind"] / config["steps"] if one.cell.method == TICKET else 0.0
             kept = points > rewound
             style = drawn[one.cell.method] | {"ms": 3, "lw": 1.3}

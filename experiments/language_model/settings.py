@@ -1,4 +1,4 @@
-"""What a study of a language model trains, by name."""
+"""What each study of a language model trains, by name."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ DEFAULT = (
     *("dense", SMALL, *(name for name, one in methods.METHODS.items() if one.compared)),
     *(LIFTED, TICKET),
 )
-"""What is trained unless told otherwise."""
+"""What is trained by default."""
 PRUNABLE = methods.prunable("^head/")
-"""Kernels of the layers. Embedding and norms are dense by their names, and the head by this."""
+"""Kernels of the layers. Names keep embedding and norms dense, and this keeps the head dense."""
 
 
 class Cell(NamedTuple):
-    """One run, or what its steps cost.
+    """One run, or the measurement of its time per step.
 
     Attributes:
       method: one of the table of methods, or of `SMALL`, `LIFTED`, `TICKET`.
       sparsity: of the kernels; None for dense training.
-      seed: of weights, masks and batches; None for the cell that measures how long steps take.
+      seed: of weights, masks and batches; None for the cell that measures the time of steps.
     """
 
     method: str
@@ -37,7 +37,7 @@ class Cell(NamedTuple):
 
     @property
     def trained_by(self) -> methods.Method:
-        """What the table says of its optimizer; `KeyError` for an unknown method."""
+        """The entry of the table for its optimizer; `KeyError` for an unknown method."""
         return methods.METHODS[self.table_name]
 
     @property
@@ -47,7 +47,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As files have it: `rigl-0.9-0`, `dense-0`, and `time-rigl-0.9` for how long it takes."""
+        """Its name in files: `rigl-0.9-0`, `dense-0`, and `time-rigl-0.9` for its time per step."""
         sparsity = [] if self.sparsity is None else [f"{self.sparsity:g}"]
         if self.seed is None:
             return "-".join([TIME, self.method, *sparsity])
@@ -55,7 +55,7 @@ class Cell(NamedTuple):
 
 
 def parse(name: str) -> Cell:
-    """The cell of a name; `KeyError` for what is no name of one.
+    """The cell of a name; `KeyError` for an unknown name.
 
     >>> parse("rigl-0.9-0")
     Cell(method='rigl', sparsity=0.9, seed=0)
@@ -87,7 +87,7 @@ class Settings:
     Attributes:
       architecture: of the decoder.
       context: bytes that it sees at once.
-      batch_size: windows a step.
+      batch_size: windows per step.
       steps: of every run.
       learning_rate: after the warm-up.
       text: "tiny_shakespeare", or the path of a file.
@@ -108,7 +108,7 @@ class Settings:
 
     @property
     def lift(self) -> int:
-        """The step at which sparse pretraining ends, where dense fine-tuning follows it."""
+        """The step at which sparse pretraining ends, if dense fine-tuning follows it."""
         return self._share(3, 4)
 
     @property
@@ -121,7 +121,7 @@ class Settings:
         return max(1, points * part // whole) * self.validate
 
     def check(self) -> None:
-        """Raises ValueError unless everything can be trained."""
+        """Raises ValueError if a setting cannot be trained."""
         self.architecture.check()
         for name in ("context", "batch_size", "steps", "every", "validate"):
             if getattr(self, name) < 1:
@@ -135,7 +135,7 @@ class Settings:
             raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}.")
 
     def updates(self, cell: Cell) -> methods.MaskUpdates:
-        """When masks change: in the first three quarters of the run, and where the network starts
+        """When masks change: in the first three quarters of the run, but if the network starts
         dense, not before the end of the first."""
         start = self.steps // 4 if cell.trained_by.ramps else self.every
         return methods.MaskUpdates(self.every, start, self.steps * 3 // 4, None)
@@ -178,17 +178,17 @@ def _kernels(params: Any) -> Any:
 def cells(
     settings: Settings, names: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int]
 ) -> list[Cell]:
-    """All cells of a study, seed by seed, and at the end what the steps of each method cost.
+    """All cells of a study, seed by seed, and at the end the time per step of each method.
 
     Raises:
-      ValueError: an unknown method, a sparsity that cannot be, or a ticket without dense.
+      ValueError: an unknown method, an invalid sparsity, or a ticket without dense.
     """
     known = [*methods.METHODS, *_TRAINED_BY]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"--method must be among {', '.join(known)}, got {', '.join(unknown)!r}.")
     if TICKET in names and "dense" not in names:
-        raise ValueError("--method ticket needs dense beside it, whose last weights it is made of.")
+        raise ValueError("--method ticket needs dense too: tickets are made from its last weights.")
     for sparsity in sparsities:
         if not 0 <= sparsity < 1:
             raise ValueError(f"--sparsity must be in [0, 1), got {sparsity:g}.")
@@ -251,4 +251,4 @@ PRESETS = {
         validate=1000,
     ),
 }
-"""Two for two cores, two for accelerators, and one for a try."""
+"""Two for two cores, two for accelerators, and one to try things out."""

@@ -1,13 +1,13 @@
-"""The lottery ticket hypothesis: winning tickets against their controls (Frankle & Carbin, 2018).
+"""The lottery ticket hypothesis: winning tickets and their controls (Frankle & Carbin, 2018).
 
     python -m experiments.lottery_ticket --preset lenet --out docs/results/lottery_ticket/mnist
 
 Takes about two hours on 2 cores: LeNet-300-100 on MNIST at the paper's length, 19 levels of
 iterative pruning, and at 8 of them one-shot pruning, random reinitialization and random masks, 5
-replicates each. Without arguments a small study on the digits takes two minutes.
+replicates each. Without arguments it runs a small study on the digits in two minutes.
 
-Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command
-goes on where it was stopped, also in the middle of a cell.
+Each finished cell goes to `results.json` at once, and the report is drawn again. The same command
+continues where it was stopped, even in the middle of a cell.
 """
 
 import dataclasses
@@ -30,17 +30,16 @@ class Options(command.StudyOptions):
     preset: str = option(
         "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
     )
-    dataset: str | None = option(None, "another data set than the preset's")
+    dataset: str | None = option(None, "a data set other than the preset's")
     scale: float = option(1.0, "shortens (or lengthens) every training in proportion")
-    rounds: int | None = option(None, "times that is pruned (default: the preset's)")
+    rounds: int | None = option(None, "number of prunings (default: the preset's)")
     levels: str | None = option(
         None,
-        "rounds after which the controls are trained, with commas between them (default: the "
-        "preset's)",
+        "rounds after which the controls are trained, comma-separated (default: the preset's)",
     )
     method: str = option(
         ",".join(cells.CONTROLS),
-        "controls, trained beside the tickets, with commas between them",
+        "controls to train in addition to the tickets, comma-separated",
         was="controls",
     )
 
@@ -55,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: Options) -> command.Study:
-    """The study that the options ask for."""
+    """The study that the options request."""
     settings, controls = resolve(options)
     wanted = study.all_cells(settings.rounds, controls, settings.levels)
 
@@ -79,7 +78,7 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     """The settings of a study, and its controls.
 
     Raises:
-      ValueError: a value that cannot be.
+      ValueError: a value is invalid.
     """
     settings = PRESETS[options.preset]
     if options.dataset is not None:
@@ -109,9 +108,7 @@ def _levels(text: str, rounds: int) -> tuple[int, ...]:
     except ValueError:
         levels = ()
     if not levels or not 1 <= levels[0] <= levels[-1] <= rounds:
-        raise ValueError(
-            f"--levels must be rounds in [1, {rounds}] with commas between them, got {text!r}."
-        )
+        raise ValueError(f"--levels must be comma-separated rounds in [1, {rounds}], got {text!r}.")
     return levels
 
 

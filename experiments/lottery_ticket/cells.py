@@ -1,8 +1,8 @@
 """The cells of a lottery ticket study, and the one compiled function that trains them all.
 
 A cell is one ticket or control at one level, with all its replicates. Several cells are trained
-side by side; masks and initial parameters are arguments, so nothing is compiled anew for another
-level or control. What the later cells need lies in `Masks`, small enough to be kept with the
+side by side; masks and initial parameters are arguments, so another level or control needs no new
+compilation. What later cells need is in `Masks`, which is small enough to be stored with the
 results.
 """
 
@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as `ticket-07`."""
+        """A name such as `ticket-07`."""
         return f"{self.kind}-{self.level:02d}"
 
 
@@ -45,8 +45,8 @@ class Tickets(NamedTuple):
 
     Attributes:
       lab: the lab; its sets are "train", "validation" and "test".
-      trainer: of stacked lanes, the replicates of several cells one after the other.
-      counts: living weights after every round, as `jaxsparse.lottery.ladder` has them.
+      trainer: of stacked lanes, the replicates of several cells one after another.
+      counts: living weights after every round, as `jaxsparse.lottery.ladder` returns them.
       densities: the same as a fraction of all prunable weights.
       origin: the initial parameters of the replicates, stacked.
       prune: `(scores, counts, within) -> masks`, all stacked but the counts; compiled once.
@@ -61,11 +61,11 @@ class Tickets(NamedTuple):
 
 
 def build(settings: Settings, site: Site) -> Tickets:
-    """Loads the data and puts everything together.
+    """Loads the data and assembles everything.
 
     Raises:
-      DataNotFound: the data set is not there.
-      ValueError: settings that do not fit the data set.
+      DataNotFound: the data set is missing.
+      ValueError: the settings do not fit the data set.
     """
     source = sources.load(
         settings.dataset,
@@ -104,11 +104,11 @@ def cell_keys(keys: Array, cell: Cell) -> Array:
 
 
 class Masks(NamedTuple):
-    """How many rounds each weight survives; the tickets of all levels in one byte a weight.
+    """How many rounds each weight survives; the tickets of all levels in one byte per weight.
 
     Attributes:
       ticket: uint8 in the structure of the parameters, replicates first; by iterative pruning.
-      one_shot: the same by pruning the dense network once, to any level.
+      one_shot: the same for pruning the dense network once, to any level.
     """
 
     ticket: Any
@@ -116,7 +116,7 @@ class Masks(NamedTuple):
 
 
 def no_masks(tickets: Tickets) -> Masks:
-    """Before anything is pruned."""
+    """The masks before anything is pruned."""
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.uint8), tickets.origin)
     return Masks(empty, empty)
 
@@ -157,7 +157,7 @@ def prune(tickets: Tickets, masks: Masks, cell: Cell, state: loop.TrainState) ->
     """The masks with the next level of tickets, after a ticket was trained.
 
     Args:
-      tickets: what prunes.
+      tickets: prunes the ticket.
       masks: of the levels up to this one.
       cell: the ticket.
       state: its lanes at the end of training.
@@ -187,7 +187,7 @@ def prune(tickets: Tickets, masks: Masks, cell: Cell, state: loop.TrainState) ->
 
 
 def measure(tickets: Tickets, state: loop.TrainState) -> dict[str, np.ndarray]:
-    """Accuracies at the early stop and at the end, one number a lane each."""
+    """Accuracies at the early stop and at the end, one number per lane each."""
     found = {
         "early_stop_iteration": np.asarray(state.tracked.iteration),
         "early_stop_validation_loss": np.asarray(state.tracked.loss, np.float64),

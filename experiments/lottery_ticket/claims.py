@@ -1,4 +1,4 @@
-"""What the paper claims of its tickets, beside what a study has found."""
+"""What the paper claims about its tickets, next to what a study has found."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def claims(results: Results, from_the_paper: bool) -> Table:
-    """What the paper claims beside what was found; the paper's column is empty for other nets."""
+    """The paper's claims next to what was found; the paper's column is empty for other networks."""
     rows = []
     for claim, paper, find in _CLAIMS:
         found = find(results)
@@ -129,7 +129,7 @@ _CLAIMS: tuple[tuple[str, str, Callable[[Results], str | None]], ...] = (
 
 
 def _gains(results: Results, kind: str, name: str) -> dict[float, np.ndarray]:
-    # Differences to dense of the same replicate, by weights remaining.
+    # Differences from dense of the same replicate, by weights remaining.
     if "ticket-00" not in results:
         return {}
     dense = np.array(results["ticket-00"][name])
@@ -141,7 +141,7 @@ def _gains(results: Results, kind: str, name: str) -> dict[float, np.ndarray]:
 
 
 def _near(results: Results, kind: str, share: float) -> Mapping[str, Any] | None:
-    # The level of the paper's number, where the study has one close to it.
+    # The level of the paper's number, if the study has one close to it.
     cells = [cell for cell in results.values() if cell["kind"] == kind]
     cell = min(cells, key=lambda cell: abs(cell["weights_remaining"] - share), default=None)
     close = cell is not None and 0.9 < cell["weights_remaining"] / share < 1.1

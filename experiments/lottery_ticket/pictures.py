@@ -1,4 +1,4 @@
-"""The figures of the lottery ticket paper, from the results of a study."""
+"""The figures of the lottery ticket paper, drawn from the results of a study."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def over_training(
     every: int,
     note: str,
 ) -> None:
-    """Accuracy while training, as in figure 3: tickets by density, and beside reinitialized.
+    """Accuracy during training, as in figure 3: tickets by density, next to reinitialized ones.
 
     Args:
       file: where to write it.
@@ -86,14 +86,14 @@ def against_weights(
     title: str,
     note: str,
 ) -> None:
-    """Measures against weights remaining on a log axis, a panel each; bands from worst to best.
+    """Measures against weights remaining on a log axis, one panel each; bands from worst to best.
 
     Args:
       file: where to write it.
       results: cells by name.
-      kinds: which of `LABELS` to draw; the dense network begins every line.
+      kinds: which of `LABELS` to draw; the dense network starts every line.
       measures: axis labels by the name of the measure in the results.
-      title: of the picture.
+      title: of the figure.
       note: how many replicates, and what is missing.
     """
     figure, panels = plt.subplots(
@@ -132,7 +132,7 @@ def against_weights(
 
 
 def _colours(levels: Sequence[int]) -> dict[int, Any]:
-    # One for every level, whichever panels it is in.
+    # One colour per level, whichever panels it is in.
     found = sorted(set(levels))
     if len(found) <= len(COLOURS):
         return dict(zip(found, COLOURS, strict=False))

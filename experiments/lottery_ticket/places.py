@@ -13,15 +13,15 @@ from jaxsparse import lottery
 
 
 def places(masks: Any, prunable: Prunable) -> dict[str, Any]:
-    """What `results.json` says of it.
+    """What `results.json` says about the places of weights.
 
     Args:
       masks: of a ticket, replicates first.
       prunable: which layers can be pruned.
 
     Returns:
-      The density of every layer, over all replicates; and for each pair of replicates the Jaccard
-      overlap of all layers, and the one expected of independent masks.
+      The density of each layer, over all replicates; and for each pair of replicates the Jaccard
+      overlap over all layers, and the overlap expected from independent masks.
     """
     sizes = {
         name.removesuffix("/value"): leaf[0].size for name, leaf in named_arrays(masks).items()

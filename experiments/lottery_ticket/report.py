@@ -1,6 +1,6 @@
 """The report of a lottery ticket study: `summary.json`, tables, figures, one page with them all.
 
-Made from the files of the study alone, so that everything can be drawn anew without training.
+Made from the files of the study alone, so that everything can be drawn again without training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def report(finished: Finished) -> str:
 
 
 def _by_level(results: Results) -> dict[str, Any]:
-    """Statistics over the replicates, by level; one-shot tickets apart."""
+    """Statistics over the replicates, by level; one-shot tickets separately."""
     by_level: dict[int, dict[str, Any]] = {}
     one_shot = []
     for cell in sorted(results.values(), key=lambda cell: cell["level"]):
@@ -71,7 +71,7 @@ def _by_level(results: Results) -> dict[str, Any]:
 
 
 def levels(results: Results, kinds: Sequence[str]) -> Table:
-    """Early stop and accuracies of several kinds of cells, a row for each level that has all."""
+    """Early stop and accuracies of several kinds of cells, one row per level that has all."""
     header = ["weights remaining"]
     for kind in kinds:
         label = pictures.LABELS[kind]
@@ -123,7 +123,7 @@ def _places(results: Results) -> Table:
 
 
 def _followed(path: Path) -> tuple[str, dict[str, np.ndarray]]:
-    # Test accuracies, or where the levels that keep them were not trained those on validation data.
+    # Test accuracies; those on validation data if the levels that keep them were not trained.
     stored = read_arrays(path / "curves.npz")
     for kind in ("test", "validation"):
         curves = {

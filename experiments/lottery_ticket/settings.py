@@ -1,4 +1,4 @@
-"""What a study of lottery tickets trains: the settings of the papers, by name."""
+"""What each study of lottery tickets trains: the settings of the papers, by name."""
 
 import dataclasses
 import math
@@ -19,24 +19,24 @@ class Settings:
 
     Attributes:
       model: a key of `registry.MODELS`.
-      dataset: what `datasets.load` knows.
-      iterations: steps of one training.
-      batch_size: examples a step.
+      dataset: a name that `datasets.load` accepts.
+      iterations: steps of a training run.
+      batch_size: examples per step.
       optimizer: "adam", or "momentum" (SGD, momentum 0.9).
       learning_rate: at the first step after the warmup.
-      rates: the fraction of the living weights that a round removes, by path regex, or one for all.
+      rates: the fraction of living weights that a round removes, by path regex, or one for all.
       scope: "layer" or "global".
       dense: path regex of weights that are never pruned; empty for none.
-      rounds: times that is pruned.
+      rounds: number of prunings.
       levels: the levels, in rounds, at which the controls are trained.
-      curves: the levels whose test accuracy is kept during training.
+      curves: the levels whose test accuracy during training is stored.
       every: steps from one validation to the next.
       validation: training examples set aside.
       drops: iterations at which the learning rate falls to a tenth.
       warmup: iterations of linear warmup.
       weight_decay: added to the gradient.
       dropout: fraction of the features that are dropped before each dense layer, in [0, 1).
-      augment: mirror images and crop them from 4 more pixels on each side.
+      augment: mirror images, and crop them after padding by 4 pixels on each side.
     """
 
     model: str
@@ -161,18 +161,18 @@ PRESETS = {
 }
 """The settings by name.
 
-`digits` is LeNet on the small set inside scikit-learn, for a first try. `lenet_one_shot` prunes
-once to 5.17%, the output layer at half the rate: the paper's smallest one-shot ticket that is no
-worse than dense. `low` and `warmup` are the
-learning rates with which the paper finds tickets in deep networks. `transformer` is no setting of
-the paper: it asks whether the hypothesis carries over to a language model.
+`digits` is LeNet on scikit-learn's small set, for a first try. `lenet_one_shot` prunes once to
+5.17%, the output layer at half the rate: the paper's smallest one-shot ticket that is no worse than
+dense. `low` and `warmup` are the learning rates with which the paper finds tickets in deep
+networks. `transformer` is not a setting of the paper: it asks whether the hypothesis carries over
+to a language model.
 """
 
 
 def scaled(settings: Settings, scale: float) -> Settings:
     """The same study with every length multiplied by `scale`.
 
-    Validations stay at least 25 iterations apart, or as far as the settings have them.
+    Validations stay at least 25 iterations apart, or as far apart as in the settings.
 
     Raises:
       ValueError: `scale` is not above 0, or nothing is left of a training.
@@ -196,13 +196,13 @@ def scaled(settings: Settings, scale: float) -> Settings:
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """The optimizer of the settings, its schedule inside."""
+    """The optimizer of the settings, including its schedule."""
     rate: Any = settings.learning_rate
     if settings.drops or settings.warmup:
         drops = dict.fromkeys(settings.drops, 0.1)
         after = optax.piecewise_constant_schedule(settings.learning_rate, drops)
         ramp = optax.linear_schedule(0.0, 1.0, max(settings.warmup, 1))
-        start = 0 if settings.warmup else 1  # without a warmup the ramp is over
+        start = 0 if settings.warmup else 1  # without a warmup the ramp is already over
         rate = lambda count: after(count) * ramp(count + start)  # noqa: E731
     plain = optax.adam(rate) if settings.optimizer == "adam" else optax.sgd(rate, momentum=0.9)
     if settings.weight_decay:
@@ -216,7 +216,7 @@ def prunable(settings: Settings) -> Prunable:
 
 
 def ladder(settings: Settings, params: Any) -> tuple[list[Any], list[float]]:
-    """The living weights after every round, and the fraction of all prunable weights they are."""
+    """The living weights after every round, and their fraction of all prunable weights."""
     target = {"scope": settings.scope, "prunable": prunable(settings)}
     return (
         lottery.ladder(params, settings.rounds, settings.rates, **target),

@@ -1,9 +1,9 @@
-"""A study of lottery tickets: which cells there are, and what its folder holds of them.
+"""A study of lottery tickets: which cells there are, and what its folder holds about them.
 
-config.json    what was asked for
-results.json   the finished cells, every replicate
+config.json    what was requested
+results.json   the finished cells, for every replicate
 curves.npz     what was measured of them during training
-masks.npz      in how many rounds each weight survives: large, and needed only to go on from
+masks.npz      in how many rounds each weight survives: large, and needed only to continue from
 """
 
 import functools
@@ -25,19 +25,19 @@ SIDE_BY_SIDE = 2
 
 
 def all_cells(rounds: int, controls: Sequence[str], levels: Iterable[int]) -> list[Cell]:
-    """All cells, in an order in which each can stand on those before it."""
+    """All cells, in an order in which each needs only those before it."""
     order = [Cell("ticket", level) for level in range(rounds + 1)]
     return order + [Cell(kind, level) for level in levels for kind in controls]
 
 
 def ready(cell: Cell, done: Iterable[str]) -> bool:
-    """Whether everything that a cell needs has been trained: the ticket before it."""
+    """Whether the ticket that a cell is made from has been trained."""
     before = 0 if cell.kind == "one_shot" else cell.level - 1
     return cell == Cell("ticket", 0) or Cell("ticket", before).name in done
 
 
 def schedule(wanted: Sequence[Cell], done: Iterable[str]) -> list[list[Cell]]:
-    """The cells that are not done yet, as they are trained side by side, call after call."""
+    """The cells that are not done yet, grouped by call; each call trains them side by side."""
     calls, names = [], set(done)
     left = [cell for cell in wanted if cell.name not in names]
     while left:
@@ -49,7 +49,7 @@ def schedule(wanted: Sequence[Cell], done: Iterable[str]) -> list[list[Cell]]:
 
 
 def content_of(name: str) -> Content:
-    """What the folder of a study holds of a cell; `KeyError` for what is no name of one."""
+    """What the folder of a study holds of a cell; `KeyError` for an unknown name."""
     kind, _, level = name.rpartition("-")
     if kind not in ("ticket", *cells.CONTROLS) or not level.isdecimal():
         raise KeyError(name)
@@ -74,7 +74,7 @@ def groups(tickets: Tickets, calls: Sequence[Sequence[Cell]]) -> list[Group]:
 
 
 def read_masks(tickets: Tickets) -> Masks:
-    """The masks that the folder holds."""
+    """The masks in the folder."""
     masks, stored = cells.no_masks(tickets), read_arrays(tickets.lab.site.path / "masks.npz")
     return tree_of(stored, masks) if stored else masks
 

@@ -3,13 +3,13 @@
     python -m experiments.sparse_momentum --preset lenet_300_100 --out OUT
 
 Takes about four hours on 2 cores, more than half of them for DeepR: LeNet-300-100 on MNIST with the
-paper's settings, 100 epochs, eight methods, six sparsities, 5 replicates each. Without arguments a
-small study on the digits.
-`--study` asks for another comparison than that of the methods: of variants of them.
+paper's settings, 100 epochs, eight methods, six sparsities, 5 replicates each. Without arguments it
+runs a small study on the digits. `--study` selects another comparison than that of the methods: one
+of variants of them.
 
-Every finished cell goes to `results.json` at once, and the report is drawn anew. The same command
-goes on where it was stopped, also in the middle of a cell, and the same folder takes other methods
-and sparsities beside those that it has.
+Each finished cell goes to `results.json` at once, and the report is drawn again. The same command
+continues where it was stopped, even in the middle of a cell, and other methods and sparsities can
+be added to the same folder.
 """
 
 import dataclasses
@@ -35,38 +35,38 @@ class Options(command.StudyOptions):
     preset: str = option(
         "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
     )
-    dataset: str | None = option(None, "another data set than the preset's")
+    dataset: str | None = option(None, "a data set other than the preset's")
     study: str = option(
         "main",
-        "what is compared: the methods; momentum and prune rates; what sparse momentum is made of; "
-        "or, on validation data, what the sources leave open",
+        "what to compare: the methods; momentum and prune rates; the parts of sparse momentum; or, "
+        "on validation data, what the sources leave open",
         choices=tuple(STUDIES),
     )
     method: str | None = option(
         None,
-        "methods, or variants such as sparse_momentum+growth=random, with commas between them "
-        "(default: the study's)",
+        "methods, or variants such as sparse_momentum+growth=random, comma-separated (default: "
+        "the study's)",
         was="methods",
     )
     sparsity: str | None = option(
         None,
-        "fractions of zeros, with commas between them (default: the preset's; 0.95 in other "
-        "studies than main)",
+        "fractions of zeros, comma-separated (default: the preset's; 0.95 in studies other than "
+        "main)",
         was="densities",
         meant="a sparsity is 1 - density, such as 0.95 for 0.05",
     )
     epochs: int | None = option(
         None,
-        "passes over the training set (default: the preset's; 20 in other studies than main)",
+        "passes over the training set (default: the preset's; 20 in studies other than main)",
     )
     steps: int | None = option(
-        None, "stop after so many steps instead, at least 5 (default: train for all epochs)"
+        None, "stop after this many steps instead, at least 5 (default: train for all epochs)"
     )
-    batch_size: int | None = option(None, "examples a step (default: the preset's)")
+    batch_size: int | None = option(None, "examples per step (default: the preset's)")
     image_size: int | None = option(
         None,
-        "side in pixels to which images are cut that stay on the disk; other presets than "
-        "resnet_50 load their data into memory as they are (default: the preset's)",
+        "side in pixels to which images that stay on disk are cut; presets other than resnet_50 "
+        "load their data into memory unchanged (default: the preset's)",
     )
 
 
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: Options) -> command.Study:
-    """The study that the options ask for."""
+    """The study that the options request."""
     settings, names = resolve(options)
     wanted = all_cells(settings, names)
 
@@ -92,7 +92,7 @@ def prepare(options: Options) -> command.Study:
 
     what = options.preset if options.study == "main" else f"{options.preset}-{options.study}"
     identity = command.identity(options, settings, study=options.study)
-    del identity["sparsities"]  # like the methods: a folder takes more of them
+    del identity["sparsities"]  # like the methods: more can be added to a folder
     return command.Study(
         f"sparse_momentum-{what}",
         identity,
@@ -108,14 +108,14 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
     """The settings of a study, and its methods.
 
     Raises:
-      ValueError: a value that cannot be.
+      ValueError: a value is invalid.
     """
     settings = PRESETS[options.preset]
     names = tuple(METHODS)
     if options.study != "main":
         names = STUDIES[options.study]
         settings = dataclasses.replace(settings, sparsities=(0.95,), epochs=20)
-    if options.study == "tuning":  # which finds them
+    if options.study == "tuning":  # the study that finds them
         settings = dataclasses.replace(settings, own={})
     if options.method is not None:
         names = tuple(name for name in options.method.split(",") if name)
@@ -128,14 +128,13 @@ def resolve(options: Options) -> tuple[Settings, tuple[str, ...]]:
             sparsities = ()
         if not sparsities or not all(0 <= sparsity < 1 for sparsity in sparsities):
             raise ValueError(
-                f"--sparsity must be numbers in [0, 1) with commas between them, got "
-                f"{options.sparsity!r}."
+                f"--sparsity must be comma-separated numbers in [0, 1), got {options.sparsity!r}."
             )
         settings = dataclasses.replace(settings, sparsities=sparsities)
     if options.epochs is not None and options.steps is not None:
         raise ValueError("--epochs and --steps exclude each other; give one of them.")
     if options.image_size is not None and settings.image_size is None:
-        raise ValueError(f"--image-size means nothing with --preset {options.preset}.")
+        raise ValueError(f"--image-size cannot be used with --preset {options.preset}.")
     least = {"epochs": 1, "steps": 5, "batch_size": 1, "image_size": 16}
     for name in ("dataset", *least):
         value = getattr(options, name)

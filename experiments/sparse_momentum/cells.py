@@ -1,7 +1,7 @@
 """The cells of a study of methods: each is a method at a sparsity, with all its replicates.
 
-A method at all its sparsities is trained in one compiled function, the lanes side by side: what
-tells them apart is their masks, and the numbers of a variant. Only a method that ramps has its
+A method is trained at all its sparsities in one compiled function, with the lanes side by side:
+only their masks, and the numbers of a variant, distinguish them. Only a method that ramps has its
 sparsity in the mask update.
 """
 
@@ -25,9 +25,9 @@ from experiments.sparse_momentum.settings import Settings, method, starts_sparse
 
 Array = jax.Array
 TORCH = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""Uniform in +-1/sqrt(fan-in), as the published code starts most layers, biases included."""
+"""Uniform in +-1/sqrt(fan-in), as in the published code for most layers, including biases."""
 HE = nnx.initializers.variance_scaling(2, "fan_out", "normal")
-"""Normal by fan-out, as it starts the convolutions of residual networks."""
+"""Normal by fan-out, as in that code for the convolutions of residual networks."""
 
 
 class Cell(NamedTuple):
@@ -38,7 +38,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as `sparse_momentum-0.95`."""
+        """A name such as `sparse_momentum-0.95`."""
         return self.method if self.dense else f"{self.method}-{self.sparsity:g}"
 
     @property
@@ -48,11 +48,11 @@ class Cell(NamedTuple):
 
 
 def build(settings: Settings, site: Site) -> Lab:
-    """Loads the data and puts the lab together.
+    """Loads the data and assembles the lab.
 
     Raises:
-      DataNotFound: the data set is not there.
-      ValueError: settings that do not fit the data set.
+      DataNotFound: the data set is missing.
+      ValueError: the settings do not fit the data set.
     """
     source = sources.load(
         settings.dataset,
@@ -74,15 +74,15 @@ def build(settings: Settings, site: Site) -> Lab:
 
 
 def initial(model: str, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The first value of a kernel, as in the published code."""
+    """The initial value of a kernel, as in the published code."""
     init = HE if _residual(model) and len(shape) == 4 else TORCH
     return init(key, shape, dtype)
 
 
 def initial_bias(key: Array, kernel: Array) -> Array:
-    """The first bias of a layer of a network without residuals; in one with them it is zero.
+    """The initial bias of a layer of a network without residuals; with residuals it is zero.
 
-    It matters where the layer is very sparse: a unit of ReLU whose input and bias are zero has no
+    It matters if the layer is very sparse: a ReLU unit whose input and bias are zero has no
     gradient, and never gets one.
     """
     limit = (kernel.size // kernel.shape[-1]) ** -0.5
@@ -94,7 +94,7 @@ def _residual(model: str) -> bool:
 
 
 def content_of(tests: bool, name: str) -> Content:
-    """What the folder of a study holds of a cell; `KeyError` for what is no name of one.
+    """What the folder of a study holds of a cell; `KeyError` for an unknown name.
 
     Args:
       tests: whether the test accuracy is measured.
@@ -108,7 +108,7 @@ def content_of(tests: bool, name: str) -> Content:
 
 
 def groups(lab: Lab, left: Sequence[Cell], tests: bool = True) -> list[Group]:
-    """The cells that are not done yet, program by program; `tests`: with the test accuracy."""
+    """The cells that are not done yet, program by program; `tests`: measure the test accuracy."""
     together: dict[Any, list[Cell]] = {}
     for cell in left:
         alone = cell.sparsity if METHODS[variants.method_of(cell.method)].ramps else None
@@ -130,7 +130,7 @@ def _lengths(lab: Lab) -> tuple[int, int]:
 
 
 def layer_densities(params: Any, opt_state: Any, dense: bool) -> dict[str, Array]:
-    """The density of every prunable layer, under "density/" and its path."""
+    """The density of each prunable layer, under "density/" and its path."""
     masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     if not dense:
         masks = jaxsparse.get_masks(opt_state, params)

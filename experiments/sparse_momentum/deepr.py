@@ -1,7 +1,7 @@
-"""DeepR as in the code of Mostafa & Wang (2019), with what it runs on CIFAR-10.
+"""DeepR as in the code of Mostafa & Wang (2019), with its settings for CIFAR-10.
 
-What their numbers on MNIST were made with was not released. The temperature falls from 1e-5 to
-1e-15 in three steps, and weights are rewired until 190 of 200 epochs are over.
+The settings for their numbers on MNIST were not released. The temperature falls from 1e-5 to 1e-15
+in three steps, and weights are rewired until 190 of 200 epochs are over.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ import optax
 
 Array = jax.Array
 ETA = 0.01
-"""Their `DeepR_eta`, by default 0.001; it stands in the place of the learning rate."""
+"""Their `DeepR_eta`, by default 0.001; it replaces the learning rate."""
 OPTIONS = {"sign": "free", "temperature": 1e-5, "l1": 1e-5, "weight_decay": 0.0}
-"""Of `jaxsparse.deep_rewiring` and of `settings.method`."""
+"""Options of `jaxsparse.deep_rewiring` and of `settings.method`."""
 _FALLS = {1 / 8: 1e-3, 2 / 5: 1e-4, 7 / 10: 1e-3}
 
 
 def noise(temperature: Any, steps: int) -> Callable[[Array], Array]:
-    """`(count) -> deviation of the noise on the gradient`, `sqrt(2 * ETA * temperature)` at first.
+    """`(count) -> standard deviation of gradient noise`, `sqrt(2 * ETA * temperature)` at first.
 
     Args:
       temperature: at the first step; may be traced.
@@ -32,5 +32,5 @@ def noise(temperature: Any, steps: int) -> Callable[[Array], Array]:
 
 
 def stop(steps: int) -> int:
-    """The step from which nothing is rewired."""
+    """The step from which on nothing is rewired."""
     return max(2, round(steps * 19 / 20))

@@ -24,12 +24,12 @@ from experiments.sparse_momentum.variants import method_of
 def error_against_density(
     file: Path, found: Mapping[str, Mapping[float, Any]], title: str, note: str
 ) -> None:
-    """Test error of every method against density, both on a log axis; bands: one standard error.
+    """Test error of each method against density, both on a log axis; bands: one standard error.
 
     Args:
       file: where to write it.
       found: statistics of the test accuracy by method and sparsity.
-      title: of the picture.
+      title: of the figure.
       note: how many replicates, and what is missing.
     """
     figure, axes = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
@@ -63,7 +63,7 @@ def layer_densities(
     note: str,
     unit: str,
 ) -> None:
-    """Density of every layer over time, for variants of the methods that redistribute."""
+    """Density of each layer over time, for variants of the methods that redistribute."""
     names = [n for n, cell in results.items() if METHODS[method_of(cell["method"])].redistributes]
     if not names:
         return
@@ -100,7 +100,7 @@ def layer_densities(
 def _error_line(
     axes: plt.Axes, style: Mapping[str, Any], x: Sequence[float], found: Sequence[Any]
 ) -> None:
-    # A line from statistics of the accuracy at every x; its band is one standard error.
+    # A line from statistics of the accuracy at each x; its band is one standard error.
     mean = np.array([1 - stats["mean"] for stats in found])
     error = np.array([stats["standard_error"] for stats in found])
     axes.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, lw=0)
@@ -124,12 +124,12 @@ def _depth(layer: str) -> tuple[int, list[int]]:
 def sensitivity(
     file: Path, lines: Mapping[str, Mapping[str, Mapping[float, Any]]], title: str, note: str
 ) -> None:
-    """Error against the value of every option, a panel each; bands: one standard error.
+    """Error against the value of each option, one panel each; bands: one standard error.
 
     Args:
       file: where to write it.
       lines: statistics of the accuracy by option, variant and value.
-      title: of the picture.
+      title: of the figure.
       note: how many replicates, and what is missing.
     """
     figure, grid = plt.subplots(
@@ -150,13 +150,13 @@ def sensitivity(
 
 
 def dots(file: Path, rows: Mapping[str, Any], measure: str, title: str, note: str) -> None:
-    """The accuracy of every variant as a dot; bars: one standard error.
+    """The accuracy of each variant as a dot; bars: one standard error.
 
     Args:
       file: where to write it.
       rows: statistics by variant, from top to bottom.
-      measure: what the accuracy is.
-      title: of the picture.
+      measure: the kind of accuracy.
+      title: of the figure.
       note: how many replicates, and what is missing.
     """
     figure, axes = plt.subplots(figsize=(8.0, 1.4 + 0.28 * len(rows)), layout="constrained")

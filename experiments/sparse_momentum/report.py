@@ -1,4 +1,4 @@
-"""The report of a study of methods: `summary.json`, tables and figures, from its files alone."""
+"""The report of a study of methods: `summary.json`, tables and figures, made from files alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a study of dynamic sparse training trains: the settings of the paper, by name."""
+"""What each study of dynamic sparse training trains: the settings of the paper, by name."""
 
 import dataclasses
 import functools
@@ -12,16 +12,16 @@ from experiments.common.training import methods
 from experiments.sparse_momentum import deepr, variants
 
 _DENSE = ("momentum", "clip", "weight_decay")
-"""The options of a variant that dense training knows too."""
+"""The options of a variant that dense training also has."""
 _NEEDS = {
     "prune_rate": "drop_fraction",
     "prune_schedule": "drop_fraction",
     "period": "every",
     "temperature": "noise",
 }
-"""Which of a method's own options an option of a variant stands for, where not all have it."""
+"""The option that a method must have of its own for this option of a variant to apply."""
 _FIELDS = ("momentum", "prune_rate", "prune_schedule", "initialization", "clip", "weight_decay")
-"""The options of a variant that stand in the place of the study's settings."""
+"""The options of a variant that replace the study's settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,31 +29,31 @@ class Settings:
     """One setting of Dettmers & Zettlemoyer (2019).
 
     Masks change after every epoch but the last, and measurements are made after every epoch; in a
-    run cut short to `steps`, at least after every fifth of it.
+    run shortened to `steps`, at least after every fifth of it.
 
     Attributes:
       model: a key of `registry.MODELS`.
-      dataset: what `datasets.load` knows.
+      dataset: a name that `datasets.load` accepts.
       epochs: passes over the training set.
-      batch_size: examples a step.
+      batch_size: examples per step.
       sparsities: fractions of the weights that are zero.
       learning_rate: of SGD with Nesterov momentum.
       momentum: of SGD, and of sparse momentum's own.
-      drop_every: steps after which the learning rate falls to a tenth, again and again.
+      drop_every: steps after each of which the learning rate falls to a tenth.
       weight_decay: added to the gradient.
       validation: fraction of the training examples, the last ones, set aside.
       prune_rate: share of the living weights that the first mask update moves.
       prune_schedule: "cosine" to 0.005, "linear" to 0, or "constant".
-      own: options of single methods, by their names.
-      steps: of a run that is cut short; None for all epochs.
+      own: options of individual methods, by their names.
+      steps: of a shortened run; None for all epochs.
       dropout: fraction of the features dropped inside wide residual networks.
-      augment: mirror images and crop them from 4 more pixels on each side.
+      augment: mirror images, and crop them after padding by 4 pixels on each side.
       dense: path regex of weights that are never pruned; empty for none.
       image_size: None for data in memory; else the side in pixels to which the images are cut,
-        which stay on the disk while training and are cropped at random.
+        which stay on disk in training and are cropped at random.
       initialization: "dense", as published: living weights keep the values of a dense layer; or
         "sparse": they are drawn as those of a dense layer with as many inputs to the unit.
-      clip: norm to which a longer gradient, of all weights together, is scaled down; or None.
+      clip: norm to which the gradient of all weights together is clipped; or None.
     """
 
     model: str
@@ -150,15 +150,15 @@ PRESETS = {
         image_size=224,
     ),
 }
-"""The settings by name; `digits` is the small set inside scikit-learn, for a first try.
+"""The settings by name; `digits` is scikit-learn's small set, for a first try.
 
-`wrn_28_2`, of the comparison with Mostafa & Wang, gets the recipe of the others. The options of DSR
-are what `--study tuning` found best at 5%, those of DeepR what Mostafa & Wang's code has for
-CIFAR-10: what the cited numbers on MNIST were made with was not released. `resnet_50` is the
-recipe of the paper's comparison on ImageNet, in float32: the first convolution and the shortcuts
-stay dense. In `lenet_5_caffe` SGD's momentum under sparse momentum is dense, as in the published
-code; its `initialization` and `clip` are not the paper's, but without them networks at 0.5 and 1%
-start dead, or die when their loss explodes.
+`wrn_28_2`, from the comparison with Mostafa & Wang, gets the recipe of the others. The options of
+DSR are those that `--study tuning` found best at 5%, those of DeepR are the ones in Mostafa &
+Wang's code for CIFAR-10: the settings for the cited numbers on MNIST were not released. `resnet_50`
+is the recipe of the paper's comparison on ImageNet, in float32: the first convolution and the
+shortcuts stay dense. In `lenet_5_caffe` SGD's momentum under sparse momentum is dense, as in the
+published code; its `initialization` and `clip` are not the paper's, but without them networks at
+0.5 and 1% start dead, or die when their loss explodes.
 """
 
 
@@ -171,10 +171,10 @@ def optimizer(
     settings: Settings,
     sparse: Callable[[Any], optax.GradientTransformation] = lambda sgd: sgd,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with Nesterov momentum, clipping, weight decay and falling rate.
+    """SGD with Nesterov momentum, clipping, weight decay and a falling learning rate.
 
     The weight decay comes before the method that makes SGD `sparse`, so that sparse momentum's own
-    momentum has it in it, as in the published code.
+    momentum includes it, as in the published code.
     """
     sgd = optax.sgd(functools.partial(rate, settings), momentum=settings.momentum, nesterov=True)
     made = [optax.add_decayed_weights(settings.weight_decay), sparse(sgd)]
@@ -188,15 +188,15 @@ def method(
 ) -> optax.GradientTransformationExtraArgs:
     """One of `methods.METHODS` at a sparsity, or a variant of it, as an optimizer.
 
-    A variant's options are those of the method, and: `momentum`, of SGD and of sparse momentum
-    alike; `prune_rate`, `prune_schedule`, `clip` (inf for never), `weight_decay` and
+    A variant's options are those of the method, and: `momentum`, of both SGD and sparse momentum;
+    `prune_rate`, `prune_schedule`, `clip` (inf for never), `weight_decay` and
     `initialization`, as in the settings; `period`, epochs from one mask update to the next;
     `distribution`, one of `methods.DISTRIBUTIONS`; and DeepR's `temperature`, as in `deepr`.
 
     Args:
       settings: of the study.
       name: a method or a variant; see `variants`.
-      sparsity: in [0, 1); nothing to "dense".
+      sparsity: in [0, 1); ignored by "dense".
       key: draws the masks; may be traced.
       steps_per_epoch: batches in one pass.
     """
@@ -207,7 +207,7 @@ def method(
 
 
 def starts_sparse(settings: Settings, name: str) -> bool:
-    """Whether a method or a variant draws its living weights anew, by their number."""
+    """Whether a method or variant redraws its living weights, according to their number."""
     algorithm, own = variants.parse(name)
     chosen = _varied(settings, own)[0].initialization
     if chosen not in ("dense", "sparse"):
@@ -216,7 +216,7 @@ def starts_sparse(settings: Settings, name: str) -> bool:
 
 
 def check(settings: Settings, name: str) -> None:
-    """Raises ValueError or TypeError unless a name is a method or a variant that can be made."""
+    """Raises ValueError or TypeError if a name is not a method or a valid variant."""
     algorithm, own = variants.parse(name)
     if algorithm not in methods.METHODS:
         known = ", ".join(methods.METHODS)
@@ -234,7 +234,7 @@ def check(settings: Settings, name: str) -> None:
 
 
 def _varied(settings: Settings, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    """The settings with a variant's own in their place, and the rest of its options."""
+    """The settings, replaced by a variant's own where it has any, and the rest of its options."""
     fields = {name: value for name, value in options.items() if name in _FIELDS}
     rest = {name: value for name, value in options.items() if name not in fields}
     return dataclasses.replace(settings, **fields), rest
@@ -276,7 +276,7 @@ def _method(
         own["noise"] = deepr.noise(temperature, steps)
     every = max(1, round(period * every))
     updates = methods.MaskUpdates(every, every, steps, None)
-    if found.ramps:  # the masks rest for the last quarter
+    if found.ramps:  # the masks stay fixed for the last quarter
         updates = updates._replace(stop=steps * 3 // 4)
     sparse = functools.partial(
         methods.sparse_method,

@@ -1,4 +1,4 @@
-"""Tables and figures of the studies beside the main one, from their results alone."""
+"""Tables and figures of the side studies, from their results alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ def tables(study: str, found: Found, measure: str) -> dict[str, Table]:
 
 
 def draw(study: str, path: Path, found: Found, measure: str, what: str, note: str) -> None:
-    """Writes the figure of a study, named after it, into its folder."""
+    """Writes the figure of a study, named after the study, into its folder."""
     file, title = path / f"{study}.png", f"{measure.capitalize()}, {what}"
     if study == "sensitivity":
         drawn = lines(found)
@@ -58,7 +58,7 @@ def lines(found: Found) -> Lines:
 
 
 def _rows(found: Found) -> dict[str, Statistics]:
-    """Every cell, the cells of a method together and the best first."""
+    """Every cell; the cells of a method are adjacent, the best first."""
     order = list(dict.fromkeys(variants.method_of(name) for name in found))
     labelled = _labelled(found).items()
     ranked = sorted(
@@ -69,7 +69,7 @@ def _rows(found: Found) -> dict[str, Statistics]:
 
 
 def _labelled(found: Found) -> dict[str, tuple[str, Statistics]]:
-    """The variants by name, with their density where there are several."""
+    """The variants by name, with their density if there are several."""
     several = len({s for cells in found.values() for s in cells if s > 0}) > 1
     return {
         name + (f" at {100 * (1 - s):g}%" if several and s > 0 else ""): (name, stats)

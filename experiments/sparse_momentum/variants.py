@@ -1,8 +1,8 @@
-"""Variants of the methods, and the studies beside the main one that compare them.
+"""Variants of the methods, and the side studies that compare them.
 
 A variant is written `method+option=value+...`, such as `sparse_momentum+growth=random`. Options are
 those of the method in `jaxsparse`, and those that `settings.method` adds. A value with a decimal
-point or an exponent is a float; variants that differ in floats alone share a compiled program.
+point or an exponent is a float; variants that differ only in floats share a compiled program.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 import optax
 
 OWN_LENGTHS = ("period",)
-"""Floats that are compiled into the program, because they say when something happens."""
+"""Floats that are compiled into the program, because they determine when something happens."""
 
 _MOMENTA = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -54,7 +54,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
     """The method of a variant, and its options.
 
     Raises:
-      ValueError: text that is no variant.
+      ValueError: the text is not a variant.
 
     >>> parse("sparse_momentum+growth=random+prune_rate=0.2")
     ('sparse_momentum', {'growth': 'random', 'prune_rate': 0.2})
@@ -78,7 +78,7 @@ def method_of(name: str) -> str:
 
 
 def program(name: str) -> Hashable:
-    """What two variants must have in common to share a compiled program."""
+    """A key that two variants with a common compiled program share."""
     method, options = parse(name)
     rest = {key: None if _shared(key, value) else value for key, value in options.items()}
     return method, tuple(sorted(rest.items(), key=lambda item: item[0]))
@@ -87,7 +87,7 @@ def program(name: str) -> Hashable:
 def build(
     make: Callable[..., optax.GradientTransformationExtraArgs], options: dict[str, Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """`make(**options)`, with the floats kept in the optimizer's state and not in its program."""
+    """`make(**options)`, with the floats in the optimizer's state instead of its program."""
     floats = {key: value for key, value in options.items() if _shared(key, value)}
     rest = {key: value for key, value in options.items() if key not in floats}
     if not floats:

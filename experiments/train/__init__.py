@@ -1,1 +1,1 @@
-"""Trains a sparse network beside its dense twin."""
+"""Trains a sparse network together with its dense twin."""

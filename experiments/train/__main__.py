@@ -1,16 +1,16 @@
-"""Trains a sparse network beside its dense twin, and shows what that gains and costs.
+"""Trains a sparse network together with its dense twin, and shows what sparsity gains and costs.
 
     python -m experiments.train                                    # digits; under a minute
     python -m experiments.train --dataset mnist --sparsity 0.95    # MNIST; about two minutes
 
-With no arguments: LeNet-300-100 with 90% of its weights zero, trained by RigL on the digits inside
-scikit-learn, 3 replicates. Expect about 98% test accuracy, from its dense twin too; on MNIST at 95%
+Without arguments: LeNet-300-100 with 90% of its weights zero, trained by RigL on scikit-learn's
+digits, 3 replicates. Expect about 98% test accuracy, also from its dense twin; on MNIST at 95%
 sparsity 98.2%, and 98.6% from the dense twin.
 
 The output folder receives the configuration, metrics, checkpoints, a summary and three pictures.
-Without `--out` its name says the configuration, and the same command once more goes on where it was
-stopped, or prints the table of the finished run; a folder named by `--out` wants `--resume` for
-that. A folder that holds another run is never written to.
+Without `--out`, its name reflects the configuration, and the same command resumes the run where it
+was stopped, or prints the table of the finished run; for a folder named by `--out`, that requires
+`--resume`. A folder that holds another run is never written to.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
         console.print(f"{path} holds this run, finished before. Its table:")
         print_summary(console, summary)
         return
-    goes_on = f"stopped; the same command with --resume goes on from {path}"
+    goes_on = f"stopped; the same command with --resume continues from {path}"
     with in_one_line(interrupted=goes_on), folder:
         summary = execute(job, folder, console)
         print_summary(console, summary)

@@ -1,4 +1,4 @@
-"""The configuration of a training job: its options, their defaults, and what they may be."""
+"""The configuration of a training job: its options, their defaults and their allowed values."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ BATCH_SIZES = {"digits": 24, "other": 100}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a sparse network beside its dense twin, and shows what that gains and costs."""
+    """Trains a sparse network together with its dense twin; shows what sparsity gains and costs."""
 
     dataset: str = option(
         "digits",
@@ -42,7 +42,7 @@ class Config:
     )
     storage: str = option(
         "masked",
-        "how the living weights are kept: masked, dense arrays beside masks; compressed, their "
+        "how the living weights are stored: masked, dense arrays and masks; compressed, their "
         "values only, with products that skip zeros; compressed_state, in the optimizer only",
         choices=methods.STORAGES,
     )
@@ -55,7 +55,7 @@ class Config:
     )
     start: int | None = option(None, "step of the first mask update (default: --every)")
     stop: int | None = option(
-        None, "step from which the masks stay as they are (default: three quarters of the run)"
+        None, "step from which the masks stay unchanged (default: three quarters of the run)"
     )
     drop_fraction: float | None = option(
         None,
@@ -68,7 +68,7 @@ class Config:
     learning_rate: float | None = option(
         None, "at the first step, above 0 (default: sgd and momentum 0.1, adam and adamw 0.001)"
     )
-    schedule: str = option("cosine", "what becomes of the learning rate", choices=methods.SCHEDULES)
+    schedule: str = option("cosine", "how the learning rate changes", choices=methods.SCHEDULES)
     weight_decay: float = option(5e-4, "added to the gradient; by adamw to the update")
     epochs: int | None = option(
         None,
@@ -80,9 +80,9 @@ class Config:
         f"examples a step (default: {BATCH_SIZES['digits']} on digits, else "
         f"{BATCH_SIZES['other']})",
     )
-    validation: int = option(0, "training examples to set aside and to evaluate on as well")
-    seeds: int = option(3, "replicates, each with weights, masks and order of examples of its own")
-    seed: int = option(0, "seed of the first replicate; the others count on from it")
+    validation: int = option(0, "training examples to set aside and also evaluate on")
+    seeds: int = option(3, "replicates, each with its own weights, masks and order of examples")
+    seed: int = option(0, "seed of the first replicate; the others count up from it")
     dense_twin: bool = option(True, "leave out the dense network (default: it is trained too)")
     data_dir: str | None = option(
         None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
@@ -95,7 +95,7 @@ class Config:
     )
     resume: bool = option(
         False,
-        "go on with the stopped run in --out, or print the finished one (default: only in the "
+        "resume the stopped run in --out, or print the finished one (default: only in the "
         "default folder)",
         identity=False,
     )
@@ -108,7 +108,7 @@ def resolve(config: Config) -> Config:
     """The configuration with its defaults filled in and its values checked; reads no data.
 
     Raises:
-      ValueError: a value that cannot be, with those that can.
+      ValueError: a value is invalid; the message names the allowed ones.
     """
     for field in dataclasses.fields(config):
         value, choices = getattr(config, field.name), field.metadata["choices"]
@@ -120,7 +120,7 @@ def resolve(config: Config) -> Config:
     without = [name for name in _UPDATES if name not in method.options]
     for name in (*_SPARSE, *without) if method.dense else without:
         if getattr(config, name) not in (_DEFAULTS[name], 0.0):
-            raise ValueError(f"{flag(name)} means nothing with --method {config.method}.")
+            raise ValueError(f"{flag(name)} cannot be used with --method {config.method}.")
     methods.pattern(config.pattern)
     n_of_m = re.fullmatch(r"(\d+):(\d+)", config.pattern)
     sparsity = config.sparsity

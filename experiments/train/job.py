@@ -1,4 +1,4 @@
-"""One training job, put together from a configuration: data, network and methods."""
+"""One training job, assembled from a configuration: data, network and methods."""
 
 import functools
 from collections.abc import Callable
@@ -40,14 +40,14 @@ class Job(NamedTuple):
 
 
 def build(config: Config) -> Job:
-    """Loads the data and puts a job together; whatever can be wrong is found here.
+    """Loads the data and assembles a job; everything that can be wrong is found here.
 
     Args:
       config: what `config.resolve` returned.
 
     Raises:
-      DataNotFound: the data set is not there.
-      ValueError: values that do not go together, such as a pattern that does not fit the network.
+      DataNotFound: the data set is missing.
+      ValueError: values are incompatible, such as a pattern that does not fit the network.
     """
     dataset = datasets.load(config.dataset, config.data_dir, config.download)
     if config.validation:
@@ -131,10 +131,10 @@ def build(config: Config) -> Job:
 
 
 def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
-    """When masks change in a run of so many steps.
+    """When masks change in a run of this many steps.
 
     Raises:
-      ValueError: no update would ever come, or the last one too late.
+      ValueError: no update would ever happen, or the last one would be too late.
     """
     every = max(10, steps // 100) if config.every is None else config.every
     start = every if config.start is None else config.start
@@ -143,7 +143,7 @@ def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
     if method.moves and not start < min(stop, steps):
         raise ValueError(
             f"--start must be below --stop and the {steps} steps of the run, or no mask update "
-            f"comes; got --every {every}, --start {start}, --stop {stop}."
+            f"happens; got --every {every}, --start {start}, --stop {stop}."
         )
     if method.ramps and stop >= steps:
         raise ValueError(
@@ -154,7 +154,7 @@ def mask_updates(config: Config, steps: int) -> methods.MaskUpdates:
 
 
 def keys_of(config: Config) -> jax.Array:
-    """One key for each replicate."""
+    """One key per replicate."""
     return replicate_keys(config.seed, config.seeds)
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a job: how sparse its networks are, what they cost, how well they do."""
+"""What is measured of a job: the sparsity of its networks, their cost and their accuracy."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ SUMMARY = _METHOD | {
     "seconds": float,
     "dense": (_METHOD,),
 }
-"""What `summarize` returns, as `files.check` takes it."""
+"""What `summarize` returns, in the form that `files.check` takes."""
 
 
 def masks_by_name(job: Job, method: str, state: TrainState) -> dict[str, jax.Array]:
@@ -46,8 +46,8 @@ def masks_by_name(job: Job, method: str, state: TrainState) -> dict[str, jax.Arr
 
 
 def observer(job: Job, method: str) -> Callable[[TrainState], Metrics]:
-    """A function that measures a state: `density`, `churn`, `off_mask` (weights off the masks that
-    are not zero, of which there must be none) and `layer_density`, by replicate."""
+    """A function that measures a state, by replicate: `density`, `churn`, `off_mask` (nonzero
+    weights off the masks; there must be none) and `layer_density`."""
 
     @jax.jit
     def observe(state: TrainState) -> Metrics:
@@ -81,10 +81,10 @@ def summarize(
 
     Args:
       job: the job.
-      states: the last state of every method.
+      states: the last state of each method.
       lines: all metric lines.
       seconds: how long it took, all starts together.
-      paces: by method, seconds of a step of one replicate, one number a call of the loop.
+      paces: by method, seconds of a step of one replicate, one number per call of the loop.
     """
     config = job.config
     found = {}
@@ -117,8 +117,8 @@ def costs(
     Returns:
       `weights` that may be sparse, how many of them are `alive`, and their `sparsity`; `flops` of a
       forward pass and `training_flops` of a step, per example, living weights only; `bytes_stored`,
-      the living weights with an index each or with one bit for every weight, whichever is smaller;
-      `bytes_training`, parameters, masks and optimizer state as the arrays that they are.
+      the living weights with an index each or with one bit per weight, whichever is smaller;
+      `bytes_training`, parameters, masks and optimizer state in the form of their arrays.
     """
     state = jax.device_get(state)
     masks = jax.device_get(masks_by_name(job, method, state))

@@ -1,4 +1,4 @@
-"""Runs a job into its folder: methods side by side, logged, checkpointed, shown and reported."""
+"""Runs a job in its folder: methods side by side, with logs, checkpoints, progress and a report."""
 
 import math
 from pathlib import Path
@@ -18,11 +18,11 @@ from experiments.train.job import Job, keys_of
 
 
 def execute(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Trains from the newest checkpoint of the folder, or from the start, to the summary.
+    """Trains from the newest checkpoint of the folder, or from the start, up to the summary.
 
     Args:
       job: what `job.build` returned.
-      folder: the folder of this run, entered.
+      folder: the folder of this run, already entered.
       console: where progress is shown.
 
     Returns:
@@ -58,7 +58,7 @@ def _draw(
 def _train(
     job: Job, folder: RunFolder, console: Console
 ) -> tuple[engine.Trained, dict[str, list[float]]]:
-    """What is trained, and by method the seconds of a step of one replicate, call by call."""
+    """Trains, and returns by method the seconds of a step of one replicate, call by call."""
     paces: dict[str, list[float]] = {name: [] for name in job.trainers}
     keys, names = keys_of(job.config), list(job.trainers)
     replicates = f"{job.config.seeds} replicate{'s' * (job.config.seeds > 1)}"
@@ -112,5 +112,5 @@ def _lines(job: Job, method: str, chunk: engine.Chunk) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> float | None:
-    # JSON knows no NaN; a run that diverges must still leave files that can be read.
+    # JSON has no NaN; a run that diverges must still leave readable files.
     return float(value) if math.isfinite(value) else None

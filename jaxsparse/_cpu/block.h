@@ -1,6 +1,6 @@
 // Products of kernels made of dense blocks, in tiles that stay in registers.
 //
-// Matrices are (units, batch), the batch contiguous. All three products are one small kernel: a few
+// Matrices are (units, batch), the batch contiguous. All three products use one small kernel: a few
 // rows of a matrix of scalars, each broadcast, times a panel of vectors.
 
 #pragma once
@@ -33,7 +33,7 @@ inline void CutRows(int64_t rows, F f) {
   for (; at < rows; ++at) f(at, Size<1>());
 }
 
-// Calls f(first, vectors as a Size) for a number of floats; the last vector may begin before it.
+// Calls f(first, vectors as a Size) for `length` floats; the last vector may overlap the one before.
 template <typename F>
 inline void CutPanels(int64_t length, F f) {
   int64_t at = 0;
@@ -48,9 +48,9 @@ struct Blocks {
   int64_t size() const { return inputs * outputs; }
 };
 
-// Blocks by the rows or columns of blocks that they belong to.
+// Blocks, grouped by the rows or columns of blocks that they belong to.
 struct Groups {
-  std::vector<int32_t> starts;  // the group i is starts[i] : starts[i + 1]
+  std::vector<int32_t> starts;  // group i is starts[i] : starts[i + 1]
   Groups(int64_t groups, int64_t count, const int32_t* of, const int32_t* order)
       : starts(groups + 1) {
     for (int64_t k = 0; k < count; ++k) ++starts[of[order ? order[k] : k] + 1];
@@ -76,7 +76,7 @@ inline void BlockProduct(ffi::ThreadPool pool, const Blocks& w, bool transposed,
     const Panel panel = panels[piece / count];
     const int64_t group = piece % count, width = panel.vectors * kLanes;
     const int64_t first = groups.starts[group], blocks = groups.starts[group + 1] - first;
-    // Rows far apart fall into few sets of the cache: they are copied together.
+    // Rows that are far apart map to few sets of the cache, so they are copied together.
     const bool pack = batch > 256;
     static thread_local std::vector<float> packed;
     if (pack) packed.resize(blocks * depth * width);
@@ -107,7 +107,7 @@ inline void BlockProduct(ffi::ThreadPool pool, const Blocks& w, bool transposed,
   });
 }
 
-// The gradients of all blocks. The output's gradient is turned round, so that outputs are vectors.
+// The gradients of all blocks. The output's gradient is transposed, so that vectors run along outputs.
 inline void BlockGradient(ffi::ThreadPool pool, const Blocks& w, const Groups& groups,
                           const int32_t* inputs, int64_t batch, const float* x, const float* g,
                           float* d) {
@@ -150,7 +150,7 @@ inline void BlockGradient(ffi::ThreadPool pool, const Blocks& w, const Groups& g
   });
 }
 
-// A batch that is less than a vector, in rows of one vector each.
+// A batch smaller than a vector, padded to rows of one vector each.
 inline std::vector<float> Widened(const float* x, int64_t units, int64_t batch) {
   std::vector<float> wide(units * kLanes);
   for (int64_t i = 0; i < units; ++i) std::copy_n(x + i * batch, batch, &wide[i * kLanes]);

@@ -1,8 +1,8 @@
 // Products of unstructured sparse kernels with images.
 //
-// One living weight is one broadcast and a few multiply-adds on contiguous floats of the input; the
-// output stays in registers until all weights of its channel are through. For the gradient of the
-// weights the output's gradient stays there instead.
+// Each living weight takes one broadcast and a few multiply-adds on contiguous floats of the input;
+// the output stays in registers until all weights of its channel are done. For the gradient of the
+// weights, the output's gradient stays in registers instead.
 
 #pragma once
 
@@ -10,14 +10,14 @@
 
 #include "images.h"
 
-// The weights of every channel of the output, by taps in the order of a plan.
+// The weights of every channel of the output, grouped by taps in the order of a plan.
 struct Rows {
   int64_t taps;
-  const int32_t* starts;   // of tap t of row o: starts[o * taps + t]; they end where the next begin
+  const int32_t* starts;   // tap t of row o: from starts[o * taps + t] to the next start
   const int32_t* columns;  // where a weight reads, in units of `unit` floats
-  const int32_t* order;    // which value is whose; null where they are in turn
-  const float* values;     // in turn, whatever the order
-  int64_t unit, shift;     // `shift` floats are added for all
+  const int32_t* order;    // which value belongs to each weight; null if they are in order
+  const float* values;     // in the order of the weights, after SortValues
+  int64_t unit, shift;     // `shift` floats are added everywhere
   std::vector<int32_t> kept_starts, kept_columns, kept_order;
   std::vector<float> kept_values;
 
@@ -29,7 +29,7 @@ struct Rows {
 
   int64_t count(int64_t rows) const { return starts[rows * taps]; }
 
-  // The values into the order once, where every tile would look for them.
+  // Sorts the values once; otherwise every tile would look them up.
   void SortValues(ffi::ThreadPool pool, int64_t count) {
     if (!order || !values) return;
     constexpr int64_t kPiece = 1 << 14;
@@ -50,7 +50,7 @@ struct Rows {
   }
 };
 
-// Rows as they come, (ends, flat inputs), each sorted by taps.
+// Takes rows as given, (ends, flat inputs), and sorts each by taps.
 inline void SortTaps(ffi::ThreadPool pool, const Passes& p, Rows& w) {
   if (w.taps == 1) return;
   const Geometry& g = p.geometry;
@@ -81,8 +81,8 @@ inline void SortTaps(ffi::ThreadPool pool, const Passes& p, Rows& w) {
   });
 }
 
-// The transpose: the rows of all taps of a channel, (ends of flat inputs, outputs), one after the
-// other.
+// For the transpose: joins the rows of all taps of a channel, (ends of flat inputs, outputs), one
+// after another.
 inline void JoinTaps(ffi::ThreadPool pool, const Passes& p, Rows& w) {
   if (w.taps == 1) return;
   const Geometry& g = p.geometry;
@@ -162,7 +162,7 @@ inline void GradientTile(const Rows& w, const Tile& t, int64_t o, const float* x
   } else if (V == 1 && t.skip > 0) {
     Mask counts;
     for (int i = 0; i < kLanes; ++i) counts[i] = i < t.skip ? 0 : -1;
-    // Of both sides: what is not counted may be infinite.
+    // Both sides are masked: lanes that do not count may be infinite.
     const auto masked = [&](const float* p) { return (Vec)((Mask)Load(p) & counts); };
     const Vec out = masked(g);
     each([&](const float* from) { return Sum(out * masked(from)); });
@@ -185,7 +185,7 @@ inline void CsrProduct(ffi::ThreadPool pool, const Plan& plan, const Rows& w, co
                        const float* x, float* y) {
   const int64_t tiles = plan.tiles.size(), rows = out.channels;
   const int64_t step = out.plane() * out.batch;
-  // A tile goes through all rows while what it reads lies in the cache; few tiles share the rows.
+  // A tile goes through all rows while its input is in the cache; if tiles are few, rows are split.
   const int64_t parts = std::clamp<int64_t>(16 * pool.num_threads() / std::max<int64_t>(tiles, 1),
                                             1, (rows + 15) / 16);
   InParallel(pool, tiles * parts, w.count(rows) * step, [&](int64_t piece) {
@@ -201,7 +201,7 @@ inline void CsrProduct(ffi::ThreadPool pool, const Plan& plan, const Rows& w, co
 inline void CsrGradient(ffi::ThreadPool pool, const Plan& plan, const Rows& w, const Image& out,
                         const float* x, const float* g, float* d) {
   const int64_t rows = out.channels, step = out.plane() * out.batch;
-  // Rows have gradients of their own. Few parts: each reads the whole input.
+  // Each row has its own gradients. There are few parts, because each reads the whole input.
   const int64_t parts =
       std::clamp<int64_t>((plan.tiles.size() > 16 ? 2 : 16) * pool.num_threads(), 1, rows);
   InParallel(pool, parts, w.count(rows) * step, [&](int64_t part) {

@@ -1,7 +1,7 @@
 // Where a convolution reads and writes: images (channels, height, width, batch), batch contiguous.
 //
 // A product of matrices is a convolution of images of one pixel. The pixels of the output are cut
-// into tiles within which the same taps of the window lie in the image, so that no border is padded
+// into tiles within which the same taps of the window lie inside the image, so no border is padded
 // and no product with padding is computed.
 
 #pragma once
@@ -37,12 +37,12 @@ struct Geometry {
   int64_t taps() const { return rows.size * columns.size; }
 };
 
-// Every `step`-th pixel of the output along one axis, and where its taps read. Pixel m of it is
+// Every `step`-th pixel of the output along one axis, and where its taps read. Pixel m of these is
 // pixel `first + m * step` of the output, and its tap i reads `m * in_step + shift[i]`.
 struct Phase {
   int64_t first, step, count, in_step;
   std::vector<int64_t> taps, shift;
-  std::pair<int, int> valid(int64_t m, int64_t in) const {  // the taps that lie in the image
+  std::pair<int, int> valid(int64_t m, int64_t in) const {  // the taps inside the image
     int a = 0, b = taps.size();
     auto inside = [&](int i) {
       const int64_t at = m * in_step + shift[i];
@@ -54,7 +54,7 @@ struct Phase {
   }
 };
 
-// Of y[m] = sum_k x[m * stride + k - pad], or of its transpose.
+// The phases of y[m] = sum_k x[m * stride + k - pad], or of its transpose.
 inline std::vector<Phase> Phases(const Window& w, int64_t out, bool transposed) {
   std::vector<Phase> found;
   if (!transposed) {
@@ -71,15 +71,15 @@ inline std::vector<Phase> Phases(const Window& w, int64_t out, bool transposed) 
   return found;
 }
 
-// A tile of the output, in every channel at the same place; several runs of taps contribute.
+// A tile of the output, at the same place in every channel; several runs of taps contribute.
 struct Tile {
-  int64_t out, in;            // floats from the beginning of a channel, where a shift of 0 reads
+  int64_t out, in;            // offsets in a channel, in floats; `in` is where a shift of 0 reads
   int64_t out_step, in_step;  // floats from one pixel to the next
-  int pixels, vectors, skip, length;  // pixels 0 stands for less than a vector, `length` floats
+  int pixels, vectors, skip, length;  // vectors 0 means less than a vector: `length` floats
   std::vector<std::pair<int, int>> taps;  // from : to, in the order of the plan
 };
 
-// Calls f(pixels, vectors of each), as constants.
+// Calls f(pixels, vectors of each), as compile-time constants.
 template <typename F>
 inline void WithShape(const Tile& t, F f) {
   if constexpr (kWide >= 16) {
@@ -97,14 +97,14 @@ inline void WithShape(const Tile& t, F f) {
 }
 
 constexpr int64_t kSlice = 4 * kLanes;  // examples in tiles of several pixels
-constexpr int64_t kCache = 1 << 20;     // bytes of a matrix that a pass comes back to
+constexpr int64_t kCache = 1 << 20;     // bytes of a matrix that a pass reads again and again
 
 struct Plan {
-  std::vector<int> rank;       // of every tap, row by row: its place in the order of the plan
-  std::vector<int64_t> shift;  // of every tap, row by row: pixels from where the tile reads
+  std::vector<int> rank;       // for each tap, row by row: its position in the order of the plan
+  std::vector<int64_t> shift;  // for each tap, row by row: its offset in pixels from the tile's `in`
   std::vector<Tile> tiles;
 
-  // Of the first `examples` of both images.
+  // The plan for the first `examples` of both images.
   Plan(const Geometry& g, const Image& out, const Image& in, bool transposed, int64_t examples)
       : rank(g.taps(), -1), shift(g.taps()) {
     const auto rows = Phases(g.rows, out.height, transposed);
@@ -143,7 +143,7 @@ struct Plan {
   }
 
  private:
-  // Neighbours that read neighbours through the same taps are one run.
+  // Adjacent pixels that read adjacent pixels through the same taps form one run.
   static void Join(Tile t, std::vector<Tile>& runs) {
     if (!runs.empty()) {
       Tile& last = runs.back();
@@ -157,7 +157,7 @@ struct Plan {
     runs.push_back(std::move(t));
   }
 
-  // So many examples of all pixels of a run.
+  // Cuts this many examples of all pixels of a run into tiles.
   void Cut(const Tile& run, int64_t examples, int64_t apart, int64_t in_apart) {
     const auto add = [&](int64_t pixel, int64_t at, int pixels, int vectors, int skip, int length) {
       Tile t = run;
@@ -179,9 +179,9 @@ struct Plan {
   }
 };
 
-// A product in passes over some of the examples each. Those of a matrix are so few that its part stays
-// in the cache, and are copied out of it: apart from each other its rows would share few sets of the
-// cache, and have a page each. For images the copy takes as long as it saves.
+// A product in passes, each over some of the examples. A pass of a matrix has so few examples that its
+// part stays in the cache, and the part is copied: in place, its rows would map to few sets of the
+// cache and lie on a page each. For images the copy takes as long as it saves.
 struct Passes {
   const Geometry& geometry;
   const Image in, out;
@@ -189,7 +189,7 @@ struct Passes {
   Image part;  // of the input, as a pass sees it
   Plan plan;   // of a whole pass
 
-  // So many weights read them; few are not worth a copy.
+  // This many weights read the part; if they are few, a copy is not worthwhile.
   Passes(const Geometry& g, const Image& out, const Image& in, bool transposed, int64_t weights)
       : geometry(g), in(in), out(out), transposed(transposed), part(Part(in, weights)),
         plan(g, out, part, transposed, part.batch) {}

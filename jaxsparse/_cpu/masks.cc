@@ -1,7 +1,7 @@
-// What makes masks and counts them, as XLA custom calls.
+// XLA custom calls that make masks and count them.
 //
-// The mask of the k largest scores is exact and needs no sorted copy: scores become unsigned keys in
-// their order on the way, two passes count the halves of the keys, a third writes the mask.
+// The mask of the k largest scores is exact and needs no sorted copy: as scores are read, they become
+// unsigned keys of the same order; two passes count the halves of the keys, a third writes the mask.
 
 #include <cstring>
 #include <type_traits>
@@ -16,8 +16,8 @@ using Counts = ffi::Buffer<ffi::S32, 1>;
 using Flag = ffi::Buffer<ffi::PRED, 0>;
 using Count = ffi::Buffer<ffi::S32, 0>;
 
-constexpr int64_t kPiece = 1 << 16;  // scores, at least, that one thread counts for itself
-constexpr int64_t kFew = 1 << 17;    // scores below which histograms of 2^16 bins cost more
+constexpr int64_t kPiece = 1 << 16;  // one thread counts at least this many scores
+constexpr int64_t kFew = 1 << 17;    // with fewer scores, histograms of 2^16 bins cost more
 constexpr int kRun = 64;
 
 // Keys of floats with E bits of exponent: 0 = not eligible, 1 = NaN, zeros are equal.
@@ -28,7 +28,7 @@ struct Scores {
   static constexpr uint32_t kInfinity = ((uint32_t(1) << kExponent) - 1) << (kBits - 1 - kExponent);
 
   const Bits* bits;
-  const uint8_t* where;  // null where all are eligible
+  const uint8_t* where;  // null if all are eligible
 
   static uint32_t Key(uint32_t bits) {
     const uint32_t size = bits & (kSign - 1);
@@ -36,7 +36,7 @@ struct Scores {
     return size > kInfinity ? 1 : key;
   }
 
-  // Calls f(keys, at, count) for one run after the other, with the keys of scores at, at + 1, ...
+  // Calls f(keys, at, count) for one run after another, with the keys of scores at, at + 1, ...
   template <typename F>
   void EachRun(int64_t first, int64_t last, F f) const {
     uint32_t keys[kRun];
@@ -50,7 +50,7 @@ struct Scores {
   }
 };
 
-// The last bin with at least k in it and behind it; k becomes the rank within it.
+// The last bin such that it and those after it hold at least k; k becomes the rank within it.
 int64_t LastReaching(const std::vector<int32_t>& counts, int64_t bins, int64_t& k) {
   int64_t bin = bins - 1;
   for (; bin > 0 && counts[bin] < k; --bin) k -= counts[bin];
@@ -65,7 +65,7 @@ void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool
                [&](int64_t p) { f(p, size * p / pieces, size * (p + 1) / pieces); });
   };
 
-  // The digits of the k-th largest key, the leading one first.
+  // The digits of the k-th largest key, the most significant first.
   const int digit = size < kFew ? 11 : 16;
   uint32_t bound = 0;
   int64_t rank = k, ties = 0;
@@ -74,7 +74,7 @@ void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool
     const uint32_t bins = uint32_t(1) << (high - low);
     std::vector<std::vector<int32_t>> found(pieces);
     each_piece([&](int64_t p, int64_t first, int64_t last) {
-      found[p].assign(bins + kRun, 0);  // the last for what is not eligible
+      found[p].assign(bins + kRun, 0);  // the last kRun for ineligible scores
       int32_t* counts = found[p].data();
       scores.EachRun(first, last, [&](const uint32_t* keys, int64_t, int count) {
         if (high == S::kBits) {
@@ -94,9 +94,9 @@ void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool
     bound = bound << (high - low) | bin;
     ties = found[0][bin];
   }
-  if (bound == 0) bound = 1, rank = ties;  // fewer are eligible than asked for
+  if (bound == 0) bound = 1, rank = ties;  // fewer are eligible than requested
 
-  // Of equal scores the first ones: every piece must know how many there are before it.
+  // Of equal scores the first ones count: every piece must know how many precede it.
   std::vector<int64_t> before(pieces + 1, 0);
   if (rank < ties) {
     each_piece([&](int64_t p, int64_t first, int64_t last) {
@@ -120,7 +120,7 @@ void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool
   });
 }
 
-// `where` is empty where all scores are eligible.
+// `where` is empty if all scores are eligible.
 ffi::Error TopKMask(ffi::ThreadPool pool, ffi::AnyBuffer scores, Mask where,
                     Count k, ffi::Result<Mask> mask) {
   const int64_t size = scores.element_count(), count = *k.typed_data();
@@ -144,7 +144,7 @@ ffi::Error TopKMask(ffi::ThreadPool pool, ffi::AnyBuffer scores, Mask where,
   }
 }
 
-// Calls f(array, first, last) for pieces of all arrays, and returns what they add up to.
+// Calls f(array, first, last) for pieces of all arrays, and returns the sum for each array.
 template <typename Size, typename F>
 std::vector<int64_t> Sums(ffi::ThreadPool pool, int64_t arrays, Size size, F f) {
   struct Piece { int64_t array, first, last, sum; };
@@ -164,8 +164,8 @@ std::vector<int64_t> Sums(ffi::ThreadPool pool, int64_t arrays, Size size, F f) 
   return sums;
 }
 
-// How many bits of each mask are set; with twice as many masks, those that are not in its partner of
-// the second half.
+// How many bits of each mask are set; with twice as many masks, how many are set in each mask of the
+// first half but not in its partner of the second half.
 ffi::Error Living(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Counts> found) {
   const int64_t masks = found->element_count();
   std::vector<const uint8_t*> data;
@@ -202,7 +202,7 @@ ffi::Error Living(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Cou
   return ffi::Error::Success();
 }
 
-// Whether no number of any array is infinite or NaN.
+// Whether all numbers of all arrays are finite.
 ffi::Error AllFinite(ffi::ThreadPool pool, ffi::RemainingArgs args,
                      ffi::Result<Flag> found) {
   std::vector<const float*> data;

@@ -19,7 +19,7 @@ using Sizes = ffi::Span<const int64_t>;
 inline float* Data(ffi::Result<ffi::AnyBuffer>& b) { return b->typed_data<float>(); }
 inline const float* Data(ffi::AnyBuffer& b) { return b.typed_data<float>(); }
 
-// y of x: `ends` and `inputs` by outputs, the inputs numbered over taps and channels.
+// y from x: `ends` and `inputs` by outputs, the inputs numbered over taps and channels.
 ffi::Error CsrForward(ffi::ThreadPool pool, Ints ends, Ints inputs, Floats values,
                       ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y, Sizes sizes) {
   const Geometry g(sizes);
@@ -34,7 +34,7 @@ ffi::Error CsrForward(ffi::ThreadPool pool, Ints ends, Ints inputs, Floats value
   return ffi::Error::Success();
 }
 
-// x of y: `ends` and `outputs` by inputs, and which value belongs to each.
+// x from y: `ends` and `outputs` by inputs, and which value belongs to each.
 ffi::Error CsrTransposed(ffi::ThreadPool pool, Ints ends, Ints outputs, Ints order, Floats values,
                          ffi::AnyBuffer y, ffi::Result<ffi::AnyBuffer> x, Sizes sizes) {
   const Geometry g(sizes);
@@ -49,7 +49,7 @@ ffi::Error CsrTransposed(ffi::ThreadPool pool, Ints ends, Ints outputs, Ints ord
   return ffi::Error::Success();
 }
 
-// Of the values; of those behind the last living one 0.
+// The gradient of the values; 0 after the last living one.
 ffi::Error CsrValues(ffi::ThreadPool pool, Ints ends, Ints inputs, ffi::AnyBuffer x,
                      ffi::AnyBuffer y, ffi::Result<Floats> d, Sizes sizes) {
   const Geometry g(sizes);
@@ -64,7 +64,7 @@ ffi::Error CsrValues(ffi::ThreadPool pool, Ints ends, Ints inputs, ffi::AnyBuffe
   return ffi::Error::Success();
 }
 
-// y of x, or x of y where `transposed`; `order` sorts the blocks by inputs.
+// y from x, or x from y if `transposed`; `order` sorts the blocks by inputs.
 ffi::Error BlockProducts(ffi::ThreadPool pool, Ints inputs, Ints outputs, Ints order,
                          Count count, Cube values, Matrix x,
                          ffi::Result<Matrix> y, bool transposed) {
@@ -75,7 +75,7 @@ ffi::Error BlockProducts(ffi::ThreadPool pool, Ints inputs, Ints outputs, Ints o
   const int32_t* turns = transposed ? order.typed_data() : nullptr;
   const int32_t living = *count.typed_data();
   std::vector<int32_t> sorted;
-  if (transposed) {  // without the empty ones
+  if (transposed) {  // without the empty blocks
     for (int64_t k = 0; k < inputs.element_count(); ++k)
       if (turns[k] < living) sorted.push_back(turns[k]);
     turns = sorted.data();
@@ -93,7 +93,7 @@ ffi::Error BlockProducts(ffi::ThreadPool pool, Ints inputs, Ints outputs, Ints o
   return ffi::Error::Success();
 }
 
-// Of the values; of those behind the last living one 0.
+// The gradient of the values; 0 after the last living one.
 ffi::Error BlockValues(ffi::ThreadPool pool, Ints inputs, Ints outputs,
                        Count count, Matrix x, Matrix y,
                        ffi::Result<Cube> d) {
@@ -106,7 +106,7 @@ ffi::Error BlockValues(ffi::ThreadPool pool, Ints inputs, Ints outputs,
   return ffi::Error::Success();
 }
 
-// Of all weights of a convolution, as the matrix of its kernel (inputs, outputs).
+// The gradient of all weights of a convolution, as the matrix of its kernel (inputs, outputs).
 ffi::Error WindowValues(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer y,
                         ffi::Result<Matrix> d, Sizes sizes) {
   const Geometry g(sizes);

@@ -13,10 +13,10 @@
 
 namespace ffi = xla::ffi;
 
-constexpr int64_t kWork = 1 << 16;  // operations below which one thread is faster
+constexpr int64_t kWork = 1 << 16;  // with fewer operations one thread is faster
 
-// What the threads of one call share. A helper may be scheduled when the call is long over, so that
-// it belongs to all of them.
+// State shared by the threads of one call. A helper may be scheduled long after the call is over, so
+// all threads own the state together.
 struct Crew {
   std::mutex mutex;
   std::condition_variable idle;
@@ -24,9 +24,9 @@ struct Crew {
   bool over = false;
 };
 
-// Calls f(piece) for all pieces, by all threads of the pool where the work is worth it. The caller
-// waits only for helpers that have begun: those that have not may be queued behind callers that
-// wait themselves, as where every core is a device of its own.
+// Calls f(piece) for all pieces, on all threads of the pool if there is enough work. The caller waits
+// only for helpers that have begun: the others may be queued behind callers that are waiting
+// themselves, for example where every core is a device of its own.
 template <typename F>
 void InParallel(ffi::ThreadPool pool, int64_t pieces, int64_t work, F f) {
   std::atomic<int64_t> next{0};

@@ -8,8 +8,8 @@
 
 #include "threads.h"
 
-// The floats of one register, since compilers take wider vectors apart in memory, and the vectors that
-// a tile keeps in registers.
+// Floats per register (compilers split wider vectors through memory), and vectors that a tile keeps in
+// registers.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kWide = 16;
 #elif defined(__AVX__)
@@ -23,7 +23,7 @@ typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias)
 inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
-// The sum of the lanes, by halves: one after the other they would wait for each other.
+// The sum of the lanes, by halves: one after another, each addition would wait for the last one.
 inline float Sum(Vec v) {
   typedef float Four __attribute__((vector_size(16)));
 #if defined(__AVX512F__)
@@ -40,7 +40,7 @@ inline float Sum(Vec v) {
   return (b[0] + b[1]) + (b[2] + b[3]);
 }
 
-// Keeps it in a register, where a compiler would rather read it again for every use.
+// Keeps a vector in a register; a compiler would rather read it again for every use.
 inline void Keep(Vec& v) {
 #if defined(__AVX__)
   asm("" : "+x"(v));
@@ -51,7 +51,7 @@ template <int N>
 using Size = std::integral_constant<int, N>;
 
 // Cuts a run of floats into tiles and calls f(first, vectors, skip) for each, `vectors` as a Size.
-// What is left behind the last whole vector is the end of one that begins before: its first `skip`
+// The rest after the last whole vector is the end of a vector that begins earlier: its first `skip`
 // lanes are done already. A run shorter than a vector is one tile of 0 vectors.
 template <typename F>
 inline void CutRun(int64_t length, F f) {

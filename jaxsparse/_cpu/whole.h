@@ -2,8 +2,8 @@
 // through every tap, with all outputs.
 //
 // Both images are cut into parts of some rows and some examples, which are copied so that all
-// channels of a part lie close together: apart they would share few sets of the cache, and have a
-// page each.
+// channels of a part lie close together: in place they would map to few sets of the cache, and lie on
+// a page each.
 
 #pragma once
 
@@ -12,18 +12,18 @@
 
 #include "images.h"
 
-// A tile of the result is kept in registers: so many inputs and so many outputs.
+// A tile of the result is kept in registers: kIns inputs and kOuts outputs.
 #ifdef __AVX512F__
 constexpr int kIns = 8, kOuts = 3;
 #else
 constexpr int kIns = 6, kOuts = 2;
 #endif
 constexpr int kTile = kIns * kOuts;
-constexpr int64_t kDepth = 1024;  // floats of an output in a part: inputs of a tile fit the first cache
+constexpr int64_t kDepth = 1024;  // floats per output in a part: a tile's inputs fit the L1 cache
 
 inline int64_t UpTo(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// Floats of an input and of an output, `length` each, that a tap pairs.
+// `length` floats of an input and as many of an output that a tap pairs.
 struct Run {
   int64_t x, g, length;
 };
@@ -54,19 +54,19 @@ inline void AddTile(const float* x, int64_t x_step, const float* g, int64_t g_st
 struct Whole {
   const Geometry& geometry;
   const Image in, out;
-  int64_t examples, rows;  // of a part; of the output
+  int64_t examples, rows;  // of a part; rows of the output
 
   Whole(const Geometry& g, const Image& in, const Image& out) : geometry(g), in(in), out(out) {
     examples = std::clamp<int64_t>(kDepth / out.width / kLanes * kLanes, kLanes, UpTo(out.batch, kLanes));
     rows = std::clamp<int64_t>(kDepth / (out.width * examples), 1, out.height);
   }
 
-  // All weights between a range of inputs and one of outputs, into the matrix (inputs, outputs).
+  // Gradients of weights from a range of inputs to one of outputs, into the matrix (inputs, outputs).
   void Gradient(int64_t i0, int64_t i1, int64_t o0, int64_t o1, const float* x, const float* g,
                 float* matrix) const {
     const int64_t tall = UpTo(i1 - i0, kIns), wide = UpTo(o1 - o0, kOuts);
     const int64_t reach = (rows - 1) * geometry.rows.stride + geometry.rows.size;
-    // The steps are no power of two, so that neighbours share no sets of the cache.
+    // The steps are not powers of two, so that neighbours do not share sets of the cache.
     const int64_t x_step = reach * in.width * examples + kLanes;
     const int64_t g_step = rows * out.width * examples + kLanes;
     std::vector<float> xs(tall * x_step), gs(wide * g_step);
@@ -103,7 +103,7 @@ struct Whole {
     return tap / width * unit[0] + tap % width * unit[1] + channel * unit[2];
   }
 
-  // What a tap pairs in so many rows of the output, the copy of the input beginning at row `first`.
+  // What a tap pairs in `count` rows of the output; the copy of the input begins at row `first`.
   std::vector<Run> Runs(int64_t tap, int64_t y, int64_t count, int64_t first) const {
     const Window &rows = geometry.rows, &columns = geometry.columns;
     const int64_t down = tap / columns.size, across = tap % columns.size;
@@ -125,7 +125,7 @@ struct Whole {
     return found;
   }
 
-  // Rows of some examples of the channels c0 : c1; zeros where the batch has ended.
+  // Copies rows of some examples of the channels c0 : c1, with zeros past the end of the batch.
   void Copy(const Image& image, const float* from, int64_t c0, int64_t c1, int64_t first,
             int64_t rows, int64_t b, int64_t step, float* to) const {
     const int64_t some = std::min(examples, image.batch - b);

@@ -4,7 +4,7 @@
 - `cost`: FLOPs of a forward pass and of training, bytes.
 - `curvature`: the Hessian of living weights, its spectrum by Lanczos or exactly.
 - `flow`: gradient norms, what a step gains, the flow across a mask update.
-- `landscape`: the loss between two solutions, on lines and on trained curves.
+- `landscape`: the loss between two solutions, along lines and along trained curves.
 - `solutions`: distances between networks, and how alike their predictions are.
 - `speedup`: the sparse momentum paper's estimate of a speed-up, from densities.
 - `summaries`: a table of a sparse net.

@@ -1,8 +1,8 @@
 """Finds the products that a traced function computes, and the parameter leaf each one reads.
 
-Every value of a jaxpr has an owner: `None` for an activation (it depends on the data), else
-`{leaf: share}`, the share of its elements that stem from each parameter leaf; `{}` is a constant.
-Rearranging and rescaling keep the owner, so a reshaped, transposed, sliced, cast, masked or
+Every value of a jaxpr has an owner: `None` for an activation (it depends on the data), otherwise
+`{leaf: share}`, the share of its elements that come from each parameter leaf; `{}` is a constant.
+Rearranging and rescaling preserve the owner, so a reshaped, transposed, sliced, cast, masked or
 concatenated weight is still that weight.
 """
 
@@ -17,8 +17,8 @@ from jaxsparse import jaxprs
 
 Owner = dict[int, float] | None
 
-# A slice or a gathered part counts with the density of its whole leaf, so that nothing has to be
-# computed; where all parts of a leaf are used alike, as stacked layers are, the sum is exact.
+# A slice or a gathered part counts with the density of its whole leaf, so nothing has to be
+# computed; if all parts of a leaf are used alike, as stacked layers are, the sum is exact.
 _KEEP_OWNER = frozenset(
     "abs add broadcast_in_dim clamp convert_element_type copy copy_p div dynamic_slice "
     "dynamic_update_slice exp expand_dims gather integer_pow log logistic max min mul neg "
@@ -36,7 +36,7 @@ class Products:
     """Counts 2 FLOPs per multiply-add, leaf by leaf.
 
     Attributes:
-      flops: `{leaf: FLOPs}`; under None what no leaf owns, such as attention scores.
+      flops: `{leaf: FLOPs}`; under None the FLOPs that no leaf owns, such as attention scores.
       notes: what the numbers leave out, one line for each.
     """
 
@@ -126,7 +126,7 @@ class Products:
         return [self._largest(list(options)) for options in zip(*outputs, strict=True)]
 
     def _settle(self, step: Any, carry: list[Owner]) -> list[Owner]:
-        """The owners of a loop's carry, once another turn no longer changes them."""
+        """The owners of a loop's carry, once another iteration no longer changes them."""
         while True:
             after = [self._largest(list(pair)) for pair in zip(carry, step(carry), strict=True)]
             if after == carry:
@@ -152,7 +152,7 @@ def _flops(eqn: Any) -> int:
         contracted = eqn.params["dimension_numbers"][0][0]
         return 2 * outputs * math.prod(left[axis] for axis in contracted)
     taps = math.prod(right) // max(right[eqn.params["dimension_numbers"].rhs_spec[0]], 1)
-    # The zeros that a transposed convolution puts between its inputs are no work.
+    # The zeros that a transposed convolution inserts between its inputs are not work.
     return 2 * outputs * taps // math.prod(eqn.params["lhs_dilation"])
 
 

@@ -1,4 +1,4 @@
-"""What pruning has cut off: units without weights, and layers of nothing but such units."""
+"""What pruning has cut off: units without weights, and layers that consist of such units only."""
 
 import math
 from typing import NamedTuple
@@ -17,10 +17,10 @@ class EmptyUnits(NamedTuple):
     """Units of one layer without living weights, int32 scalars.
 
     Attributes:
-      no_input: output units into which no living weight leads; all they give is their bias.
-      outputs: output units in all.
-      no_output: input units out of which no living weight leads; nothing that they compute counts.
-      inputs: input units in all.
+      no_input: output units that no living weight leads to; they output only their bias.
+      outputs: output units in total.
+      no_output: input units that no living weight leaves; nothing they compute has an effect.
+      inputs: input units in total.
     """
 
     no_input: Array
@@ -45,7 +45,7 @@ def empty_units(
 
     Raises:
       ValueError: the filter matches nothing, or the axes of a leaf are ambiguous.
-      TypeError: masks that are not boolean.
+      TypeError: the masks are not boolean.
 
     Example:
       >>> import jax.numpy as jnp

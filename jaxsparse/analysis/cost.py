@@ -36,7 +36,7 @@ class Cost(NamedTuple):
       dense: all products, every weight alive.
       sparse: all products, living weights only.
       leaves: a `LeafCost` for every leaf that takes part in a product, by path.
-      other: products of no parameter (attention scores), contained in both totals in full.
+      other: products without parameters (attention scores), fully included in both totals.
       notes: what the numbers leave out (a loop of unknown length, an opaque kernel); mostly empty.
     """
 
@@ -50,24 +50,24 @@ class Cost(NamedTuple):
 def flops(
     fn: Callable[..., Any], params: Params, masks: Masks, *args: Any, batch_size: int = 1
 ) -> Cost:
-    r"""Counts the FLOPs per example of `fn(params, *args)` with only the living weights at work.
+    r"""Counts the FLOPs per example of `fn(params, *args)` with only the living weights computed.
 
     $$f = \frac{1}{B} \Big( \sum_l d_l \cdot 2 M_l + 2 M_0 \Big)$$
 
     with $M_l$ the multiply-adds that read leaf $l$, $d_l$ the density of its mask, $M_0$ the
     multiply-adds between activations, B the batch size. `fn` is traced, never run. Matrix products
-    and convolutions count, also inside `scan` (times its length), `cond` (its dearest branch),
+    and convolutions count, also inside `scan` (times its length), `cond` (its costliest branch),
     `jit`, `vmap` and `checkpoint`; normalization, biases, activation functions and the loss do not.
     A convolution counts every tap at every output position, padding included: exact without
-    padding, the usual formula with it. The length of a `while` loop is unknown, so one turn counts
-    and `notes` says so. A part of a leaf counts with the density of the whole leaf.
+    padding, the usual formula with it. The length of a `while` loop is unknown, so one iteration
+    counts and `notes` says so. A part of a leaf counts with the density of the whole leaf.
 
     Args:
       fn: the forward pass of a batch, `fn(params, *args)`.
       params: its parameters; arrays or `jax.ShapeDtypeStruct`.
-      masks: boolean arrays in the structure of `params`; None, whole or for one leaf: all alive.
-      *args: the other arguments, the batch among them; arrays or `jax.ShapeDtypeStruct`. What is
-        not an array is passed as it is.
+      masks: boolean arrays in the structure of `params`; None, for the tree or a leaf: all alive.
+      *args: the other arguments, including the batch; arrays or `jax.ShapeDtypeStruct`. Anything
+        that is not an array is passed unchanged.
       batch_size: examples in the batch, at least 1.
 
     Returns:
@@ -75,7 +75,7 @@ def flops(
 
     Raises:
       ValueError: `batch_size` is below 1, or `masks` do not fit `params`.
-      TypeError: masks that are not boolean.
+      TypeError: the masks are not boolean.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -135,7 +135,7 @@ def training_flops(
     - `fixed`, `sparse_evolution`, `dynamic_reparameterization`, `deep_rewiring`: `3 S`, without a
       dense gradient; also SNIP and static masks.
     - `sparse_momentum`: `2 S + D`, because the weight gradient is dense at every step.
-    - `rigl`: `(3 S T + 2 S + D) / (T + 1)`, because it is dense at every mask update.
+    - `rigl`: `(3 S T + 2 S + D) / (T + 1)`, because that gradient is dense at mask updates.
     - `gradual`: the mean of `3 D (1 - s(t))`, where s(t) is the sparsity at step t.
 
     These are the FLOPs of an implementation that skips the zeros; masked dense arrays compute
@@ -152,7 +152,7 @@ def training_flops(
       FLOPs per example and step, the mean over the run.
 
     Raises:
-      ValueError: an unknown method, or what the method needs is missing or out of its range.
+      ValueError: the method is unknown, or an argument that it needs is missing or out of range.
 
     Example:
       >>> training_flops(100.0, 10.0, "rigl", every=99)
@@ -185,14 +185,14 @@ def training_flops(
 
 
 class Memory(NamedTuple):
-    """Bytes of a sparse network, in each of the forms that it is kept in.
+    """Bytes of a sparse network, in each of the forms in which it is stored.
 
     Attributes:
       weights: the parameters as dense arrays.
-      masks: the masks, one byte for every element.
+      masks: the masks, one byte per element.
       packed_masks: the masks as `jaxsparse.pack` packs them, eight elements to a byte.
       living_weights: the parameters without their zeros: values, and a flat index for each (four
-        bytes, eight where a leaf has 2^31 elements or more). A leaf without zeros stays as it is.
+        bytes, eight where a leaf has 2^31 elements or more). A leaf without zeros stays dense.
       optimizer: every array of the optimizer state; the masks too if they are part of it.
     """
 
@@ -207,8 +207,8 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
     """Counts the bytes of parameters, masks and optimizer state.
 
     Args:
-      params: arrays or `jax.ShapeDtypeStruct`; leaves that are not arrays take no room.
-      masks: boolean arrays in the structure of `params`; None, whole or for one leaf: all alive.
+      params: arrays or `jax.ShapeDtypeStruct`; leaves that are not arrays count as nothing.
+      masks: boolean arrays in the structure of `params`; None, for the tree or a leaf: all alive.
       opt_state: the state of an optimizer, or None.
 
     Returns:
@@ -216,7 +216,7 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
 
     Raises:
       ValueError: `masks` do not fit `params`.
-      TypeError: masks that are not boolean.
+      TypeError: the masks are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -241,7 +241,7 @@ def memory(params: Params, masks: Masks, opt_state: Any = None) -> Memory:
 
 
 def _leaves_with_masks(params: Params, masks: Masks) -> list[tuple[Any, Any, int]]:
-    """`(leaf, mask or None, living weights)` of every leaf; a leaf without a mask lives whole."""
+    """`(leaf, mask or None, living weights)` of each leaf; without a mask all weights live."""
     leaves = jax.tree.leaves(params)
     found: list[Any] = [None] * len(leaves)
     if masks is not None:

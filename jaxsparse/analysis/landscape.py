@@ -24,22 +24,22 @@ def interpolation(
     """A function along the line `(1 - alpha) * start + alpha * end`.
 
     All points are computed in one compiled loop. At alpha 0 and 1 (within 1e-6, for grids that
-    rounding moves off them) the parameters are `start` and `end` bit for bit.
+    rounding shifts slightly) the parameters are `start` and `end` bit for bit.
 
     Args:
       function: `(params) -> pytree of arrays`, such as the loss on a data set.
-      start: parameters; leaves that are not floating arrays are taken from here.
+      start: parameters; leaves that are not floating-point arrays are taken from here.
       end: parameters of the same structure.
-      alphas: `(points,)`, such as `jnp.linspace(0, 1, 30)`; may leave [0, 1]. None is the grid of
-        the paper, 29 points on [-0.2, 1.2].
-      masks: of either end: every point, the ends too, is set to zero off them. None leaves the
-        points as they are, alive where either end is.
+      alphas: `(points,)`, such as `jnp.linspace(0, 1, 30)`; values outside [0, 1] are allowed. None
+        is the grid of the paper, 29 points on [-0.2, 1.2].
+      masks: of either end: every point, including the ends, is set to zero off them. None leaves
+        the points unchanged: a weight is alive where it is alive at either end.
 
     Returns:
       What `function` returns, stacked over the points.
 
     Raises:
-      ValueError: trees that differ, or `alphas` that are not a vector.
+      ValueError: the trees differ, or `alphas` is not a vector.
 
     References:
       Evci et al., "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win" (2020),
@@ -77,11 +77,11 @@ def interpolation(
 def instability(
     function: Callable[[Params], Array], start: Params, end: Params, points: int = 30
 ) -> Array:
-    """How much worse the worst point between two children of one network is than they are.
+    """How much worse the worst point between two children of one network is than the children.
 
-    `max over alpha in [0, 1] of function((1 - alpha) * start + alpha * end)`, less the mean of both
-    ends. Two trainings of one ticket with different orders of the examples whose instability is
-    near 0 lie in one linearly connected valley.
+    `max over alpha in [0, 1] of function((1 - alpha) * start + alpha * end)`, minus the mean of
+    both ends. If two runs train the same ticket with different orders of the examples and their
+    instability is near 0, they lie in one linearly connected valley.
 
     Args:
       function: `(params) -> scalar`, an error or a loss.
@@ -90,7 +90,7 @@ def instability(
       points: on the line, both ends included, at least 3.
 
     Raises:
-      ValueError: fewer points, or trees that differ.
+      ValueError: `points` is too small, or the trees differ.
 
     References:
       Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (2020), section
@@ -142,8 +142,8 @@ class Bezier(NamedTuple):
     end: Params
 
     def at(self, t: Array) -> Params:
-        """The parameters at t in [0, 1]: `(1 - t)^2 start + 2 t (1 - t) control + t^2 end`; the
-        ends bit for bit."""
+        """The parameters at t in [0, 1]: `(1 - t)^2 start + 2 t (1 - t) control + t^2 end`;
+        exact at the ends, bit for bit."""
 
         def leaf(_: str, a: Array, c: Array, b: Array) -> Array:
             if not trees.is_float(a):
@@ -171,26 +171,26 @@ def train_bezier(
     key: Key,
     masks: Masks | None = None,
 ) -> Bezier:
-    """Trains the control point of a quadratic Bezier curve for a low loss all along it.
+    """Trains the control point of a quadratic Bezier curve for a low loss along the whole curve.
 
     A step draws t uniformly from [0, 1] and follows the gradient of the loss at that point of the
-    curve. The control point begins half-way between the ends.
+    curve. The control point starts halfway between the ends.
 
     Args:
       loss: `(params, batch) -> scalar`.
-      start: one solution, of floating arrays.
+      start: one solution, of floating-point arrays.
       end: the other.
-      batches: a pytree of arrays, one batch a step on the first axis.
+      batches: a pytree of arrays, one batch per step on the first axis.
       optimizer: moves the control point.
       key: draws the points.
-      masks: where the control point may be other than zero: the union of the ends' masks stays in
-        the sparse subspace, None uses the dense space.
+      masks: where the control point may be nonzero: the union of the ends' masks keeps it in the
+        sparse subspace, None allows the dense space.
 
     Returns:
       A `Bezier`.
 
     Raises:
-      ValueError: trees that differ.
+      ValueError: the trees differ.
 
     References:
       Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs" (2018),

@@ -1,4 +1,4 @@
-"""How alike trained networks are: in weights, and in what they predict."""
+"""How similar trained networks are: in their weights, and in their predictions."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,16 @@ from jaxsparse.types import Array, Params
 
 
 def distances(solutions: list[Params]) -> Array:
-    """The L2 distance between every two of several parameter trees.
+    """The L2 distance between each pair of several parameter trees.
 
     Args:
-      solutions: at least one tree; all of one structure.
+      solutions: at least one tree; all of the same structure.
 
     Returns:
       float32 `(k, k)`, symmetric, zero on the diagonal.
 
     Raises:
-      ValueError: no tree, or trees that differ.
+      ValueError: there is no tree, or the trees differ.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,15 +46,15 @@ def multidimensional_scaling(distances: Array, dimensions: int = 2) -> Array:
     Classical scaling: the leading eigenvectors of the doubly centred squared distances.
 
     Args:
-      distances: `(k, k)`, symmetric, as `distances` gives them.
+      distances: `(k, k)`, symmetric, as `distances` returns them.
       dimensions: of the points, in [1, k].
 
     Returns:
-      `(k, dimensions)`, centred; the first axis spreads most. Signs are chosen so that in each
-      column the entry of the largest size is positive.
+      `(k, dimensions)`, centred; the first axis has the largest spread. Signs are chosen so that in
+      each column the entry of largest magnitude is positive.
 
     Raises:
-      ValueError: a matrix that is not square, or `dimensions` out of range.
+      ValueError: the matrix is not square, or `dimensions` is out of range.
 
     References:
       Torgerson, "Multidimensional scaling: I. Theory and method" (1952).
@@ -80,12 +80,12 @@ def multidimensional_scaling(distances: Array, dimensions: int = 2) -> Array:
 
 
 class Agreement(NamedTuple):
-    """How alike the predictions of several networks are; float32 scalars.
+    """How similar the predictions of several networks are; float32 scalars.
 
     Attributes:
       disagreement: mean over pairs of the fraction of examples with different classes.
       divergence: mean over ordered pairs of `KL(p_i || p_j)` in nats, averaged over examples.
-      accuracies: `(k,)`, of each alone.
+      accuracies: `(k,)`, of each network alone.
       ensemble: accuracy of their averaged probabilities.
     """
 
@@ -103,7 +103,7 @@ def agreement(logits: Array, labels: Array) -> Agreement:
       labels: int `(examples,)`.
 
     Raises:
-      ValueError: fewer than two networks, or shapes that do not fit.
+      ValueError: there are fewer than two networks, or the shapes do not fit.
 
     References:
       Fort et al., "Deep Ensembles: A Loss Landscape Perspective" (2019); Evci et al. (2020), table
@@ -138,7 +138,7 @@ def agreement(logits: Array, labels: Array) -> Agreement:
 
 
 def disagreement(logits: Array, reference: Array) -> Array:
-    """The fraction of examples that each network puts into another class than a reference does.
+    """The fraction of examples that each network assigns to another class than a reference does.
 
     Args:
       logits: `(..., examples, classes)`.
@@ -159,7 +159,7 @@ def disagreement(logits: Array, reference: Array) -> Array:
 
 
 def divergence(logits: Array, reference: Array) -> Array:
-    """`KL(p || q)` of what each network predicts from what a reference does, in nats.
+    """`KL(p || q)` of each network's predictions from a reference's predictions, in nats.
 
     Args:
       logits: `(..., examples, classes)`, of p.

@@ -15,7 +15,7 @@ from jaxsparse.types import Array, Axes, AxesSpec, Masks
 
 
 class LayerShares(NamedTuple):
-    """What is left of one layer's dense cost, in [0, 1].
+    """The remaining share of one layer's dense cost, in [0, 1].
 
     Attributes:
       weights: density of the weights times density of the inputs.
@@ -32,8 +32,8 @@ class SpeedupEstimate(NamedTuple):
 
     Attributes:
       weights: if every zero of weights and inputs were skipped.
-      channels: if empty input channels were skipped, which dense products over fewer channels can.
-      layers: a `LayerShares` for every layer, by path.
+      channels: if empty input channels were skipped, as dense products over fewer channels can.
+      layers: a `LayerShares` for each layer, by path.
     """
 
     weights: float
@@ -51,35 +51,35 @@ def estimated_speedup(
     """Sparse momentum's estimate of what skipping zeros would gain in a forward pass.
 
     `sum_l t_l / sum_l (t_l * a_l * b_l)`, with t_l the cost of dense layer l. For `weights`, a_l
-    and b_l are the densities of its weights and of its inputs; for `channels`, the fractions of its
+    and b_l are the densities of its weights and its inputs; for `channels`, the fractions of its
     input channels that are not empty, in the weights and in the inputs. This is the paper's
     estimate, not a measurement: it assumes that the time of a layer shrinks as its zeros grow,
-    without overhead. Masked arrays take the dense time whatever it says; only a clock tells what
+    without overhead. Masked arrays take the dense time in any case; only a clock tells what
     another representation gains.
 
     Args:
-      dense: the cost of a forward pass of every dense layer to count, above 0, by the path of its
-        weights: times that a clock has shown, as published, or FLOPs, such as
+      dense: the cost of a forward pass for each dense layer to count, above 0, by the path of its
+        weights: published times, times measured by a clock, or FLOPs, such as
         `{path: leaf.dense for path, leaf in flops(...).leaves.items()}`.
-      masks: boolean arrays, the layers named in `dense` among them.
+      masks: boolean arrays, including those of the layers named in `dense`.
       inputs: what the layers read, by the same paths: arrays of shape (examples, ..., channels).
-        A layer without one counts as if no input were zero.
+        A layer without inputs counts as if no input were zero.
       axes: which axes of the weights are inputs; see `jaxsparse.axes.leaf_axes`.
 
     Returns:
-      A `SpeedupEstimate`; infinite where nothing is left to compute.
+      A `SpeedupEstimate`; infinite if nothing is left to compute.
 
     Raises:
-      ValueError: a path without a mask, a cost that is not above 0, inputs of a layer that is not
-        in `dense` or with another number of channels, or axes that are ambiguous.
-      TypeError: masks that are not boolean.
+      ValueError: a path has no mask, a cost is not above 0, inputs are given for a layer that is
+        not in `dense` or have another number of channels, or axes are ambiguous.
+      TypeError: the masks are not boolean.
 
     References:
       Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019), section 5, and its code.
 
     Differs from the paper:
-      It counts convolutions only, timed and averaged over the whole training; here any layer, with
-      the cost that is given, at one moment.
+      The paper counts convolutions only, timed and averaged over the whole training; here any layer
+      counts, with the given cost, at one moment.
 
     Example:
       >>> import jax.numpy as jnp

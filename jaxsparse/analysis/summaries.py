@@ -1,4 +1,4 @@
-"""A table of a sparse net for people to read."""
+"""A human-readable table of a sparse network."""
 
 import warnings
 from typing import Any
@@ -21,21 +21,21 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
     """A table with one line per leaf: shape, living weights, sparsity, bytes, why it is sparse.
 
     Bytes are those of the dense array as it is stored; a mask adds one byte per weight. The last
-    lines count all leaves, and the prunable ones alone, whose sparsity is the one asked for. The
+    lines count all leaves, and the prunable ones alone, whose sparsity is the requested one. The
     last column says why a leaf is dense, or why it may be sparse.
 
     Args:
       params: the parameters (or their shapes).
       masks: boolean arrays in the structure of `params`, or an optimizer state that holds them.
-      prunable: the filter that the algorithm was given, if any; a state knows it by itself.
+      prunable: the filter that the algorithm was given, if any; a state contains it.
 
     Returns:
-      Text, ready for `print`. A warning says where the parameters of a state are not sparse: then
+      Text, ready for `print`. A warning says that the parameters of a state are not sparse: then
       its masks were drawn but not applied.
 
     Raises:
       ValueError: the trees differ.
-      TypeError: masks that are not boolean.
+      TypeError: the masks are not boolean.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse
@@ -78,7 +78,7 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
 
 
 def _warn_of_dense(params: Params, opt_state: Any) -> None:
-    """Here values are known; in an update they are traced, so it cannot warn."""
+    """Here values are known; in an update they are traced, so an update cannot warn."""
     if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(params)):
         return
     stray = int(metrics(opt_state, params=params)["off_mask"])

@@ -1,4 +1,4 @@
-"""Dead units taken out of a whole network, which becomes a smaller dense one."""
+"""Removes dead units from a whole network, which becomes a smaller dense one."""
 
 from jaxsparse.compaction.compacted import Compacted, compact
 

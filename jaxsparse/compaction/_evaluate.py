@@ -1,4 +1,4 @@
-"""One operation on arrays, in NumPy where it can be: a compilation takes longer than the work."""
+"""One operation on arrays, in NumPy where possible: a compilation takes longer than the work."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ _NUMPY: dict[str, Any] = {
 
 
 def run(step: Step, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """What an operation makes of arrays."""
+    """The results of an operation on arrays."""
     if step.name == "reshape" and step.params["dimensions"] is None:
         return [arrays[0].reshape(step.params["new_sizes"])]
     if step.name == "convert_element_type":

@@ -1,4 +1,4 @@
-"""What is known of all arrays of a program, some of whose units are left out."""
+"""What is known about all arrays of a program when some of its units are left out."""
 
 import math
 from typing import Any
@@ -19,13 +19,13 @@ _LIMIT = 1 << 26  # elements; a longer constant is not computed here
 
 
 class Facts:
-    """What is known of every array of a program.
+    """What is known about every array of a program.
 
     Args:
       program: the program.
       units: its units.
       leaves: the parameters, arrays.
-      gone: of every unit, whether it is left out.
+      gone: for each unit, whether it is left out.
     """
 
     def __init__(self, program: Program, units: Units, leaves: list[Any], gone: np.ndarray):
@@ -36,7 +36,7 @@ class Facts:
             self._read(step)
 
     def array(self, value: Value) -> Any:
-        """The whole array, where it depends on parameters alone; else None."""
+        """The whole array, if it depends on parameters alone; else None."""
         return value.constant if value.constant is not None else self._arrays.get(value)
 
     def slices(self, value: Value, axis: int) -> Slices:
@@ -52,7 +52,7 @@ class Facts:
         return self._slices[value, axis]
 
     def left(self, value: Value, axis: int) -> np.ndarray:
-        """Which places along an axis are left."""
+        """Which places along an axis remain."""
         return ~self._gone[self._units.roots(value, axis)]
 
     def _without(self, value: Value, axis: int, found: Slices) -> Slices:
@@ -91,7 +91,7 @@ class Facts:
             return False
         largest = max((math.prod(value.shape) for value in step.inputs), default=0)
         sizes = [math.prod(value.shape) for value in step.outputs]
-        # What is only spread out is known by its slices, and takes no memory that way.
+        # A broadcast array is known by its slices, which take no memory.
         if max(sizes) > largest and (step.name == "broadcast_in_dim" or max(sizes) > _LIMIT):
             return False
         arrays = [np.asarray(a, v.dtype) for a, v in zip(arrays, step.inputs, strict=True)]
@@ -99,7 +99,7 @@ class Facts:
         return True
 
     def along(self, value: Value, axis: int, ndim: int, size: int) -> Slices | None:
-        """The slices of an operand of elementwise work, as the result has them."""
+        """The slices of an operand of an elementwise operation, along an axis of the result."""
         if len(value.shape) == ndim and value.shape[axis] == size:
             return self.slices(value, axis)
         array = self.array(value)

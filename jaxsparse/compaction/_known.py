@@ -1,4 +1,4 @@
-"""How what is known goes through operations."""
+"""How knowledge about arrays passes through operations."""
 
 import math
 
@@ -11,7 +11,7 @@ from jaxsparse.compaction._slices import Known, Rule, Slices, along_all
 
 
 def rule_of(step: Step) -> Rule | None:
-    """How what is known goes through an operation."""
+    """The rule by which knowledge passes through an operation."""
     return _elementwise if step.name in ELEMENTWISE else _RULES.get(step.name)
 
 
@@ -41,7 +41,7 @@ def _elementwise(facts: Known, step: Step, out: Value, axis: int) -> Slices | No
 
 
 def _moved(facts: Known, step: Step, out: Value, axis: int) -> Slices | None:
-    """Axes in another order."""
+    """Permutes the axes."""
     return facts.slices(step.inputs[0], step.params["permutation"][axis])
 
 
@@ -93,7 +93,7 @@ def _pooled(facts: Known, step: Step, out: Value, axis: int) -> Slices | None:
     found = facts.slices(step.inputs[0], axis)
     whole = all(n == 1 for n in step.params["base_dilation"])
     padded = any(any(pair) for pair in step.params["padding"])
-    if step.name != "reduce_window_sum":  # the largest of what is alike, if a window has any
+    if step.name != "reduce_window_sum":  # the extreme of equal numbers, if a window has any
         each = zip(step.params["padding"], step.params["window_dimensions"], strict=True)
         whole &= all(max(pair) < window for pair, window in each)
         whole &= not padded or all(n == 1 for n in step.params["window_dilation"])
@@ -128,7 +128,7 @@ def _cut(facts: Known, step: Step, out: Value, axis: int) -> Slices | None:
 
 
 def _loop(facts: Known, step: Step, out: Value, axis: int) -> Slices | None:
-    """Of what changes from turn to turn it is known only where every turn has zero."""
+    """Of what changes between iterations, only slices that are zero in all of them are known."""
     if step.name == "loop_slice":
         zero = facts.slices(step.inputs[0], axis + 1).zero
     elif step.name == "loop_stack":

@@ -1,4 +1,4 @@
-"""What is known of the results of products and convolutions."""
+"""What is known about the results of products and convolutions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from jaxsparse.compaction._slices import Known, Slices, along_all
 
 
 def product(facts: Known, step: Step, out: Value, axis: int) -> Slices | None:
-    """Of `dot_general`: a number where all that is summed up is known or has no weight."""
+    """For `dot_general`: a number where all that is summed is known or has zero weight."""
     contracted, batch = step.params["dimension_numbers"]
     frees = [
         [k for k in range(len(value.shape)) if k not in (*contracted[i], *batch[i])]
@@ -31,9 +31,9 @@ def product(facts: Known, step: Step, out: Value, axis: int) -> Slices | None:
 
 
 def _of_kernel(facts: Known, kernel: Value, axis: int, moved: np.ndarray, x: Slices) -> Slices:
-    """Outputs of a kernel `(inputs..., outputs, rest...)`: known where all that comes in is known.
+    """Outputs of a kernel `(inputs..., outputs, rest...)`: known where all inputs are known.
 
-    The rest are other axes of outputs, over which a slice must be uniform: it is, if it is zero.
+    The rest are other axes of outputs, over which a slice must be uniform: a zero slice is.
     """
     outputs = moved.shape[x.known.ndim]
     weights = moved.reshape(x.known.size, outputs, -1)
@@ -46,7 +46,7 @@ def _of_kernel(facts: Known, kernel: Value, axis: int, moved: np.ndarray, x: Sli
 
 
 def convolution(facts: Known, step: Step, out: Value, axis: int) -> Slices | None:
-    """The same of a convolution; at a padded border only zero is the same as further in."""
+    """The same for a convolution; with padding, only zero is the same at the border as inside."""
     where = step.params["dimension_numbers"]
     if axis == where.out_spec[0]:
         return None

@@ -28,7 +28,7 @@ class Partition:
             if not differ.any():
                 return
             a, b = a[differ], b[differ]
-            # Of several pairs with one larger group one wins here, and the next turn ties the rest.
+            # If several pairs share the larger group, one wins here; the next turn ties the rest.
             self._parents[np.maximum(a, b)] = np.minimum(a, b)
 
     def grow(self, size: int) -> np.ndarray:

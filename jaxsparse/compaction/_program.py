@@ -1,4 +1,4 @@
-"""A traced function as one straight list of steps: calls and branches inlined, loops taken once."""
+"""A traced function as one straight list of steps: calls and branches inlined, loop bodies once."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ ELEMENTWISE = frozenset(
     "nextafter not optimization_barrier or pow real reduce_precision rem round rsqrt select_n "
     "sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
 )
-"""Primitives whose outputs have at every place what their inputs have there; sizes of 1 spread."""
+"""Primitives that work place by place: inputs and outputs align, and sizes of 1 broadcast."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -28,7 +28,7 @@ class Value:
     Attributes:
       shape: its shape.
       dtype: its type.
-      constant: what it is, where that is known before anything runs; else None.
+      constant: its value if that is known before anything runs; else None.
     """
 
     shape: tuple[int, ...]
@@ -41,9 +41,9 @@ class Step(NamedTuple):
 
     Attributes:
       name: of the primitive. `loop_carry`, `loop_slice`, `loop_stack`, `loop_end` and `branches`
-        are what becomes of `scan` and `cond`.
-      inputs: what it reads.
-      outputs: what it makes.
+        stand for the parts of `scan` and `cond`.
+      inputs: the values it reads.
+      outputs: the values it makes.
       eqn: the equation of the jaxpr.
     """
 
@@ -63,7 +63,7 @@ class Program(NamedTuple):
 
     Attributes:
       leaves: the arrays among the parameters.
-      arguments: those among the other arguments.
+      arguments: the arrays among the other arguments.
       steps: all operations, in order.
       outputs: what it returns.
     """
@@ -75,7 +75,7 @@ class Program(NamedTuple):
 
 
 def program(fn: Callable[..., Any], params: Any, args: tuple[Any, ...], leaves: int) -> Program:
-    """`fn(params, *args)`, of whose arrays the first so many belong to the parameters."""
+    """The program of `fn(params, *args)`; the first `leaves` arrays belong to the parameters."""
     closed = jaxprs.trace(fn, params, args)
     inputs = [_value(var) for var in closed.jaxpr.invars]
     steps: list[Step] = []
@@ -140,7 +140,7 @@ def _value(var: Any, constant: Any = None) -> Value:
 
 
 def reshaped(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """The axes of an array, and those that they become, in groups of equal size; no sizes of 1."""
+    """The axes of an array and those they become, in groups of equal size; without sizes of 1."""
     left = [(k, n) for k, n in enumerate(old) if n != 1]
     right = [(k, n) for k, n in enumerate(new) if n != 1]
     groups = []
@@ -158,12 +158,12 @@ def reshaped(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int]
 def difference(
     program: Program, other: Program, left: Callable[[Value], list[np.ndarray]]
 ) -> str | None:
-    """Why the second program is not the first one at other sizes; None where it is.
+    """Why the second program is not the first one at other sizes; None if it is.
 
     Args:
       program: the program.
       other: the function traced at other sizes.
-      left: which places of an array of the first are left in the second, by axis, boolean.
+      left: which places of an array of the first remain in the second, by axis, boolean.
     """
 
     def shape(value: Value) -> tuple[int, ...]:

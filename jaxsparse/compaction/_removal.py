@@ -1,4 +1,4 @@
-"""Which units can be left out: a search to a fixed point, and constants that go into a bias."""
+"""Which units can be left out: a search to a fixed point, and constants folded into a bias."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ class Fold(NamedTuple):
     """A bias that takes what constant inputs add to a product.
 
     Attributes:
-      leaf: which parameter.
+      leaf: which parameter is the bias.
       kernel: which factor of the product is the kernel, 0 or 1.
-      sign: of what is added: -1 where the product is reduced by the parameter.
+      sign: of what is added: -1 if the parameter is subtracted from the product.
     """
 
     leaf: int
@@ -29,20 +29,20 @@ class Fold(NamedTuple):
 def remove(
     program: Program, units: Units, leaves: list[Any], stay: np.ndarray, folds: dict[Value, Fold]
 ) -> tuple[np.ndarray, list[Any]]:
-    """Leaves units out until none is left that nothing depends on.
+    """Leaves out units until every remaining one has an effect.
 
-    A unit goes where every sum over it gets zero from it: its slice of one factor is zero. Without
-    it weights of its inputs no longer count, so that the next turn finds more.
+    A unit goes if every sum over it gets zero from it: its slice of one factor is zero. Without
+    it, weights of its inputs no longer count, so the next turn may find more.
 
     Args:
       program: the program.
       units: its units.
       leaves: the parameters, zero where no weight lives.
-      stay: units that are not to be left out.
-      folds: of results of products, the bias that takes constants.
+      stay: units that must not be left out.
+      folds: for results of products, the bias that takes constants.
 
     Returns:
-      Of every unit, whether it is left out; the parameters, with other biases.
+      For each unit, whether it is left out; and the parameters, with new biases.
     """
     leaves, stay = list(leaves), stay.copy()
     stay[KEPT] = True
@@ -70,7 +70,7 @@ def remove(
 
 
 def _spare(units: Units, free: np.ndarray, gone: np.ndarray, stay: np.ndarray) -> None:
-    """Keeps one unit of every axis, because layers without any make no sense to most code."""
+    """Keeps one unit of every axis, because most code cannot handle layers without units."""
     for found in units.axes():
         if (free | gone)[found].all():
             first = found[free[found]][0]
@@ -78,7 +78,7 @@ def _spare(units: Units, free: np.ndarray, gone: np.ndarray, stay: np.ndarray) -
 
 
 def families(units: Units) -> np.ndarray:
-    """Of every unit, which family it belongs to: those that share an axis anywhere."""
+    """The family of each unit: units that share an axis anywhere belong together."""
     found = Partition(len(units))
     for axis in units.axes():
         axis = axis[axis != KEPT]
@@ -87,7 +87,7 @@ def families(units: Units) -> np.ndarray:
 
 
 def find_folds(program: Program, facts: Facts) -> dict[Value, Fold]:
-    """The products to whose result a parameter is added that does nothing else."""
+    """The products to whose result a parameter is added that is used nowhere else."""
     readers = Counter(value for step in program.steps for value in step.inputs)
     readers.update(program.outputs)
     biases = {v: (i, {k: k for k in range(len(v.shape))}) for i, v in enumerate(program.leaves)}
@@ -123,7 +123,7 @@ def find_folds(program: Program, facts: Facts) -> dict[Value, Fold]:
 
 
 def _axes(step: Step) -> dict[int, int] | None:
-    """Where the axes of an array go that is only shown in another shape; else None."""
+    """Where the axes of an array go if the step only shows it in another shape; else None."""
     shape = step.inputs[0].shape
     if step.name == "convert_element_type":
         return {k: k for k in range(len(shape))}
@@ -153,7 +153,7 @@ def _kernels(step: Step) -> list[tuple[int, list[int]]]:
 
 
 def _folded(facts: Facts, units: Units, step: Step, fold: Fold, free: np.ndarray, bias: Any) -> Any:
-    """The bias, with what the units that go have added."""
+    """The bias, plus what the units that go have contributed."""
     x, array = step.inputs[1 - fold.kernel], facts.array(step.inputs[fold.kernel])
     if step.name == "dot_general":
         axes = step.params["dimension_numbers"][0]

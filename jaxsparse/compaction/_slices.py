@@ -1,7 +1,7 @@
-"""What can be known of an array before it has seen any data.
+"""What can be known about an array before it has seen any data.
 
-A slice, all places with one index along one axis, is *known* where all its numbers are one number,
-whatever the arguments: zero behind dead weights, and a constant behind a bias.
+A slice, that is all places with one index along one axis, is *known* if all its numbers are the
+same number, whatever the arguments: zero after dead weights, and a constant after a bias.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Slices(NamedTuple):
 
     Attributes:
       known: whether each is known; a slice that is left out counts as zero.
-      numbers: what it is, where it is known; else zero.
+      numbers: the number of each known slice; else zero.
     """
 
     known: np.ndarray
@@ -31,7 +31,7 @@ class Slices(NamedTuple):
 
 
 class Known(Protocol):
-    """What a rule asks; see `Facts`."""
+    """What a rule may ask; see `Facts`."""
 
     def array(self, value: Value) -> Any: ...
 
@@ -43,18 +43,18 @@ class Known(Protocol):
 
 
 Rule = Callable[[Known, Step, Value, int], Slices | None]
-"""`(facts, step, one of its outputs, axis) -> what is known along it`."""
+"""`(facts, step, one of its outputs, axis) -> what is known along the axis`."""
 
 
 def nothing(size: int, dtype: Any) -> Slices:
-    """Slices of which none is known."""
+    """Slices, none of which is known."""
     if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
         dtype = np.float32
     return Slices(np.zeros(size, bool), np.zeros(size, dtype))
 
 
 def along_all(facts: Known, value: Value, axes: Any) -> Slices:
-    """What is known along several axes together: a place lies on a slice of each."""
+    """What is known along several axes together: each place lies on one slice per axis."""
     shape = [value.shape[k] for k in axes]
     known, numbers = np.zeros(shape, bool), np.zeros(shape, value.dtype)
     for i, k in enumerate(axes):

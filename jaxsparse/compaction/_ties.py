@@ -1,4 +1,4 @@
-"""What every operation ties: the units of its inputs with one another, and those of its outputs."""
+"""What each operation ties: the units of its inputs to one another, and to those of its outputs."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def rule_of(step: Step) -> Callable[[Ties, Step, list[Labels]], list[Labels]]:
 
 
 def kept(shape: tuple[int, ...]) -> Labels:
-    """Labels of places that all stay."""
+    """Labels of places all of which stay."""
     return [np.zeros(n, np.int64) for n in shape]
 
 
@@ -89,7 +89,7 @@ def _reshape(units: Ties, step: Step, given: list[Labels]) -> list[Labels]:
 
 
 def _merge(units: Ties, axes: Labels) -> np.ndarray:
-    """Several axes as one: the places of one axis decide, the others stay whole."""
+    """Several axes as one: the units of one axis remain, the other axes stay whole."""
     some = [k for k, labels in enumerate(axes) if not units.whole(labels)]
     for k in some[1:]:
         units.keep(axes[k])
@@ -101,7 +101,7 @@ def _merge(units: Ties, axes: Labels) -> np.ndarray:
 
 
 def _split(units: Ties, flat: np.ndarray, sizes: list[int]) -> Labels:
-    """One axis as several: of groups of places the first axis that tells them apart decides."""
+    """One axis as several: the first axis that separates the units keeps them."""
     if len(sizes) == 1:
         return [flat]
     grid = flat.reshape(sizes)
@@ -157,7 +157,7 @@ def _convolve(units: Ties, step: Step, given: list[Labels]) -> list[Labels]:
     if groups == 1:
         units.tie(inputs, kernel[where.rhs_spec[1]])
         units.crossings.append((step, 0, where.lhs_spec[1], 1, where.rhs_spec[1]))
-    else:  # each channel for itself
+    else:  # each channel on its own
         units.tie(np.repeat(inputs, len(outputs) // groups), outputs)
     found = kept(step.outputs[0].shape)
     found[where.out_spec[0]], found[where.out_spec[1]] = x[where.lhs_spec[0]], outputs
@@ -206,7 +206,7 @@ def _pad(units: Ties, step: Step, given: list[Labels]) -> list[Labels]:
 
 
 def _along(name: str) -> Callable[[Ties, Step, list[Labels]], list[Labels]]:
-    """One axis is kept whole, named by a parameter; the others pass."""
+    """One axis, named by a parameter, is kept whole; the others pass through."""
 
     def rule(units: Ties, step: Step, given: list[Labels]) -> list[Labels]:
         for labels in given:
@@ -230,7 +230,7 @@ def _window(units: Ties, step: Step, given: list[Labels]) -> list[Labels]:
 
 
 def _gather(units: Ties, step: Step, given: list[Labels]) -> list[Labels]:
-    """Rows of a table: axes that are taken whole pass, such as the features of an embedding."""
+    """Rows of a table: axes taken whole pass through, such as the features of an embedding."""
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
     found = kept(step.outputs[0].shape)
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)

@@ -1,7 +1,7 @@
-"""Which places of which axes live and die together: every place of every axis belongs to a unit.
+"""Which places of which axes live and die together: each place of each axis belongs to a unit.
 
 An operation ties the units of its operands: what a product sums over, what is added, what a kernel
-and its bias have in common. Where places could not be left out one by one, they belong to `KEPT`.
+and its bias share. Places that could not be left out one by one belong to `KEPT`.
 """
 
 import numpy as np
@@ -42,22 +42,22 @@ class Units(Partition):
         return self.labels[value]
 
     def roots(self, value: Value, axis: int) -> np.ndarray:
-        """The unit of every place of an axis."""
+        """The unit of each place of an axis."""
         return self.find(self.of(value)[axis])
 
     def fresh(self, size: int) -> np.ndarray:
-        """Units of their own; an axis of one place keeps it."""
+        """New units; an axis with a single place keeps it."""
         if size < 2:
             return np.zeros(size, np.int64)
         return self.grow(size)
 
     def axes(self) -> list[np.ndarray]:
-        """The units of every axis of every array, each once."""
+        """The units of every axis of every array, each axis once."""
         each = {id(axis): axis for labels in self.labels.values() for axis in labels}
         return [self.find(axis) for axis in each.values() if len(axis)]
 
     def keep(self, labels: np.ndarray) -> None:
-        """These places stay."""
+        """Makes these places stay."""
         self.tie(labels, np.zeros_like(labels))
 
     def whole(self, labels: np.ndarray) -> bool:

@@ -21,10 +21,10 @@ class Compacted(NamedTuple):
     """A smaller network.
 
     Attributes:
-      params: the parameters that are left, in the structure of the old ones.
-      masks: boolean arrays in their shapes: what of them lives.
-      keep: in that structure, of every array a tuple: for each axis the indices that are left.
-      notes: where units were dead and stay, and why; mostly empty.
+      params: the parameters that remain, in the structure of the old ones.
+      masks: boolean arrays in their shapes: which weights live.
+      keep: in that structure, a tuple per array: for each axis the indices that remain.
+      notes: where dead units were kept, and why; mostly empty.
       before: the shapes of the old parameters.
     """
 
@@ -39,7 +39,7 @@ class Compacted(NamedTuple):
 
         Args:
           tree: any pytree. An array is cut where its path ends with that of a parameter and its
-            last axes have that parameter's old shape; everything else passes.
+            last axes have that parameter's old shape; everything else is unchanged.
 
         Example:
           >>> import jax.numpy as jnp, optax
@@ -68,47 +68,47 @@ def compact(
     zeros: bool = True,
     rebuild: Callable[[Params], Callable[..., Any]] | None = None,
 ) -> Compacted:
-    r"""Takes dead units and channels out of a whole network, which then computes the same.
+    r"""Removes dead units and channels from a whole network, which then computes the same.
 
-    `fn(params, *args)` is traced, and every axis of every array is followed through it: a unit is
-    all places that can only be left out together, such as a column of one kernel, its bias and the
-    statistics of its normalization, the same channel of all branches that are added, the rows of
-    the next kernel; behind a flattened convolution the features of one channel, in attention a
-    head. No name of a layer is looked at. A unit goes
+    `fn(params, *args)` is traced, and every axis of every array is followed through it. A unit is
+    a set of places that can only be left out together: for example a column of one kernel, its
+    bias and the statistics of its normalization, the same channel of all branches that are added,
+    and the rows of the next kernel; after a flattened convolution, the features of one channel; in
+    attention, a head. Layer names play no role. A unit goes
 
-    - where all that reads it has dead weights for it, whatever it computes, or
-    - where it carries zero: all weights into it are dead, there is no bias or a zero one, and the
-      activation keeps zero;
-    - with `fold_constants`, also where it carries a constant (a bias and dead weights), if the
-      product that reads it has a bias of its own, which then takes the constant.
+    - if everything that reads it has dead weights for it, whatever it computes, or
+    - if it carries zero: all weights into it are dead, it has no bias or a zero one, and the
+      activation preserves zero;
+    - with `fold_constants`, also if it carries a constant (a bias and dead weights) and the product
+      that reads it has a bias of its own, which then absorbs the constant.
 
-    Taken out, it no longer keeps the units before it alive, and so on to a fixed point. What `fn`
-    takes and returns keeps its size, every axis keeps one unit, and so does whatever a unit cannot
-    be taken out of: a sum over units (layer normalization), a softmax, an operation that is not
-    known here. The smaller parameters are given to `fn` and traced again: only if it computes the
-    same, step by step, at the sizes that are expected, is a unit really gone. So a number that
-    depends on a width (the scale of attention) or a size written into a reshape keep the units that
-    they concern.
+    A removed unit no longer keeps the units before it alive, and so on to a fixed point. What `fn`
+    takes and returns keeps its size, every axis keeps one unit, and units are kept where they
+    cannot be removed: in a sum over units (layer normalization), a softmax, or an operation that
+    is not known here. `fn` is traced again with the smaller parameters: a unit is removed only if
+    the program is the same, step by step, at the expected sizes. So a number that depends on a
+    width (the scale of attention), or a size written into a reshape, keeps the units that it
+    concerns.
 
     Args:
       fn: the function as it is used after training: no dropout, and normalization by stored
         statistics.
-      params: its parameters, and whatever else it has for each unit, such as those statistics.
-      masks: boolean arrays in the structure of `params`; None: a leaf that is whole.
-      *args: the other arguments; arrays or `jax.ShapeDtypeStruct`. What they are does not matter,
-        but that they are finite.
-      fold_constants: change biases where that takes more units out.
+      params: its parameters, and anything else that it stores per unit, such as those statistics.
+      masks: boolean arrays in the structure of `params`; None for a leaf without dead weights.
+      *args: the other arguments; arrays or `jax.ShapeDtypeStruct`. Their values do not matter, as
+        long as they are finite.
+      fold_constants: change biases if that removes more units.
       zeros: whether living weights that are exactly zero count as dead. False for parameters that
-        are yet to be trained, such as fresh biases.
-      rebuild: for models that fix their widths (Flax Linen): gives the function for parameters of
-        other shapes, which it meets as arrays or `jax.ShapeDtypeStruct`. By default it is `fn`.
+        have yet to be trained, such as fresh biases.
+      rebuild: for models that fix their widths (Flax Linen): returns the function for parameters of
+        other shapes, which it gets as arrays or `jax.ShapeDtypeStruct`. By default it is `fn`.
 
     Returns:
       A `Compacted`. Its parameters are zero where no weight lives.
 
     Raises:
-      ValueError: masks of another structure or shape, or `fold_constants` without `zeros`.
-      TypeError: masks that are not boolean, or parameters or masks that are traced.
+      ValueError: the masks have another structure or shape, or `fold_constants` without `zeros`.
+      TypeError: the masks are not boolean, or parameters or masks are traced.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -130,7 +130,7 @@ def compact(
     if rebuild is not None:
         check_function("rebuild", rebuild, "(params) -> fn")
     if fold_constants and not zeros:
-        raise ValueError("fold_constants=True takes biases as they are; it needs zeros=True.")
+        raise ValueError("fold_constants=True uses the present biases; it needs zeros=True.")
     leaves, alive = _living(params, masks)
     known = leaves if zeros else list(map(_marked, leaves, alive))
     network = _Network(fn, params, args, rebuild or (lambda _: fn))
@@ -146,7 +146,7 @@ def compact(
 
 
 class _Network:
-    """A function and its parameters, taken apart."""
+    """A traced function and its parameters."""
 
     def __init__(self, fn: Any, params: Params, args: tuple[Any, ...], rebuild: Any):
         self._leaves, self._treedef = jax.tree.flatten(params)
@@ -158,7 +158,7 @@ class _Network:
         self._families = families(self._units)
 
     def tree(self, arrays: Iterable[Any]) -> Params:
-        """The parameters with these in the places of their arrays."""
+        """The parameters with these in place of their arrays."""
         leaves = list(self._leaves)
         for place, array in zip(self._places, arrays, strict=True):
             leaves[place] = array
@@ -167,7 +167,7 @@ class _Network:
     def search(
         self, leaves: list[Any], fold: bool
     ) -> tuple[np.ndarray, list[Any], tuple[str, ...]]:
-        """The units that go, the parameters with other biases, and what is to be told."""
+        """The units that go, the parameters with new biases, and the notes."""
         stay = np.zeros(len(self._units), bool)
         folds = {}
         if fold:
@@ -183,7 +183,7 @@ class _Network:
                 notes.append(f"{self._told(family)} keeps its units: {why}.")
 
     def keep(self, gone: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-        """Of every parameter, for each axis the indices that are left."""
+        """For each parameter and each axis, the indices that remain."""
         values = self._program.leaves
         return [tuple(map(np.flatnonzero, self._left(value, gone))) for value in values]
 
@@ -191,7 +191,7 @@ class _Network:
         return [~gone[self._units.find(axis)] for axis in self._units.of(value)]
 
     def _refused(self, gone: np.ndarray) -> dict[int, str]:
-        """The families that the function does not let go, and why."""
+        """The families that the function does not allow to go, and why."""
         whole = self._difference(gone) if gone.any() else None
         if whole is None:
             return {}
@@ -207,7 +207,7 @@ class _Network:
         params = self.tree(small)
         try:
             other = program(self._rebuild(params), params, self._args, len(small))
-        except Exception as error:  # whatever a model raises whose shapes do not fit
+        except Exception as error:  # whatever a model raises if shapes do not fit
             told = (str(error).strip().splitlines() or ["?"])[0]
             return f"fn raises {type(error).__name__} for fewer ({told[:200]}); rebuild= may help"
         return difference(self._program, other, lambda value: self._left(value, gone))
@@ -223,7 +223,7 @@ class _Network:
 def _living(params: Params, masks: Masks) -> tuple[list[Any], list[Any]]:
     """The arrays of the parameters, zero where no weight lives, and where they live.
 
-    In NumPy: a compilation for every shape would take longer than all of the search.
+    In NumPy: a compilation for every shape would take longer than the whole search.
     """
     leaves, alive = [], []
     found = trees.check_same(params, masks, "masks")
@@ -232,7 +232,7 @@ def _living(params: Params, masks: Masks) -> tuple[list[Any], list[Any]]:
             continue
         mask = np.ones(leaf.shape, bool) if mask is None else mask
         if any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (leaf, mask)):
-            raise TypeError("params and masks must be arrays, and not traced: they decide shapes.")
+            raise TypeError("params and masks must be arrays, and not traced: they set the shapes.")
         if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
             leaf = np.where(mask, leaf, np.zeros((), leaf.dtype))
         leaves.append(leaf)
@@ -241,7 +241,7 @@ def _living(params: Params, masks: Masks) -> tuple[list[Any], list[Any]]:
 
 
 def _marked(leaf: Any, mask: Any) -> Any:
-    """Living zeros as NaN, of which nothing is known."""
+    """Living zeros as NaN, about which nothing is known."""
     if not trees.is_float(leaf):
         return leaf
     return np.where(mask & (leaf == 0), np.asarray(np.nan, leaf.dtype), leaf)
@@ -252,7 +252,7 @@ def _shape(leaf: Any) -> Any:
 
 
 def _cut(leaf: Any, keep: tuple[np.ndarray, ...]) -> Any:
-    """The places of an array that are left, along its last axes."""
+    """The places of an array that remain, along its last axes."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
         return leaf
     first, found = leaf.ndim - len(keep), np.asarray(leaf)

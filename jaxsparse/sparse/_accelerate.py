@@ -1,4 +1,4 @@
-"""`accelerate`: any function of parameters, run on compressed kernels without a change to it."""
+"""`accelerate`: runs any function of parameters on compressed kernels, without changing it."""
 
 import functools
 from collections.abc import Callable
@@ -15,28 +15,28 @@ from jaxsparse.sparse._views import View
 
 
 def accelerate(function: Callable[..., Any], *, fallback: str = "error") -> Callable[..., Any]:
-    """The same function, in which products of compressed kernels take those kernels' own.
+    """The same function, in which compressed kernels are multiplied by their own products.
 
-    The function is traced with dense shapes, without a dense array, and what it does is then done
-    on compressed kernels: a product, a convolution or `einsum` that reads one leaf, be it cast,
-    scaled, transposed or reshaped first, takes the leaf's own product. So a model of Flax NNX, of
-    Linen or of Equinox, or a plain function, needs no other layers. It goes through `jax.jit`,
-    `jax.checkpoint`, `jax.lax.scan` over stacked layers, `cond` and `while_loop` inside it, and
-    through `jax.jit`, `jax.grad` and `jax.vmap` around it.
+    The function is traced with dense shapes, but no dense array is made. Its operations are then
+    carried out on the compressed kernels: a product, a convolution or an `einsum` that reads one
+    leaf, even if the leaf is first cast, scaled, transposed or reshaped, uses the leaf's own
+    product. So a model of Flax NNX, Linen or Equinox, or a plain function, needs no other layers.
+    The function may contain `jax.jit`, `jax.checkpoint`, `jax.lax.scan` over stacked layers,
+    `cond` and `while_loop`, and `jax.jit`, `jax.grad` and `jax.vmap` may be applied to it.
 
     Args:
       function: of parameters and anything else. Arguments that are neither arrays nor compressed
-        kernels, such as modules, strings and Python numbers, are passed on as they are.
-      fallback: what is done with an operation that no kernel has: "error", or "dense" to make the
-        kernel dense for it. `explain` lists these.
+        kernels, such as modules, strings and Python numbers, are passed on unchanged.
+      fallback: what to do with an operation that no kernel supports: "error", or "dense" to make
+        the kernel dense for it. `explain` lists these operations.
 
     Returns:
-      A function of the same arguments; the same result to rounding.
+      A function of the same arguments, with the same result up to rounding.
 
     Raises:
-      ValueError: `fallback` is unknown; when it is called, an operation that no kernel has; it
-        is named with its leaf.
-      TypeError: `function` is no function.
+      ValueError: `fallback` is unknown; or, when the function is called, no kernel supports an
+        operation, which is named with its leaf.
+      TypeError: `function` is not a function.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxsparse
@@ -91,7 +91,7 @@ def _dense_shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _leaf(view: View) -> Any:
-    """A kernel that the function returns, compressed as it came."""
+    """A kernel that the function returns, compressed, unchanged."""
     if not view.whole:
-        raise ValueError(f"a function must return the compressed leaf {view.name!r} as it is.")
+        raise ValueError(f"a function must return the compressed leaf {view.name!r} unchanged.")
     return view.kernel

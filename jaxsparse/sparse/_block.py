@@ -20,10 +20,10 @@ class BlockPlaces(_layout.Places):
     """Where the living blocks of one kernel are.
 
     Attributes:
-      inputs: int32 `(capacity,)`: the row of blocks of every block.
-      outputs: int32 `(capacity,)`: its column of blocks, rising.
-      order: int32 `(capacity,)`: the blocks in the order of their inputs.
-      count: int32: how many live; those behind them are empty.
+      inputs: int32 `(capacity,)`: the row of each block in the grid of blocks.
+      outputs: int32 `(capacity,)`: its column in that grid, ascending.
+      order: int32 `(capacity,)`: the blocks sorted by their inputs.
+      count: int32: how many blocks live; those after them are empty.
       shape: of the dense kernel.
       axes: what its axes mean.
       size: inputs and outputs of one block.
@@ -92,7 +92,7 @@ class Block(_layout.Compressed):
 
     Attributes:
       values: `(capacity, inputs of a block, outputs of a block)`, the trainable part.
-      places: where they are.
+      places: where the blocks are.
     """
 
     values: Array
@@ -100,7 +100,7 @@ class Block(_layout.Compressed):
 
     @property
     def format(self) -> str:
-        """As `compress` takes it."""
+        """The format string, as `compress` takes it."""
         return f"block:{self.places.size[0]}x{self.places.size[1]}"
 
     @classmethod
@@ -114,21 +114,22 @@ class Block(_layout.Compressed):
         capacity: int | None = None,
         path: str = "kernel",
     ) -> "Block":
-        """The blocks of a dense kernel in which a weight lives.
+        """The blocks of a dense kernel that have living weights.
 
         Args:
-          values: the kernel, of any floating type.
+          values: the kernel, of any floating-point type.
           mask: boolean, of its shape; blocks live or die as a whole.
           size: inputs and outputs of a block.
           axes: what the axes of the kernel mean; several inputs (and spatial axes) count as one.
-          capacity: how many blocks there is room for, at least as many as live; then the places
-            are free, and the mask may be traced. None for as many as live, at fixed places.
-          path: of the leaf, for messages and for axes by path.
+          capacity: how many blocks there is room for, at least as many as live; the places are
+            then free, and the mask may be traced. None for exactly as many as live, at fixed
+            places.
+          path: of the leaf, for error messages and for axes given by path.
 
         Raises:
-          ValueError: another shape, a capacity that is too small, blocks that do not divide the
-            kernel, or one that lives in part.
-          TypeError: a mask that is not boolean, or one that is traced, without `capacity`.
+          ValueError: the mask has another shape, the capacity is too small, the blocks do not
+            divide the kernel, or a block is partly alive.
+          TypeError: the mask is not boolean, or it is traced and `capacity` is None.
 
         Example:
           >>> import jax.numpy as jnp
@@ -152,19 +153,19 @@ class Block(_layout.Compressed):
         """`x @ kernel`, without a dense kernel in either direction.
 
         Args:
-          x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
+          x: `(..., inputs)`; several inputs and spatial axes of a kernel count as one axis.
           via: "compiled" for the C++ kernel of a CPU; "xla" for one batched product of gathered
-            tiles; "pallas" for the kernels of `_pallas.py`, which nobody has measured yet, compiled
-            on a GPU or a TPU and interpreted (slowly: for tests) elsewhere; "auto" for the first of
-            these that this backend has for such blocks.
+            tiles; "pallas" for the kernels of `_pallas.py`, which have not been measured yet:
+            compiled on a GPU or a TPU, and interpreted elsewhere (slow: for tests); "auto" for the
+            first of these that this backend supports for such blocks.
 
         Returns:
           `(..., outputs)`. The compiled kernel computes types below float32 in float32.
 
         Raises:
-          ValueError: shapes that do not fit, or blocks that the Pallas kernel of the device
-            cannot hold, asked for by name.
-          KernelError: no compiled kernel, and `via` asks for it.
+          ValueError: the shapes do not fit, or "pallas" was requested and the device's Pallas
+            kernel cannot hold the blocks.
+          KernelError: "compiled" was requested, but there is no compiled kernel.
 
         Example:
           >>> import jax.numpy as jnp
@@ -238,7 +239,7 @@ _MATRIX = Axes((0,), (1,))
 
 
 def _chosen(alive: Array, size: tuple[int, ...]) -> tuple[patterns.Pattern, Array]:
-    """The blocks in which a weight lives."""
+    """The blocks that have living weights."""
     pattern = patterns.block(*size)
     return pattern, pattern.gather(alive.astype(jnp.float32), _MATRIX) > 0
 
@@ -266,7 +267,7 @@ def _sum(each: Array, to: Array, shape: tuple[int, int]) -> Array:
 
 
 def _sizes(shape: tuple[int, int], size: int) -> tuple[int, int, int]:
-    """Of the tiles of a matrix `(batch, units)`."""
+    """The sizes of the tiles of a matrix `(batch, units)`."""
     return shape[1] // size, shape[0], size
 
 

@@ -1,4 +1,4 @@
-"""Channels: a smaller dense kernel, of the input and output units that are left."""
+"""Channels: a smaller dense kernel, made of the input and output units that remain."""
 
 import dataclasses
 import functools
@@ -15,11 +15,11 @@ from jaxsparse.types import Array, Axes, AxesSpec
 @_layout.register_places("inputs", "outputs")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ChannelsPlaces(_layout.Places):
-    """Which input and output units of one kernel are left.
+    """Which input and output units of one kernel remain.
 
     Attributes:
-      inputs: int32 `(inputs left,)`, rising; beyond the number of inputs where there is room to
-        spare. Spatial positions are not among them.
+      inputs: int32 `(inputs left,)`, ascending; numbers past the last input where there is spare
+        room. Spatial positions are not counted.
       outputs: int32 `(outputs left,)`, likewise.
       shape: of the dense kernel.
       axes: what its axes mean.
@@ -59,8 +59,8 @@ class ChannelsPlaces(_layout.Places):
         return self.inputs.shape[-1], self.outputs.shape[-1]
 
     def rows(self) -> Array:
-        """`(spatial positions, inputs left)`: the rows of the matrix of one layer; beyond it where
-        there is room to spare."""
+        """`(spatial positions, inputs left)`: the rows of the matrix of one layer; out of range
+        where there is spare room."""
         taps = _layout.taps(self.shape, self.axes)
         spare = taps.size + np.arange(len(taps) * len(self.inputs)).reshape(len(taps), -1)
         last = taps.shape[1] - 1
@@ -89,11 +89,11 @@ class ChannelsPlaces(_layout.Places):
 )
 @dataclasses.dataclass(frozen=True)
 class Channels(_layout.Compressed):
-    """One kernel as the smaller dense one of the units that are left.
+    """One kernel as the smaller dense kernel of the units that remain.
 
     Attributes:
       values: `(spatial axes..., inputs left, outputs left)`, the trainable part.
-      places: which they are.
+      places: which units they are.
     """
 
     values: Array
@@ -110,21 +110,22 @@ class Channels(_layout.Compressed):
         capacity: int | None = None,
         path: str = "kernel",
     ) -> "Channels":
-        """The units of a dense kernel that are left.
+        """The units of a dense kernel that remain.
 
         Args:
-          values: the kernel, of any floating type.
+          values: the kernel, of any floating-point type.
           mask: boolean, of its shape; whole output units live or die, as the pattern `channel`
             makes it, and whole input units may be dead as well.
           axes: what its axes mean; several inputs or outputs count as one.
-          capacity: how many output units there is room for, at least as many as live, and then for
-            all input units; then the places are free, and the mask may be traced. None for what
-            lives, at fixed places.
-          path: of the leaf, for messages and for axes by path.
+          capacity: how many output units there is room for, at least as many as live; there is then
+            room for all input units, the places are free, and the mask may be traced. None for
+            exactly what lives, at fixed places.
+          path: of the leaf, for error messages and for axes given by path.
 
         Raises:
-          ValueError: another shape, a capacity that is too small, or a unit that lives in part.
-          TypeError: a mask that is not boolean, or one that is traced, without `capacity`.
+          ValueError: the mask has another shape, the capacity is too small, or a unit is partly
+            alive.
+          TypeError: the mask is not boolean, or it is traced and `capacity` is None.
 
         Example:
           >>> import jax.numpy as jnp
@@ -139,16 +140,16 @@ class Channels(_layout.Compressed):
 
     @_layout.by_layer
     def product(self, x: Array) -> Array:
-        """`x @ kernel`: a dense product of what is left.
+        """`x @ kernel`: a dense product of what remains.
 
         Args:
-          x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
+          x: `(..., inputs)`; several inputs and spatial axes of a kernel count as one axis.
 
         Returns:
           `(..., outputs)`.
 
         Raises:
-          ValueError: shapes that do not fit.
+          ValueError: the shapes do not fit.
 
         Example:
           >>> import jax.numpy as jnp
@@ -173,19 +174,19 @@ class Channels(_layout.Compressed):
         padding: Sequence[tuple[int, int]] | None = None,
         via: str = "auto",
     ) -> Array:
-        """The convolution of images with what is left of a kernel of spatial axes.
+        """The convolution of images with what remains of a kernel with spatial axes.
 
         Args:
           x: `(batch, spatial axes..., inputs)`.
-          strides: pixels from one window to the next, one number a spatial axis; None for 1.
-          padding: zeros before and after, a pair a spatial axis; None for none.
-          via: for the other formats; what is left is dense, and XLA computes it.
+          strides: pixels from one window to the next, one number per spatial axis; None for 1.
+          padding: zeros before and after, one pair per spatial axis; None for no padding.
+          via: ignored; the other formats need it. XLA computes what remains, which is dense.
 
         Returns:
           `(batch, spatial axes..., outputs)`.
 
         Raises:
-          ValueError: shapes, strides or padding that do not fit.
+          ValueError: the shapes, strides or padding do not fit.
 
         Example:
           >>> import jax.numpy as jnp
@@ -223,23 +224,23 @@ class Channels(_layout.Compressed):
 
 
 def _left(alive: Array, layer: _layout.Layer) -> tuple[Array, Array]:
-    """Which input and which output units have a living weight."""
+    """Which input units and which output units have a living weight."""
     taps = _layout.taps(layer.shape, layer.axes)
     return jnp.any(alive[taps], (0, 2)), jnp.any(alive, 0)
 
 
 def _units(left: Array, size: int) -> Array:
-    """The first of those that are left, then numbers beyond: sorted and unique throughout."""
+    """The units that remain, then numbers past the last unit: sorted and unique throughout."""
     units = jnp.nonzero(left, size=size, fill_value=len(left))[0]
     return (units + jnp.maximum(jnp.arange(size) - jnp.sum(left), 0)).astype(jnp.int32)
 
 
 def _take(x: Array, units: Array) -> Array:
-    """Units of the last axis, zeros for those beyond it."""
+    """Units of the last axis, zeros for those out of range."""
     return x.at[..., units].get(mode="fill", fill_value=0, unique_indices=True)
 
 
 def _put(x: Array, units: Array, size: int) -> Array:
-    """The last axis at these units of a longer one, zeros elsewhere."""
+    """The last axis spread to these units of a longer axis, zeros elsewhere."""
     wide = jnp.zeros((*x.shape[:-1], size), x.dtype)
     return wide.at[..., units].set(x, mode="drop", unique_indices=True)

@@ -1,4 +1,4 @@
-"""Which format is the fastest for a kernel: estimates from a table of measured costs."""
+"""Which format is the fastest for a kernel, estimated from a table of measured costs."""
 
 import functools
 import json
@@ -18,11 +18,11 @@ _BLOCKS = (128, 64, 32, 16, 8)
 
 
 class Cost(NamedTuple):
-    """What a product takes, the forward pass and both gradients together.
+    """The time of a product: the forward pass and both gradients together.
 
     Attributes:
-      overhead: microseconds a call.
-      rate: thousands of multiply-adds in each of the three, by microsecond.
+      overhead: microseconds per call.
+      rate: thousands of multiply-adds of each of the three, per microsecond.
     """
 
     overhead: float
@@ -33,9 +33,9 @@ class Choice(NamedTuple):
     """A format for one kernel.
 
     Attributes:
-      format: as `compress` takes it.
-      gain: dense time over its time, estimated; 1.0 for "masked", which is a dense product.
-      why: one line for a person.
+      format: the format string, as `compress` takes it.
+      gain: estimated dense time over its time; 1.0 for "masked", which is a dense product.
+      why: the reason, in one line.
     """
 
     format: str
@@ -50,10 +50,10 @@ def costs_file() -> Path:
 
 @functools.cache
 def costs() -> dict[str, dict[str, Cost]]:
-    """`{machine: {work: Cost}}`: the table that ships, with what was measured here in its place.
+    """`{machine: {work: Cost}}`: the table that ships, overridden by what was measured here.
 
-    A machine reads like "cpu compiled", work like "csr 128": a format, or "masked" for a dense
-    product, and a batch; "csr convolution 8192" for a convolution and its positions.
+    A machine reads like "cpu compiled". Work reads like "csr 128": a format, or "masked" for a
+    dense product, and a batch; "csr convolution 8192" is a convolution and its positions.
     """
     found = json.loads(_SHIPPED.read_text())
     if costs_file().exists():
@@ -70,13 +70,13 @@ def machine() -> str:
 
 
 def estimate(format: str, multiplied: int, batch: int, *, convolution: bool) -> float | None:
-    """Microseconds of a product with both gradients; None where nothing like it was measured.
+    """Microseconds of a product with both gradients; None if nothing like it was measured.
 
     Args:
-      format: as `compress` takes it; blocks as the square ones that are next to them.
-      multiplied: weights that are multiplied: those that live, or all.
-      batch: examples, times positions of a convolution.
-      convolution: whether it is one.
+      format: as `compress` takes it; blocks count as the square blocks closest to them.
+      multiplied: how many weights are multiplied: the living ones, or all.
+      batch: examples, times positions for a convolution.
+      convolution: whether the product is a convolution.
     """
     table, kind = costs().get(machine(), {}), _kind(format, convolution)
     known = [int(work.rsplit(" ", 1)[1]) for work in table if work.rsplit(" ", 1)[0] == kind]
@@ -88,7 +88,7 @@ def estimate(format: str, multiplied: int, batch: int, *, convolution: bool) -> 
 
 
 def gain(kernel: Any, x: Any) -> float | None:
-    """Dense time over the time of a kernel's product with this input, estimated."""
+    """Estimated dense time over the time of a kernel's product with this input."""
     axes, shape = kernel.places.axes, kernel.shape
     size = math.prod(shape) // max(math.prod(shape[a] for a in axes.stacked), 1)
     convolution = _spatial(shape, axes)
@@ -105,7 +105,7 @@ def choose(mask: Array, axes: Axes, batch: int) -> Choice:
     Args:
       mask: boolean, of the kernel's shape.
       axes: of the kernel.
-      batch: examples that a product sees, times positions for a convolution.
+      batch: examples per product, times positions for a convolution.
     """
     convolution = _spatial(mask.shape, axes)
     kept = _fitting(mask, axes)

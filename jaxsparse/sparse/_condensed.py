@@ -1,4 +1,4 @@
-"""Condensed: as many living inputs for every output unit, of which some may be gone altogether."""
+"""Condensed: the same number of living inputs for every output unit that is not dead."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ class CondensedPlaces(_layout.Places):
     """Where the living weights of one kernel are.
 
     Attributes:
-      units: int32 `(units,)`: the output units that are left, rising; the number of outputs where
-        there is room to spare.
-      inputs: int32 `(units, fan)`: the inputs of each, rising; the number of inputs where there is
-        room to spare.
+      units: int32 `(units,)`: the output units that remain, ascending; the number of outputs where
+        there is spare room.
+      inputs: int32 `(units, fan)`: the inputs of each, ascending; the number of inputs where there
+        is spare room.
       ends_of_inputs: int32 `(inputs + 1,)`: the weights of input i are
         `order[ends_of_inputs[i] : ends_of_inputs[i + 1]]`.
       order: int32 `(units * fan,)`: the weights, input after input.
@@ -60,7 +60,7 @@ class CondensedPlaces(_layout.Places):
         (inputs, outputs), (units, fan) = alive.shape, room
         fans = jnp.sum(alive, 0, dtype=jnp.int32)
         left = jnp.nonzero(fans > 0, size=units, fill_value=outputs)[0]
-        # Weights are listed unit after unit; each goes to its unit's row, behind those before it.
+        # Weights are listed unit after unit; each goes to its unit's row, after the earlier ones.
         rows, columns = jnp.nonzero(alive.T, size=units * fan, fill_value=(outputs, 0))
         last = jnp.minimum(rows, outputs - 1)
         behind = jnp.arange(units * fan, dtype=jnp.int32) - (jnp.cumsum(fans) - fans)[last]
@@ -115,14 +115,14 @@ class CondensedPlaces(_layout.Places):
 )
 @dataclasses.dataclass(frozen=True)
 class Condensed(_layout.Compressed):
-    """One kernel of constant fan-in as its living values; `x @ kernel` is its product.
+    """One kernel with constant fan-in as its living values; `x @ kernel` is its product.
 
-    Its products are those of `CSR`, whose rows are of one length here: that leaves out one of the
-    four integers a weight, and all that concerns output units without a weight.
+    Its products are those of `CSR`, but here all rows have the same length. This saves one of the
+    four integers per weight, and everything that concerns output units without a weight.
 
     Attributes:
-      values: `(units, fan)`, the trainable part; zero where there is room to spare.
-      places: where they are.
+      values: `(units, fan)`, the trainable part; zero where there is spare room.
+      places: where the weights are.
 
     References:
       Lasby et al., "Dynamic sparse training with structured sparsity" (2024), section 4.4.
@@ -145,19 +145,19 @@ class Condensed(_layout.Compressed):
         """The living weights of a dense kernel, unit by unit.
 
         Args:
-          values: the kernel, of any floating type.
+          values: the kernel, of any floating-point type.
           mask: boolean, of its shape; every output unit has the same number of living inputs, as
-            the pattern `fan_in` makes it, or none.
+            the pattern `fan_in` makes it, or none at all.
           axes: what its axes mean; several inputs (and spatial axes) count as one.
-          capacity: how many inputs of a unit there is room for, at least as many as live, and then
-            for all output units; then the places are free, and the mask may be traced. None for
-            what lives, at fixed places.
-          path: of the leaf, for messages and for axes by path.
+          capacity: how many inputs per unit there is room for, at least as many as live; there is
+            then room for all output units, the places are free, and the mask may be traced. None
+            for exactly what lives, at fixed places.
+          path: of the leaf, for error messages and for axes given by path.
 
         Raises:
-          ValueError: another shape, a capacity that is too small, or units with fewer inputs than
-            others.
-          TypeError: a mask that is not boolean, or one that is traced, without `capacity`.
+          ValueError: the mask has another shape, the capacity is too small, or some units have
+            fewer inputs than others.
+          TypeError: the mask is not boolean, or it is traced and `capacity` is None.
 
         Example:
           >>> import jax.numpy as jnp
@@ -175,7 +175,7 @@ class Condensed(_layout.Compressed):
         """`x @ kernel`, without a dense kernel in either direction.
 
         Args:
-          x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
+          x: `(..., inputs)`; several inputs and spatial axes of a kernel count as one axis.
           via: as for `CSR.product`.
 
         Returns:
@@ -194,8 +194,8 @@ class Condensed(_layout.Compressed):
         return self.csr().product(x, via=via)
 
     def csr(self) -> CSR:
-        """The same kernel, of one layer, as `CSR` with free places; its values are differentiable
-        functions of these."""
+        """The same kernel, for one layer, as a `CSR` with free places; its values are
+        differentiable functions of the values of this one."""
         living, values = self.places.living(), self.values
         if not (isinstance(living, np.ndarray) and living.all()):
             values = jnp.where(living, values, jnp.zeros((), values.dtype))

@@ -1,4 +1,4 @@
-"""Compressed sparse rows: any mask, the living weights of one output unit after the other."""
+"""Compressed sparse rows: for any mask, the living weights of one output unit after another."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ class CSRPlaces(_layout.Places):
 
     Attributes:
       ends: int32 `(outputs + 1,)`: the weights of output o are `ends[o] : ends[o + 1]`.
-      inputs: int32 `(capacity,)`: the input of every weight, rising within an output.
-      ends_of_inputs: int32 `(inputs + 1,)`, the same seen from the inputs.
+      inputs: int32 `(capacity,)`: the input of each weight, ascending within an output.
+      ends_of_inputs: int32 `(inputs + 1,)`, the same for the inputs.
       outputs: int32 `(capacity,)`: the outputs, input after input.
-      order: int32 `(capacity,)`: which value belongs to each of `outputs`.
+      order: int32 `(capacity,)`: which value belongs to each entry of `outputs`.
       shape: of the dense kernel.
       axes: what its axes mean.
       fixed: whether they belong to the structure of a tree.
@@ -87,7 +87,7 @@ class CSR(_layout.Compressed):
 
     Attributes:
       values: `(capacity,)`, the trainable part.
-      places: where they are.
+      places: where the weights are.
     """
 
     values: Array
@@ -107,16 +107,16 @@ class CSR(_layout.Compressed):
         """The living weights of a dense kernel.
 
         Args:
-          values: the kernel, of any floating type.
+          values: the kernel, of any floating-point type.
           mask: boolean, of its shape.
           axes: what its axes mean; several inputs (and spatial axes) count as one.
-          capacity: how many values there is room for, at least as many as live; then the places
-            are free, and the mask may be traced. None for as many as live, at fixed places.
-          path: of the leaf, for messages and for axes by path.
+          capacity: how many values there is room for, at least as many as live; the places are then
+            free, and the mask may be traced. None for exactly as many as live, at fixed places.
+          path: of the leaf, for error messages and for axes given by path.
 
         Raises:
-          ValueError: another shape, or a capacity that is too small.
-          TypeError: a mask that is not boolean, or one that is traced, without `capacity`.
+          ValueError: the mask has another shape, or the capacity is too small.
+          TypeError: the mask is not boolean, or it is traced and `capacity` is None.
 
         Example:
           >>> import jax.numpy as jnp
@@ -133,20 +133,20 @@ class CSR(_layout.Compressed):
     def product(self, x: Array, *, via: str = "auto") -> Array:
         """`x @ kernel`, without a dense kernel in either direction.
 
-        The compiled kernel wants the batch as the fastest axis in memory. XLA carries that order
-        from product to product through elementwise functions, and turns round what comes otherwise.
+        The compiled kernel needs the batch as the fastest axis in memory. XLA keeps that order
+        from product to product through elementwise functions, and transposes any other input.
 
         Args:
-          x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
-          via: "compiled", "xla", or "auto" for the compiled kernel where there is one. That of XLA
-            makes one dense gradient of the kernel on the way back, and gathers it.
+          x: `(..., inputs)`; several inputs and spatial axes of a kernel count as one axis.
+          via: "compiled", "xla", or "auto" for the compiled kernel where there is one. "xla" makes
+            one dense gradient of the kernel in the backward pass, and gathers from it.
 
         Returns:
           `(..., outputs)`. Types below float32 are computed in float32.
 
         Raises:
-          ValueError: shapes that do not fit.
-          KernelError: no compiled kernel, and `via` asks for it.
+          ValueError: the shapes do not fit.
+          KernelError: "compiled" was requested, but there is no compiled kernel.
 
         Example:
           >>> import jax.numpy as jnp
@@ -178,7 +178,7 @@ _Static = tuple[bool, Window]
 
 
 def _forward(static: _Static, shapes: Shapes, places: CSRPlaces, values: Array, x: Array) -> Array:
-    """`(batch, inputs) -> (batch, outputs)`, or images likewise."""
+    """`(batch, inputs) -> (batch, outputs)`, or the same for images."""
     fast, window = static
     rows = places.ends, places.inputs
     if not fast:
@@ -188,7 +188,7 @@ def _forward(static: _Static, shapes: Shapes, places: CSRPlaces, values: Array, 
 
 
 def _backward(static: _Static, shapes: Shapes, places: CSRPlaces, values: Array, g: Array) -> Array:
-    """`(batch, outputs) -> (batch, inputs)`, or images likewise."""
+    """`(batch, outputs) -> (batch, inputs)`, or the same for images."""
     fast, window = static
     rows = places.ends_of_inputs, places.outputs
     if not fast:
@@ -206,7 +206,7 @@ def _xla(ends: Array, columns: Array, values: Array, x: Array) -> Array:
 
 
 def _of_values(static: _Static, shapes: Shapes, places: CSRPlaces, x: Array, g: Array) -> Array:
-    """The gradient of the values: of each the inner product of its input and its output."""
+    """The gradient of the values: for each, the inner product of its input and its output."""
     fast, window = static
     if fast:
         operands, sizes = (places.ends, places.inputs, x, g), window.numbers()
@@ -221,13 +221,13 @@ _PRODUCT = Trilinear("csr_product", _forward, _backward, _of_values, folds=(0, 0
 
 
 def _ends(bits: Bits, rows: int, columns: int) -> Array:
-    """How many live before each row, and in all."""
+    """How many weights live before each row, and in total."""
     before = bits.rank(jnp.arange(rows, dtype=jnp.int32) * columns)
     return jnp.append(before, bits.alive)
 
 
 def _rows_of(places: CSRPlaces) -> Array:
-    """The output of every weight; the number of outputs where there is none."""
+    """The output of each weight; the number of outputs where there is no weight."""
     units, capacity = len(places.ends) - 1, len(places.inputs)
     begins = jnp.where(places.ends[:-1] < places.ends[1:], places.ends[:-1], capacity)
     numbers = jnp.arange(units, dtype=jnp.int32)

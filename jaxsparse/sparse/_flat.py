@@ -1,4 +1,4 @@
-"""Living values of an array of any shape by their flat places: for optimizer state, no products."""
+"""Living values of an array of any shape by flat places: for optimizer state, without products."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ class FlatPlaces(_layout.Places):
     """Where the living weights of one array are.
 
     Attributes:
-      indices: int32 `(capacity,)`, rising; those behind the last living one are out of range.
+      indices: int32 `(capacity,)`, ascending; those after the last living one are out of range.
       shape: of the array.
       fixed: whether they belong to the structure of a tree.
     """
@@ -39,11 +39,11 @@ class FlatPlaces(_layout.Places):
 )
 @dataclasses.dataclass(frozen=True)
 class Flat(_layout.Compressed):
-    """An array as its living values, in the order that they have in it.
+    """An array as its living values, in their order in the array.
 
     Attributes:
       values: `(capacity,)`.
-      places: where they are.
+      places: where the values are.
     """
 
     values: Array
@@ -51,7 +51,7 @@ class Flat(_layout.Compressed):
 
     @classmethod
     def from_dense(cls, values: Array, mask: Array, *, capacity: int) -> "Flat":
-        """The living values of an array, with room for so many."""
+        """The living values of an array, with room for `capacity` of them."""
         places = FlatPlaces(_indices(mask, capacity), values.shape)
         return cls(cls(values, places).gather(values), places)
 
@@ -60,30 +60,30 @@ class Flat(_layout.Compressed):
         return self.put(jnp.zeros(self.shape, values.dtype), values)
 
     def put(self, dense: Array, values: Array) -> Array:
-        """The array with other values in the living places."""
+        """The array with these values in the living places."""
         at = dense.reshape(-1).at[self.places.indices]
         new = at.set(values, indices_are_sorted=True, unique_indices=True, mode="drop")
         return new.reshape(self.shape)
 
     def gather(self, dense: Array) -> Array:
-        """The values that an array has at the places, and zeros where none lives."""
+        """The values of an array at the places, and zeros where no weight lives."""
         at = dense.reshape(-1).at[self.places.indices]
         nothing = False if dense.dtype == jnp.bool_ else 0
         return at.get(indices_are_sorted=True, unique_indices=True, mode="fill", fill_value=nothing)
 
     def moved(self, dense: Array, mask: Array) -> "Flat":
-        """An array's living values in the same capacity, at free places."""
+        """An array's living values with the same capacity, at free places."""
         return self.from_dense(dense, mask, capacity=len(self.values))
 
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """New values of an array, to be written over the old ones in place. It is no tree, because
-    nothing may come between the step that makes it and `apply_updates`.
+    """New values of an array, to be written over the old ones in place. It is not a pytree,
+    because nothing may come between the step that makes it and `apply_updates`.
 
     Attributes:
       living: what lives from now on.
-      died: where weights have to become zero; None where none ever does.
+      died: where weights have to become zero; None if no weight ever dies.
     """
 
     living: Flat
@@ -91,7 +91,8 @@ class Patch:
 
     def applied(self, dense: Array) -> Array:
         """The array with the new values."""
-        # What died comes second: it depends on nothing, and XLA would copy the array for it.
+        # Dead places are written second: they depend on nothing, and if they were written first,
+        # XLA would copy the array.
         new = self.living.put(dense, self.living.values.astype(dense.dtype))
         if self.died is None:
             return new
@@ -101,7 +102,7 @@ class Patch:
 
 
 def died(old: FlatPlaces, new: FlatPlaces) -> FlatPlaces:
-    """The places that hold no weight any longer, in no order; the others are out of range."""
+    """The places that no longer hold a weight, in any order; the others are out of range."""
     alive = new.mask.reshape(-1).at[old.indices].get(mode="fill", fill_value=True)
     return dataclasses.replace(old, indices=jnp.where(alive, nowhere(old).indices, old.indices))
 
@@ -117,12 +118,12 @@ def nowhere(places: FlatPlaces) -> FlatPlaces:
 @functools.partial(jax.jit, static_argnums=1)
 def _indices(mask: Array, capacity: int) -> Array:
     found, entries = Bits.of(mask).places(capacity), jnp.arange(capacity, dtype=jnp.int32)
-    # Different ones out of range as well, so that all are known to be unique.
+    # Indices out of range differ too, so that all are known to be unique.
     return jnp.where(found < mask.size, found, mask.size + entries)
 
 
 def is_place(node: Any) -> bool:
-    """Whether it is the places of an array; the `is_leaf` of what a state keeps for masks."""
+    """Whether this is the places of an array; the `is_leaf` of what a state keeps as masks."""
     return isinstance(node, FlatPlaces)
 
 

@@ -1,6 +1,6 @@
-"""Runs a traced function on compressed kernels: each product of one takes that kernel's own.
+"""Runs a traced function on compressed kernels: each product with one becomes the kernel's own.
 
-Everything else is done as the function does it. A kernel may be cast, scaled, transposed and
+Everything else runs as in the original function. A kernel may be cast, scaled, transposed and
 reshaped on its way to the product; it is followed through jit, checkpoint, scan, cond and while.
 """
 
@@ -18,13 +18,13 @@ from jaxsparse.sparse._views import View
 
 
 class Product(NamedTuple):
-    """A product in two forms, to measure one by the other.
+    """A product in two forms, to measure one against the other.
 
     Attributes:
-      x: what the kernel was multiplied with, as a `jax.ShapeDtypeStruct`.
+      x: what the kernel was multiplied by, as a `jax.ShapeDtypeStruct`.
       sparse: `(kernel, x) -> y`.
       dense: `(array, x) -> y`, with an array of the shape that the function sees.
-      view: makes a kernel that array.
+      view: turns a kernel into that array.
     """
 
     x: Any
@@ -40,7 +40,7 @@ class Met(NamedTuple):
       name: the path of the leaf.
       kernel: the leaf.
       operation: the primitive and the shapes of its operands.
-      product: the kernel's own that was taken; None where it was made dense.
+      product: the kernel's own product that was used; None if the kernel was made dense.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Interpreter:
     """Evaluates jaxprs in which some of the values are views of compressed kernels.
 
     Args:
-      dense: whether an operation that no kernel has takes the kernel as a dense array.
+      dense: whether an operation that no kernel supports gets the kernel as a dense array.
 
     Attributes:
       met: the operations that met a compressed kernel, in order.
@@ -90,7 +90,7 @@ class Interpreter:
         return bind(self._arrays(eqn, inputs)) if found is None else found
 
     def _product(self, bind: Any, eqn: Any, left: Any, right: Any) -> list[Any] | None:
-        """A product of a view and an array, if the kernel has it."""
+        """A product of a view and an array, if the kernel supports it."""
         if isinstance(left, View) and isinstance(right, View):
             return None
         view, x = (left, right) if isinstance(left, View) else (right, left)
@@ -115,7 +115,7 @@ class Interpreter:
         """The inputs of an operation that takes no compressed kernel.
 
         Raises:
-          ValueError: one is compressed, and it was not asked for that it be made dense.
+          ValueError: one is compressed, and making it dense was not requested.
         """
 
         def array(x: Any) -> Any:
@@ -189,13 +189,13 @@ class Interpreter:
     def _leaving(
         self, eqn: Any, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]
     ) -> list[Any]:
-        """The outputs of a body that JAX compiles as a whole, which only arrays can leave."""
+        """The outputs of a body that JAX compiles as a whole, which can return arrays only."""
         return self._arrays(eqn, self.run(jaxpr, consts, args))
 
     def _over_arrays(
         self, inputs: list[Any], run: Callable[[list[Any]], Any]
     ) -> Callable[..., Any]:
-        """The function of what a view consists of, kernels in the place of views."""
+        """The function with views replaced by their kernels among the arguments."""
 
         def of(*parts: Any) -> Any:
             return run(
@@ -213,7 +213,7 @@ def _parts(inputs: Sequence[Any]) -> list[Any]:
 
 
 def _bind(jaxpr: Any, eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
-    """What the equation alone makes of these inputs."""
+    """The outputs of this equation alone for these inputs."""
     pairs = zip(eqn.invars, inputs, strict=True)
     known = {var: x for var, x in pairs if not isinstance(var, Literal)}
     parts = {"constvars": [], "invars": [*known], "outvars": eqn.outvars, "eqns": [eqn]}

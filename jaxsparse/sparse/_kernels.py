@@ -1,4 +1,4 @@
-"""The compiled products of compressed kernels: what there is here, and how one is called."""
+"""The compiled products of compressed kernels: which are available here, and how to call one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,12 +21,12 @@ _TARGETS = (
 
 
 def products() -> Backend:
-    """Whether there are compiled products here; builds them."""
+    """Whether compiled products are available here; builds them."""
     return compiled.library("products.cc", _TARGETS)
 
 
 def backends() -> dict[str, Backend]:
-    """What computes the products of every format here.
+    """What computes the products of each format here.
 
     Example:
       >>> sorted(backends())
@@ -52,10 +52,10 @@ def call(target: str, shape: Any, *operands: Array, batched: Sequence[int], **gi
     Args:
       target: its name.
       shape: of the result.
-      operands: in its order.
-      batched: the operands whose first axis numbers examples, which is the fastest in memory; -1
-        for the result.
-      given: its attributes.
+      operands: in the kernel's order.
+      batched: the operands whose first axis numbers examples; it is the fastest axis in memory. -1
+        stands for the result.
+      given: the kernel's attributes.
     """
 
     def order(ndim: int, last: bool) -> tuple[int, ...]:
@@ -72,5 +72,5 @@ def call(target: str, shape: Any, *operands: Array, batched: Sequence[int], **gi
 
 
 def accumulator(dtype: Any) -> Any:
-    """The type that products of this one are computed in."""
+    """The type in which products of this type are computed."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)

@@ -1,4 +1,4 @@
-"""What all formats share: a kernel as a matrix, its checks, and what it says of itself."""
+"""What all formats share: a kernel as a matrix, its checks, and its description of itself."""
 
 import dataclasses
 import functools
@@ -48,17 +48,17 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 _REMEDY = (
-    "run the function through jaxsparse.sparse.accelerate, or take the dense kernel by to_dense()"
+    "run the function through jaxsparse.sparse.accelerate, or get the dense kernel with to_dense()"
 )
 
 
 class Compressed:
-    """One kernel as its living values and their places: what every format says of itself."""
+    """One kernel as its living values and their places: the interface of all formats."""
 
     values: Array
     places: Any
     format: Any
-    """As `compress` takes it."""
+    """The format string, as `compress` takes it."""
 
     def product(self, x: Array) -> Array:
         """`x @ kernel`."""
@@ -74,7 +74,7 @@ class Compressed:
           `(..., inputs)`.
 
         Raises:
-          ValueError: shapes that do not fit.
+          ValueError: the shapes do not fit.
         """
         stacked, depth = self.places.stacked, self.places.depth
         inputs, outputs = sizes(self.places.shape, self.places.axes)
@@ -92,30 +92,30 @@ class Compressed:
         return self.places.spread(values)
 
     def gather(self, dense: Array) -> Array:
-        """The values of a dense kernel at the places of this one, as `spread` takes them."""
+        """The values of a dense kernel at the places of this one, ordered as for `spread`."""
         return self.places.gather(dense)
 
     def moved(self, dense: Array, mask: Array) -> Self:
-        """A dense kernel's living values in the same form and capacity, at free places."""
+        """A dense kernel's living values in the same format and capacity, at free places."""
         places = self.places.of_same_room(mask)
         return dataclasses.replace(self, values=places.gather(dense), places=places)  # type: ignore[type-var]
 
     def layers(self) -> Self:
-        """A kernel with stacked axes as many kernels of one layer, in one.
+        """A kernel with stacked axes as a stack of kernels of one layer.
 
         Returns:
-          The same arrays, each with one leading axis for every stacked one, as a kernel with free
-          places whose shape is that of one layer: what `jax.lax.scan` and `jax.vmap` take apart.
+          The same arrays, each with one leading axis for every stacked axis, as a kernel with free
+          places and the shape of one layer: `jax.lax.scan` and `jax.vmap` split it into layers.
         """
         return dataclasses.replace(self, places=self.places.layers())  # type: ignore[type-var]
 
     def check(self) -> None:
-        """Raises what is wrong with a kernel whose arrays come from outside.
+        """Raises an error if the arrays of this kernel, which may come from outside, are invalid.
 
         Raises:
-          TypeError: places that are traced.
-          ValueError: indices that are out of range, unsorted or double, places that contradict
-            each other, or values of another shape.
+          TypeError: the places are traced.
+          ValueError: indices are out of range, unsorted or duplicate, places contradict each
+            other, or the values have another shape.
         """
         self.places.check()
         dense = jax.ShapeDtypeStruct(self.shape, self.dtype)
@@ -131,21 +131,21 @@ class Compressed:
         padding: Sequence[tuple[int, int]] | None = None,
         via: str = "auto",
     ) -> Array:
-        """The convolution of images with a kernel of one or two spatial axes.
+        """The convolution of images with a kernel that has one or two spatial axes.
 
         Args:
           x: `(batch, height, width, inputs)`, or `(batch, width, inputs)`.
-          strides: pixels from one window to the next, one number a spatial axis; None for 1.
-          padding: zeros before and after, a pair a spatial axis; None for none.
-          via: as for `product`. Where no kernel of the format reads images in place, its product
-            takes their patches.
+          strides: pixels from one window to the next, one number per spatial axis; None for 1.
+          padding: zeros before and after, one pair per spatial axis; None for no padding.
+          via: as for `product`. If the format has no kernel that reads images in place, its
+            product gets their patches.
 
         Returns:
           `(batch, height', width', outputs)`.
 
         Raises:
-          ValueError: shapes, strides or padding that do not fit.
-          KernelError: no compiled kernel, and `via` asks for it.
+          ValueError: the shapes, strides or padding do not fit.
+          KernelError: "compiled" was requested, but there is no compiled kernel.
 
         Example:
           >>> import jax.numpy as jnp
@@ -177,17 +177,17 @@ class Compressed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """The shape of the dense kernel."""
         return self.places.shape
 
     @property
     def dtype(self) -> Any:
-        """Of the values."""
+        """The type of the values."""
         return self.values.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept: values and places."""
+        """Bytes of storage: values and places."""
         return nbytes(self)
 
     def fix(self) -> Self:
@@ -214,28 +214,27 @@ class Compressed:
 
 
 def is_compressed(leaf: Any) -> bool:
-    """Whether it is a compressed kernel; the `is_leaf` of trees that hold some."""
+    """Whether this is a compressed kernel; the `is_leaf` of trees that hold such kernels."""
     return isinstance(leaf, Compressed)
 
 
 def map_compressed(function: Callable[[Any], Any], params: Any) -> Any:
-    """The tree with every compressed kernel replaced by what the function makes of it."""
+    """The tree with every compressed kernel replaced by the function's result for it."""
     return jax.tree.map(
         lambda leaf: function(leaf) if is_compressed(leaf) else leaf, params, is_leaf=is_compressed
     )
 
 
 def nbytes(params: Any) -> int:
-    """Bytes of all arrays, values and places, fixed ones among them."""
+    """Bytes of all arrays, values and places, including fixed places."""
     free = map_compressed(lambda kernel: kernel.free(), params)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(free))
 
 
 def by_layer(method: _Method) -> _Method:
-    """Makes a product of one layer one of kernels with stacked axes too.
+    """Makes a product of one layer work for kernels with stacked axes too.
 
-    Its first operand then begins with these axes, in the order of `axes.stacked`, and so does
-    what comes out.
+    Its first operand and its result then begin with these axes, in the order of `axes.stacked`.
     """
 
     @functools.wraps(method)
@@ -256,9 +255,9 @@ def checked(
     """The arrays and the axes of a kernel that is to be compressed.
 
     Raises:
-      ValueError: another shape of the mask.
-      TypeError: values that are not floating, a mask that is not boolean, or one that is traced,
-        without a capacity.
+      ValueError: the mask has another shape.
+      TypeError: the values are not floating-point, or the mask is not boolean, or it is traced and
+        `capacity` is None.
     """
     values, mask = jnp.asarray(values), jnp.asarray(mask)
     if not trees.is_float(values):
@@ -267,12 +266,12 @@ def checked(
     if mask.shape != values.shape:
         raise ValueError(f"mask at {path!r} must have the shape {values.shape}, got {mask.shape}.")
     if capacity is None and isinstance(mask, jax.core.Tracer):
-        raise TypeError(f"capacity must be given where the mask at {path!r} is traced.")
+        raise TypeError(f"capacity must be given, because the mask at {path!r} is traced.")
     return values, mask, all_axes(axes, {path: values})[path]
 
 
 def as_rows(x: Array, size: int, name: str = "x", what: str = "inputs") -> Array:
-    """`(batch, size)`.
+    """The array as `(batch, size)`.
 
     Raises:
       ValueError: the last axis is not of this size.

@@ -1,4 +1,4 @@
-"""Masked: a dense kernel beside its mask, for what a dense product computes faster."""
+"""Masked: a dense kernel with its mask, for cases in which a dense product is faster."""
 
 import dataclasses
 import functools
@@ -53,12 +53,12 @@ class MaskedPlaces(_layout.Places):
 class Masked(_layout.Compressed):
     """One kernel as a dense matrix and its mask; `x @ kernel` is a dense product.
 
-    It saves neither time nor memory. It is what `compress(format="auto")` takes where a dense
-    product is the fastest: dead weights stay zero, whatever the optimizer does.
+    It saves neither time nor memory. `compress(format="auto")` takes it where a dense product is
+    the fastest. Dead weights stay zero, whatever the optimizer does.
 
     Attributes:
       values: `(inputs, outputs)`, zero where no weight lives.
-      places: where they do.
+      places: where weights live.
     """
 
     values: Array
@@ -75,7 +75,7 @@ class Masked(_layout.Compressed):
         capacity: int | None = None,
         path: str = "kernel",
     ) -> "Masked":
-        """The kernel as it is, zero off the mask; see `CSR.from_dense`.
+        """The kernel itself, zero off the mask; see `CSR.from_dense`.
 
         Example:
           >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Living values that go to other places: of kernels, and of the optimizer state beside them."""
+"""Moves living values to other places: those of kernels, and of the optimizer state for them."""
 
 from typing import Any
 
@@ -23,13 +23,13 @@ def kernels_of(params: Params) -> list[Any]:
 
 
 def with_kernels(params: Params, kernels: list[Any]) -> Params:
-    """The tree with others in the place of its compressed kernels."""
+    """The tree with these kernels in place of its own compressed kernels."""
     found = iter(kernels)
     return map_compressed(lambda _: next(found), params)
 
 
 def at_kernels(params: Params, tree: Any) -> list[Any]:
-    """The leaves of a tree, one for every leaf of the parameters, where these are compressed."""
+    """The leaves of a tree in the structure of the parameters where the latter are compressed."""
     pairs = zip(compressed_leaves(params), jax.tree.leaves(tree), strict=True)
     return [leaf for compressed, leaf in pairs if compressed]
 
@@ -44,13 +44,13 @@ def masks_of(params: Params) -> Masks:
 
 
 def entries(kernel: Compressed, mask: Array) -> Array:
-    """How many entries of the kernel's form (weights, blocks) a mask fills."""
+    """How many entries of the kernel's format (weights, blocks) a mask fills."""
     of_one = max(kernel.values.size // max(len(kernel.values), 1), 1)
     return living(mask) // of_one
 
 
 class Move:
-    """From the places of some kernels to those of others, which live in the same leaves.
+    """From the places of some kernels to those of others, in the same leaves.
 
     Attributes:
       born: one boolean array for each kernel: which of the new values did not live before. It is
@@ -66,9 +66,9 @@ class Move:
         ]
 
     def carry(self, which: int, values: Array, fresh: Array) -> Array:
-        """Values of the old kernel of that number at the new places; fresh ones at new weights.
+        """The values of old kernel number `which` at the new places; fresh ones at new weights.
 
-        Values may have more axes in front than those of a kernel.
+        Values may have additional leading axes.
         """
         axis = values.ndim - self._ndims[which]
         found = jnp.take(values, jnp.maximum(self._from[which], 0), axis, mode="clip")
@@ -76,7 +76,7 @@ class Move:
 
 
 def _numbers(old: Any, new: Any) -> Array:
-    """Which entry of the old kernel each entry of the new one was; -1 where it was none."""
+    """Which entry of the old kernel each entry of the new one was; -1 where there was none."""
     count, ndim = len(old.values), old.values.ndim
     ones = jnp.arange(1, count + 1, dtype=jnp.int32)
     spread = old.spread(jnp.broadcast_to(_column(ones, ndim), old.values.shape))
@@ -91,9 +91,9 @@ def moments(inner_state: Any, params: Params, values: Params) -> dict[int, int]:
     """Which leaves of an optimizer's state belong to the values of kernels, and to which of them.
 
     Args:
-      inner_state: the state of an optimizer of the values.
-      params: with compressed kernels.
-      values: those of the parameters.
+      inner_state: the state of an optimizer that was initialized with the values.
+      params: parameters with compressed kernels.
+      values: the values of these parameters.
     """
     found = weights(inner_state, values, compressed_leaves(params))
     number = {w: n for n, w in enumerate(i for i, c in enumerate(compressed_leaves(params)) if c)}

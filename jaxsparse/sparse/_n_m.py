@@ -1,4 +1,4 @@
-"""N:M: at most N living weights in every run of M inputs, each with its place in the run."""
+"""N:M: at most N living weights in every run of M inputs, each with its position in the run."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jaxsparse.sparse._trilinear import Shapes, Trilinear
 from jaxsparse.types import Array, Axes, AxesSpec
 
 _TILE = 1 << 17
-"""Weights that are made dense at once."""
+"""How many weights are made dense at once."""
 
 
 @_layout.register_places("inputs")
@@ -22,8 +22,8 @@ class NMPlaces(_layout.Places):
     """Where the living weights of one kernel are.
 
     Attributes:
-      inputs: uint8 `(outputs, runs, room)`: the place of every weight in its run, rising; M where
-        there is room to spare. A run is M consecutive inputs of one output unit at one spatial
+      inputs: uint8 `(outputs, runs, room)`: the position of each weight in its run, ascending; M
+        where there is spare room. A run is M consecutive inputs of one output unit at one spatial
         position, as in the pattern `n_m`.
       shape: of the dense kernel.
       axes: what its axes mean.
@@ -75,13 +75,13 @@ class NMPlaces(_layout.Places):
 class NM(_layout.Compressed):
     """One kernel of N:M sparsity, packed; `x @ kernel` is its product.
 
-    A weight takes one byte beside its value. Products make a tile of the kernel dense at a time,
-    never all of it, and then compute what the dense product does: the format saves memory, and
-    time only where reading the weights is what takes it.
+    Each weight needs one byte in addition to its value. Products make one tile of the kernel dense
+    at a time, never all of it, and then compute the dense product. So the format saves memory, and
+    it saves time only where reading the weights is the bottleneck.
 
     Attributes:
-      values: `(outputs, runs, room)`, the trainable part; zero where there is room to spare.
-      places: where they are.
+      values: `(outputs, runs, room)`, the trainable part; zero where there is spare room.
+      places: where the weights are.
     """
 
     values: Array
@@ -89,7 +89,7 @@ class NM(_layout.Compressed):
 
     @property
     def format(self) -> str:
-        """As `compress` takes it."""
+        """The format string, as `compress` takes it."""
         return f"n_m:{self.places.size[0]}:{self.places.size[1]}"
 
     @classmethod
@@ -107,19 +107,20 @@ class NM(_layout.Compressed):
         """The living weights of a dense kernel, run by run.
 
         Args:
-          values: the kernel, of any floating type.
+          values: the kernel, of any floating-point type.
           mask: boolean, of its shape; at most `n` of every `m` consecutive inputs of an output
             unit live, as the pattern `n_m` makes it.
-          n: living weights of a run, at least 1.
+          n: living weights per run, at least 1.
           m: length of a run, larger than `n` and at most 255; it divides the number of inputs.
           axes: what the axes of the kernel mean.
-          capacity: how many values of a run there is room for, at least `n` and at most `m`; then
-            the places are free, and the mask may be traced. None for `n`, at fixed places.
-          path: of the leaf, for messages and for axes by path.
+          capacity: how many values per run there is room for, at least `n` and at most `m`; the
+            places are then free, and the mask may be traced. None for `n`, at fixed places.
+          path: of the leaf, for error messages and for axes given by path.
 
         Raises:
-          ValueError: another shape, inputs that `m` does not divide, or a run in which more live.
-          TypeError: a mask that is not boolean, or one that is traced, without `capacity`.
+          ValueError: the mask has another shape, `m` does not divide the inputs, or a run has more
+            than `n` living weights.
+          TypeError: the mask is not boolean, or it is traced and `capacity` is None.
 
         Example:
           >>> import jax.numpy as jnp
@@ -138,16 +139,16 @@ class NM(_layout.Compressed):
 
     @_layout.by_layer
     def product(self, x: Array) -> Array:
-        """`x @ kernel`, a tile of the kernel after the other, in either direction.
+        """`x @ kernel`, one tile of the kernel after another, in both directions.
 
         Args:
-          x: `(..., inputs)`; of a kernel with several inputs and spatial axes, one axis for all.
+          x: `(..., inputs)`; several inputs and spatial axes of a kernel count as one axis.
 
         Returns:
           `(..., outputs)`.
 
         Raises:
-          ValueError: shapes that do not fit.
+          ValueError: the shapes do not fit.
 
         Example:
           >>> import jax.numpy as jnp
@@ -167,7 +168,7 @@ class NM(_layout.Compressed):
 
 
 def _forward(_: None, shapes: Shapes, places: NMPlaces, values: Array, x: Array) -> Array:
-    """`(inputs, batch) -> (outputs, batch)`, inputs run by run; a tile is of output units."""
+    """`(inputs, batch) -> (outputs, batch)`, inputs run by run; tiles consist of output units."""
 
     def of(unit: tuple[Array, Array]) -> Array:
         return _dense(*unit, places.size[1]).ravel() @ x
@@ -176,7 +177,7 @@ def _forward(_: None, shapes: Shapes, places: NMPlaces, values: Array, x: Array)
 
 
 def _backward(_: None, shapes: Shapes, places: NMPlaces, values: Array, grads: Array) -> Array:
-    """`(outputs, batch) -> (inputs, batch)`; a tile is of runs."""
+    """`(outputs, batch) -> (inputs, batch)`; tiles consist of runs."""
     m = places.size[1]
 
     def of(run: tuple[Array, Array]) -> Array:
@@ -203,13 +204,13 @@ def _tile(size: int) -> int:
 
 
 def _dense(values: Array, inputs: Array, m: int) -> Array:
-    """`(..., room) -> (..., m)`: every value at its place in the run."""
+    """`(..., room) -> (..., m)`: every value at its position in the run."""
     here = jnp.asarray(inputs)[..., None] == jnp.arange(m, dtype=inputs.dtype)
     return _pick(here, values[..., None], -2)
 
 
 def _values(runs: Array, inputs: Array) -> Array:
-    """`(..., m) -> (..., room)`: the values at the places, zero where there is none."""
+    """`(..., m) -> (..., room)`: the values at the places, zero where there is no weight."""
     here = jnp.asarray(inputs)[..., None] == jnp.arange(runs.shape[-1], dtype=inputs.dtype)
     return _pick(here, runs[..., None, :], -1)
 

@@ -1,9 +1,10 @@
 """Products of blocks as Pallas kernels, for a TPU and for a GPU. Neither has been measured.
 
-Their numbers are tested in Pallas' interpreter, and that they lower by exporting them; no such
-device has run them. Arrays are those of `_block.py`: `x` is `(rows of blocks, batch, inputs of
-one)`, `g` likewise of the outputs. A product adds up `x[source[k]] @ values[which[k]]` at every
-`target[k]`, which rises: sources are the inputs and targets the outputs, or the other way round.
+Tests check their numbers in Pallas' interpreter, and check by exporting them that they lower; no
+such device has run them. Arrays are those of `_block.py`: `x` is
+`(rows of blocks, batch, inputs of a block)`, and `g` is the same for the outputs. A product adds up
+`x[source[k]] @ values[which[k]]` at every `target[k]`, which ascends: sources are the inputs and
+targets the outputs, or the reverse.
 """
 
 import functools
@@ -19,17 +20,17 @@ from jax.experimental.pallas import triton as plgpu
 from jaxsparse.types import Array
 
 _BATCH = 128
-"""Examples that a kernel takes at once."""
+"""How many examples a kernel processes at once."""
 _FAST_MEMORY = 12 * 2**20
-"""Bytes of a TPU core's memory that the tiles of one turn may take, of 16 MiB."""
+"""Bytes of a TPU core's 16 MiB of memory that the tiles of one step may take."""
 
 
 def choose(via: str, size: tuple[int, ...], dtype: Any) -> bool:
-    """Whether a product takes these kernels.
+    """Whether a product uses these kernels.
 
     Raises:
-      ValueError: another word than "auto", "pallas" and "xla", or by name a type or blocks that
-        the kernels cannot hold.
+      ValueError: `via` is none of "auto", "pallas" and "xla"; or "pallas" was requested for a type
+        or for blocks that the kernels cannot hold.
     """
     if via not in ("auto", "pallas", "xla"):
         raise ValueError(f'via must be "auto", "pallas" or "xla", got {via!r}.')
@@ -58,14 +59,14 @@ def product(
     """The sum of blocks times tiles of `x`, at every target.
 
     Args:
-      shape: of what comes out.
-      pairs: which value, source and target of every block, and how many of the values live.
+      shape: of the result.
+      pairs: for each block its value, source and target; and how many of the values live.
       values: `(blocks, inputs, outputs)`.
-      x: `(sources, batch, inputs)`, or outputs where the blocks are turned.
-      turned: whether every block is transposed.
+      x: `(sources, batch, inputs)`, or outputs in place of inputs if `turned`.
+      turned: whether each block is transposed.
 
     Raises:
-      ValueError: blocks that the device's kernel cannot hold.
+      ValueError: the device's kernel cannot hold the blocks.
     """
     which, source, target, count = pairs
     if not len(which):
@@ -88,7 +89,7 @@ def of_values(places: tuple[Array, Array, Array], x: Array, g: Array) -> Array:
       g: `(columns of blocks, batch, outputs)`.
 
     Raises:
-      ValueError: blocks that the device's kernel cannot hold.
+      ValueError: the device's kernel cannot hold the blocks.
     """
     inputs, outputs, count = places
     shape = (len(inputs), x.shape[-1], g.shape[-1])
@@ -103,7 +104,7 @@ def of_values(places: tuple[Array, Array, Array], x: Array, g: Array) -> Array:
 def _anywhere(
     tpu: Callable[..., Array], gpu: Callable[..., Array], args: Any, **told: Any
 ) -> Array:
-    """The kernel of the platform that this is lowered for; elsewhere the TPU's, interpreted."""
+    """The kernel of the platform that this is lowered for; on others the TPU's, interpreted."""
     return jax.lax.platform_dependent(
         *args,
         tpu=functools.partial(tpu, **told),
@@ -113,7 +114,7 @@ def _anywhere(
 
 
 def _padded(x: Array) -> tuple[Array, int]:
-    """A batch of whole tiles, and their size: a power of two of at least 16."""
+    """The batch padded to whole tiles, and their size: a power of two of at least 16."""
     size = min(_BATCH, max(16, 1 << (x.shape[1] - 1).bit_length()))
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0))), size
 
@@ -154,7 +155,7 @@ def _product_tpu(
     turned: bool,
     interpret: bool = False,
 ) -> Array:
-    """Blocks one after the other, so that those of one target meet in one tile of the output."""
+    """Blocks one after another, so that those of one target share one tile of the output."""
     _fits_tpu(*values.shape[1:])
 
     def kernel(which: Any, source: Any, target: Any, count: Any, x: Any, w: Any, y: Any) -> None:
@@ -192,7 +193,7 @@ def _values_tpu(
     size: int,
     interpret: bool = False,
 ) -> Array:
-    """Tiles of the batch one after the other, for every block."""
+    """Tiles of the batch one after another, for each block."""
     _fits_tpu(*out.shape[1:])
 
     def kernel(inputs: Any, outputs: Any, count: Any, x: Any, g: Any, d: Any) -> None:
@@ -230,7 +231,7 @@ def _product_gpu(
     turned: bool,
     interpret: bool = False,
 ) -> Array:
-    """One program a target and tile of the batch, which goes through the blocks of the target."""
+    """One program per target and tile of the batch; it loops over the blocks of the target."""
     _fits_gpu(*values.shape[1:])
     ends = jnp.searchsorted(target, jnp.arange(out.shape[0] + 1)).astype(jnp.int32)
 
@@ -259,7 +260,7 @@ def _values_gpu(
     size: int,
     interpret: bool = False,
 ) -> Array:
-    """One program a block, which goes through the batch."""
+    """One program per block; it loops over the batch."""
     _fits_gpu(*out.shape[1:])
     tiles = x.shape[1] // size
 

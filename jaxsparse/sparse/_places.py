@@ -1,4 +1,4 @@
-"""Places: where the living weights of one kernel are, of every layer where its axes are stacked."""
+"""Places: where the living weights of one kernel are, for each layer if its axes are stacked."""
 
 import dataclasses
 import functools
@@ -18,11 +18,11 @@ from jaxsparse.types import Array, Axes
 
 
 class Layer(NamedTuple):
-    """What a format is told of one layer beside its mask.
+    """What a format is told about one layer besides its mask.
 
     Attributes:
       shape: of the dense kernel.
-      axes: what its axes mean; none is stacked.
+      axes: what its axes mean; none of them is stacked.
       size: of a block, or of the runs of N:M.
     """
 
@@ -32,16 +32,16 @@ class Layer(NamedTuple):
 
 
 class Places:
-    """Where the living weights of one kernel are: integers, of which nothing is trained.
+    """Where the living weights of one kernel are: integers, none of which is trained.
 
     Places are fixed or free. Fixed ones belong to the structure of the tree, as a shape does:
-    `jax.grad` and Optax meet the values alone, and a compiled function has the places in it. Free
-    ones are arrays, leaves of the tree beside the values, so that a compiled function takes other
-    places without compiling again.
+    `jax.grad` and Optax see the values alone, and a compiled function contains the places as
+    constants. Free ones are arrays, leaves of the tree next to the values, so that a compiled
+    function accepts other places without being compiled again.
 
-    Where the kernel has stacked axes, every array begins with one axis for each of them, in the
-    order of `axes.stacked`. A format writes the functions that end in `layer`: they see one layer
-    as a matrix `(inputs, outputs)`, spatial axes among the inputs.
+    If the kernel has stacked axes, every array begins with one axis for each of them, in the
+    order of `axes.stacked`. A format implements the functions whose names end in `layer`: they see
+    one layer as a matrix `(inputs, outputs)`, with spatial axes among the inputs.
     """
 
     arrays: ClassVar[tuple[str, ...]]
@@ -64,12 +64,12 @@ class Places:
         Args:
           mask: boolean, of the dense kernel's shape.
           axes: of the kernel.
-          capacity: how much room there is in every layer; None for what lives, at fixed places.
-          path: of the leaf, for messages.
+          capacity: how much room each layer has; None for exactly what lives, at fixed places.
+          path: of the leaf, for error messages.
           size: of a block, or of the runs of N:M.
 
         Raises:
-          ValueError: a mask that the format cannot hold, or that has no room.
+          ValueError: the format cannot hold the mask, or the capacity is too small for it.
         """
         if not isinstance(mask, jax.core.Tracer):
             held, needs = _survey(cls, axes, size, mask)
@@ -80,7 +80,7 @@ class Places:
         return found.fix() if capacity is None else found
 
     def of_same_room(self, mask: Array) -> Self:
-        """Free places of another mask, which there must be room for."""
+        """Free places of another mask, which must fit into the same room."""
         room, size = self.room()[-1], getattr(self, "size", ())
         return self.of(mask, self.axes, room, "kernel", size)
 
@@ -94,23 +94,23 @@ class Places:
         check_size("capacity", capacity, 0)
         if most is not None and capacity < most[-1]:
             raise ValueError(
-                f"capacity must be at least {most[-1]}, what lives at {path!r}; got {capacity}."
+                f"capacity must be at least {most[-1]} for the mask at {path!r}, got {capacity}."
             )
         return (*cls.spare_of_layer(Layer(*one_layer(mask.shape, axes))), capacity)
 
     @classmethod
     def held_of_layer(cls, alive: Array, layer: Layer) -> Array:
-        """The mask that the format makes of this one: the same where it fits."""
+        """What the format can hold of this mask: all of it if the mask fits the format."""
         return alive
 
     @classmethod
     def room_of_layer(cls, alive: Array, layer: Layer) -> Array:
-        """int32 `(sizes,)`: how much room what lives takes; a capacity is the last of them."""
+        """int32 `(sizes,)`: how much room the living weights take; the last one is the capacity."""
         raise NotImplementedError
 
     @classmethod
     def spare_of_layer(cls, layer: Layer) -> tuple[int, ...]:
-        """The other sizes, where a capacity is given."""
+        """The other sizes if a capacity is given."""
         return ()
 
     @classmethod
@@ -119,11 +119,11 @@ class Places:
         raise NotImplementedError
 
     def room(self) -> tuple[int, ...]:
-        """The sizes that there is room for, in every layer."""
+        """The sizes that there is room for, in each layer."""
         raise NotImplementedError
 
     def gather_layer(self, matrix: Array) -> Array:
-        """The values at the places, zeros where there is room to spare."""
+        """The values at the places, zeros where there is spare room."""
         raise NotImplementedError
 
     def spread_layer(self, values: Array) -> Array:
@@ -131,7 +131,7 @@ class Places:
         raise NotImplementedError
 
     def gather(self, dense: Array) -> Array:
-        """The values of a dense kernel at the places, zeros where there is room to spare."""
+        """The values of a dense kernel at the places, zeros where there is spare room."""
         return _gather(self.layers(), self.axes, dense)
 
     def spread(self, values: Array) -> Array:
@@ -150,19 +150,19 @@ class Places:
 
     @property
     def stacked(self) -> tuple[int, ...]:
-        """The sizes of the stacked axes, which all arrays begin with."""
+        """The sizes of the stacked axes, with which all arrays begin."""
         return tuple(self.shape[axis] for axis in self.axes.stacked)
 
     def check(self, what: str = "places") -> None:
-        """Raises unless they are what this class itself makes of the mask that they spread.
+        """Raises an error unless the places equal those that this class makes of their own mask.
 
         Raises:
-          TypeError: they are traced.
-          ValueError: an array of another shape or type; indices that are out of range, unsorted or
-            double, or arrays that contradict each other.
+          TypeError: the places are traced.
+          ValueError: an array has another shape or type, indices are out of range, unsorted or
+            duplicate, or arrays contradict each other.
         """
         if any(isinstance(getattr(self, name), jax.core.Tracer) for name in self.arrays):
-            raise TypeError(f"{what} that are traced cannot be checked; check them outside of jit.")
+            raise TypeError(f"traced {what} cannot be checked; check them outside jit.")
 
         def again(mask: Array) -> Any:
             size = getattr(self, "size", ())
@@ -183,13 +183,13 @@ class Places:
             if not np.array_equal(got, want):
                 at = tuple(int(i) for i in np.argwhere(got != want)[0])
                 raise ValueError(
-                    f"{what}.{name} must be in range, sorted, without a double and in accord with "
-                    f"the other arrays, got {got[at]} at {at} where {want[at]} is expected."
+                    f"{what}.{name} must be in range, sorted, without duplicates and consistent "
+                    f"with the other arrays, got {got[at]} at {at} where {want[at]} is expected."
                 )
 
     @functools.cached_property
     def digest(self) -> bytes:
-        """What tells fixed places from others."""
+        """A hash that identifies fixed places."""
         found = hashlib.sha256()
         for name, value in vars(self).items():
             found.update(f"{name} {getattr(value, 'shape', value)}".encode())
@@ -201,10 +201,10 @@ class Places:
         """The same places, fixed.
 
         Raises:
-          TypeError: they are traced.
+          TypeError: the places are traced.
         """
         if any(isinstance(value, jax.core.Tracer) for value in vars(self).values()):
-            raise TypeError("places that are traced cannot be fixed: they decide what is compiled.")
+            raise TypeError("traced places cannot be fixed: what is compiled depends on them.")
         return self._as(np.asarray, fixed=True)
 
     def free(self) -> Self:
@@ -226,7 +226,7 @@ class Places:
 
 
 def register_places(*leaves: str) -> Callable[[type], type]:
-    """Makes a frozen dataclass of places a pytree with these leaves, while they move."""
+    """Makes a frozen dataclass of places a pytree with these leaves while they are free."""
 
     def register(cls: Any) -> type:
         cls.arrays = leaves
@@ -249,11 +249,11 @@ def register_places(*leaves: str) -> Callable[[type], type]:
     return register
 
 
-# What is done with a concrete mask is compiled as a whole: operation by operation, every new shape
-# would compile dozens of small programs.
+# Operations on a concrete mask are compiled together: one by one, they would compile dozens of
+# small programs for every new shape.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _survey(cls: Any, axes: Axes, size: tuple[int, ...], mask: Array) -> tuple[Array, Array]:
-    """The mask that a format makes of this one, and the room that the fullest layer takes."""
+    """What a format can hold of this mask, and the room that the fullest layer takes."""
     alive, layer = flat(mask, axes), Layer(*one_layer(mask.shape, axes), size)
     depth = len(axes.stacked)
     held = each(depth, lambda alive: cls.held_of_layer(alive, layer), alive)
@@ -266,7 +266,7 @@ def _survey(cls: Any, axes: Axes, size: tuple[int, ...], mask: Array) -> tuple[A
 def _places_of(
     cls: Any, axes: Axes, size: tuple[int, ...], room: tuple[int, ...], mask: Array
 ) -> Any:
-    """Free places of a mask, with so much room."""
+    """Free places of a mask, with this much room."""
     alive, layer = flat(mask, axes), Layer(*one_layer(mask.shape, axes), size)
     found = each(len(axes.stacked), lambda alive: cls.of_layer(alive, room, layer), alive)
     return dataclasses.replace(found, shape=mask.shape, axes=axes)
@@ -284,14 +284,14 @@ def _spread(layers: Any, shape: tuple[int, ...], axes: Axes, values: Array) -> A
 
 
 def each(depth: int, function: Callable[..., Any], *args: Any) -> Any:
-    """The function of every layer: mapped over this many leading axes of its arguments."""
+    """Applies the function to each layer: maps it over `depth` leading axes of its arguments."""
     for _ in range(depth):
         function = jax.vmap(function)
     return function(*args)
 
 
 def one_layer(shape: tuple[int, ...], axes: Axes) -> tuple[tuple[int, ...], Axes]:
-    """The shape and the axes of one layer: without what is stacked."""
+    """The shape and the axes of one layer: without the stacked axes."""
     rest = [axis for axis in range(len(shape)) if axis not in axes.stacked]
     inputs, outputs = (tuple(rest.index(a) for a in named) for named in (axes.inputs, axes.outputs))
     return tuple(shape[axis] for axis in rest), Axes(inputs, outputs)
@@ -310,7 +310,7 @@ def flat(leaf: Array, axes: Axes) -> Array:
 
 
 def unflat(matrices: Array, shape: tuple[int, ...], axes: Axes) -> Array:
-    """The kernel of the matrices of its layers."""
+    """The kernel with these matrices as its layers."""
     layer, one = one_layer(shape, axes)
     found = each(len(axes.stacked), lambda matrix: fan_in.spread(matrix.T, layer, one), matrices)
     return jnp.moveaxis(found, range(len(axes.stacked)), axes.stacked)
@@ -324,7 +324,7 @@ def sizes(shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
 
 
 def taps(shape: tuple[int, ...], axes: Axes) -> np.ndarray:
-    """`(spatial positions, inputs)`: which row of the matrix of one layer each of them is."""
+    """`(spatial positions, inputs)`: the row of each of them in the matrix of one layer."""
     rows = [axis for axis in range(len(shape)) if axis not in axes.outputs]
     spatial = [axis for axis in rows if axis not in axes.inputs]
     index = np.arange(sizes(shape, axes)[0]).reshape([shape[axis] for axis in rows])
@@ -338,6 +338,6 @@ def _refuse_other(mask: Array, held: Array, path: str, kind: type[Places], size:
         first = tuple(int(i) for i in np.argwhere(other)[0])
         raise ValueError(
             f"mask: {kind.__name__.removesuffix('Places')}{f' of {size}' if size else ''} cannot "
-            f"hold that at {path!r}: {kind.wants}; {other.sum()} weights stand against it, the "
+            f"hold that at {path!r}: {kind.wants}; {other.sum()} weights violate this, the "
             f"first at {first}. CSR holds any mask."
         )

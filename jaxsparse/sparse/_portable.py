@@ -1,4 +1,4 @@
-"""A product of compressed rows in operations of XLA, which every backend and file can hold."""
+"""A product of compressed rows in XLA operations, which every backend and file supports."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from jaxsparse.types import Array
 def product(ends: Array, columns: Array, values: Array, x: Array) -> Array:
     """A matrix of compressed rows times a dense `(columns, batch)`.
 
-    Of fixed rows all are made as long as the longest: gather and sum are then one loop, which keeps
-    nothing, and nothing is scattered.
+    If the rows are fixed, all are padded to the length of the longest. Gather and sum are then one
+    loop, which stores no intermediate result, and nothing is scattered.
     """
     if not isinstance(ends, np.ndarray):
         rows = jnp.searchsorted(ends[1:], jnp.arange(len(columns)), side="right")

@@ -1,8 +1,8 @@
-"""What the operations of a jaxpr make of a compressed kernel.
+"""What the operations of a jaxpr do to a compressed kernel.
 
-A rule of `VIEWS` gives the outputs of an operation as views, one of `PRODUCTS` the product of a
-view and an array; None says that the kernel has nothing for it. `bind` does the operation on
-arrays.
+A rule in `VIEWS` gives the outputs of an operation as views; a rule in `PRODUCTS` gives the product
+of a view and an array. None means that the kernel does not support the operation. `bind` runs the
+operation on arrays.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxsparse.sparse._views import View
 
 
 def _of_values(bind: Any, eqn: Any, view: View, *_: Any) -> list[Any]:
-    """An elementwise operation that leaves zeros zero."""
+    """An elementwise operation that maps zero to zero."""
     return [view.with_values(bind([view.kernel.values])[0])]
 
 
@@ -27,7 +27,7 @@ def _cast(bind: Any, eqn: Any, view: View) -> list[Any] | None:
 
 
 def _scaled(bind: Any, eqn: Any, left: Any, right: Any) -> list[Any] | None:
-    """By a number, or by the same kernel seen in the same way."""
+    """Scaled by a number, or by the same view of the same kernel."""
     view, by = (left, right) if isinstance(left, View) else (right, left)
     if isinstance(by, View):
         if eqn.primitive.name == "div" or by.dims != view.dims or by.name != view.name:
@@ -96,7 +96,7 @@ def _dot(eqn: Any, view: View, x: Any, first: bool) -> Any:
 
 
 def _convolution(eqn: Any, view: View, x: Any, first: bool) -> Any:
-    """One that reads the kernel as the right operand, axis for axis."""
+    """A convolution with the unchanged kernel, axis for axis, as its right operand."""
     params, axes = eqn.params, view.kernel.places.axes
     numbers, shape = params["dimension_numbers"], view.kernel.shape
     spatial = [a for a in range(len(shape)) if a not in axes.inputs + axes.outputs + axes.stacked]
@@ -122,7 +122,7 @@ def _convolution(eqn: Any, view: View, x: Any, first: bool) -> Any:
 
 
 def _placed(where: list[int]) -> list[int]:
-    """The permutation that brings axis i to `where[i]`."""
+    """The permutation that moves axis i to `where[i]`."""
     return [where.index(d) for d in range(len(where))]
 
 

@@ -1,4 +1,4 @@
-"""What sparse states hold in a compressed storage: places, or at the very start whole kernels."""
+"""What sparse states hold with compressed storage: places, or just after init whole kernels."""
 
 from typing import Any
 
@@ -23,12 +23,12 @@ def holds_kernels(opt_state: Any) -> bool:
 
 
 def keeps_places(opt_state: Any) -> bool:
-    """Whether a state knows masks by places only, its own or those of compressed parameters."""
+    """Whether a state has its masks as places only: its own, or those of compressed parameters."""
     return any(masks == () or bool(_places(masks)) for masks in map(_masks, nodes(opt_state)))
 
 
 def own_places(opt_state: Any) -> bool:
-    """Whether a state has the places itself."""
+    """Whether a state holds the places itself."""
     return any(_places(_masks(node)) for node in nodes(opt_state))
 
 

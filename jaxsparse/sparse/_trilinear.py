@@ -1,8 +1,8 @@
 """One product of a compressed kernel, and with it all of its derivatives.
 
-A product pairs three arrays, the values of a kernel, an input x and an output g, in one number that
-is linear in each: the inner product of g with the kernel times x. Leaving one of the three open
-gives the product, its transpose and the gradient of the values, and each is a derivative of the
+A product combines three arrays, the values of a kernel, an input x and an output g, into a number
+that is linear in each: the inner product of g with the kernel times x. Leaving out one of the three
+gives the product, its transpose or the gradient of the values, and each is a derivative of the
 others. So three functions are enough for `grad`, `jvp` and derivatives of any order.
 """
 
@@ -31,12 +31,12 @@ class Trilinear:
     """A product in the three forms that are each other's derivatives.
 
     Args:
-      name: of the primitive, as it stands in a jaxpr.
+      name: of the primitive, as it appears in a jaxpr.
       product: `(static, shapes, places, values, x) -> g`.
       transposed: `(static, shapes, places, values, g) -> x`.
       gradient: `(static, shapes, places, x, g) -> values`; zero where no value lives.
-      folds: the axes of x and of g that number the examples, which an axis mapped by `vmap` can be
-        merged into; None where `vmap` has to go through the functions, as it can in plain JAX.
+      folds: the axes of x and of g that number the examples; an axis mapped by `vmap` can be merged
+        into them. None if `vmap` has to go through the functions, as it can in plain JAX.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Trilinear:
     def product(
         self, static: Any, shape: tuple[int, ...], places: Any, values: Array, x: Array
     ) -> Array:
-        """`kernel * x`, of this shape; `values` and `x` have one type."""
+        """`kernel * x`, of this shape; `values` and `x` have the same type."""
         found = [jax.ShapeDtypeStruct(s, x.dtype) for s in (values.shape, x.shape, shape)]
         return self._bind(OUTPUT, static, Shapes(*found), places, values, x)
 

@@ -1,4 +1,4 @@
-"""The values of trees that hold compressed kernels, and dense trees again."""
+"""The values of trees with compressed kernels, and such trees made dense again."""
 
 from dataclasses import replace
 
@@ -14,9 +14,9 @@ def expand(params: Params) -> Params:
 
 
 def values(params: Params) -> Params:
-    """The living values in the place of compressed leaves, whether places are fixed or free.
+    """The living values in place of compressed leaves, whether places are fixed or free.
 
-    What is differentiated and optimized where places are free: `jax.grad` takes no integers.
+    With free places, differentiate and optimize these values: `jax.grad` accepts no integers.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxsparse, optax
@@ -37,8 +37,8 @@ def with_values(params: Params, values: Params) -> Params:
     """Compressed parameters with other living values, at the same places.
 
     Args:
-      params: what `compress` returned; only the places of its compressed leaves are looked at.
-      values: in the structure that the function `values` gives.
+      params: what `compress` returned; only the places of its compressed leaves are used.
+      values: in the structure that `values` returns.
     """
     return jax.tree.map(
         lambda leaf, new: replace(leaf, values=new) if is_compressed(leaf) else new,

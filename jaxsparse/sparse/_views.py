@@ -12,11 +12,11 @@ from jaxsparse.types import Array
 
 
 class Atom(NamedTuple):
-    """One factor of the size of one axis of a kernel.
+    """One factor of the size of an axis of a kernel.
 
     Attributes:
       axis: of the dense kernel.
-      stride: how many elements of that axis one step goes on.
+      stride: how many elements of that axis one step advances.
       size: how many steps there are.
     """
 
@@ -32,7 +32,7 @@ class View:
     Attributes:
       name: the path of the leaf.
       kernel: the leaf; its values may have been cast or scaled.
-      dims: for every axis of the view the factors that it is made of, the slowest first.
+      dims: for each axis of the view the factors that make it up, the slowest first.
     """
 
     name: str
@@ -41,12 +41,12 @@ class View:
 
     @classmethod
     def of(cls, name: str, kernel: Compressed) -> "View":
-        """The kernel as it is."""
+        """The unchanged kernel."""
         return cls(name, kernel, tuple(_whole(axis, n) for axis, n in enumerate(kernel.shape)))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the function sees it."""
+        """The shape that the function sees."""
         return tuple(math.prod(atom.size for atom in dim) for dim in self.dims)
 
     @property
@@ -67,7 +67,7 @@ class View:
         return dataclasses.replace(self, dims=tuple(dims))
 
     def reshaped(self, sizes: Sequence[int]) -> "View | None":
-        """None where an axis would have to be cut between its factors."""
+        """The reshaped view; None if an axis would have to be cut within one of its factors."""
         left = [atom for dim in self.dims for atom in dim][::-1]
         dims = []
         for size in sizes:
@@ -88,8 +88,8 @@ class View:
         return self.with_dims(dims)
 
     def layer(self, kernel: Compressed) -> "View | None":
-        """The view of one layer of a kernel that is stacked along its first axis only, whatever
-        was done to the other axes; None where the stack is no longer in front."""
+        """The view of one layer of a kernel stacked along its first axis only, whatever was
+        done to the other axes; None if the stacked axis is no longer the first."""
         first, *rest = self.dims
         if self.kernel.places.axes.stacked != (0,) or first != _whole(0, self.kernel.shape[0]):
             return None
@@ -106,16 +106,16 @@ class View:
     def times(
         self, x: Array, contracted: tuple[Sequence[int], Sequence[int]], batch: tuple[Any, Any]
     ) -> Array | None:
-        """What `lax.dot_general` makes of the view and an array.
+        """The result of `lax.dot_general` for the view and an array.
 
         Args:
           x: the array.
           contracted: axes of the view and of x that are summed over.
-          batch: axes of the view and of x that are common to both.
+          batch: axes of the view and of x that are batch axes of the product.
 
         Returns:
-          An array of the common axes, those of the view that are left, and those of x that are
-          left; None where the product contracts neither all inputs nor all outputs.
+          An array whose axes are the batch axes, the remaining axes of the view, and those of x;
+          None where the product contracts neither all inputs nor all outputs.
         """
         free = [d for d in range(len(self.dims)) if d not in (*contracted[0], *batch[0])]
         summed, common, kept = (
@@ -132,7 +132,7 @@ class View:
         count = len(common)
         last = [count + 1 + i for i in _sorting(summed)]
         x = jnp.transpose(x, (*_sorting(common), count, *last))
-        if not common:  # layers that all read the same
+        if not common:  # all layers read the same input
             x = jnp.broadcast_to(x, (*(a.size for a in stack), *x.shape))
         sizes = [self.kernel.shape[a] for a in self.kernel.places.axes.stacked]
         y = product(x.reshape(*sizes, math.prod(rest), math.prod(a.size for a in summed)))
@@ -144,8 +144,8 @@ class View:
     def _product(
         self, summed: list[Atom], common: list[Atom], kept: list[Atom]
     ) -> tuple[Callable[..., Array] | None, list[Atom], list[Atom]]:
-        """The kernel's own product for these factors, with those of its layers and of its result,
-        in the order in which they come out."""
+        """The kernel's own product for these factors, and the factors of its layers and of its
+        result, in the order of the axes of the result."""
         axes, shape = self.kernel.places.axes, self.kernel.shape
         inputs = {a for a in range(len(shape)) if a not in axes.outputs + axes.stacked}
         layers = common or [atom for atom in kept if atom.axis in axes.stacked]

@@ -1,7 +1,7 @@
-"""Watched: a kernel that is multiplied as its living weights, with the gradient of all weights.
+"""Watched: a kernel multiplied by its living weights only, with the gradient of all weights.
 
-What a mask update looks at. The network runs forward and back on sparse products, and only the
-gradient of the kernel itself is that of a dense one.
+A mask update reads this gradient. The network runs forward and backward on sparse products; only
+the gradient of the kernel itself is computed as for a dense one.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from jaxsparse.types import Array
 )
 @dataclasses.dataclass(frozen=True)
 class Watched(_layout.Compressed):
-    """One kernel whose values are a dense matrix, of which products read the living ones.
+    """One kernel whose values are a dense matrix, of which products read only the living ones.
 
     Attributes:
       values: `(*stacked, inputs, outputs)`; its gradient is that of the dense kernel.
       places: where weights live.
-      kind: the class of the kernel.
+      kind: the class of the compressed kernel.
     """
 
     values: Array
@@ -37,7 +37,7 @@ class Watched(_layout.Compressed):
 
     @classmethod
     def of(cls, kernel: _layout.Compressed, dense: Array) -> "Watched":
-        """A kernel with what it is as a dense one."""
+        """A compressed kernel with its dense counterpart."""
         matrix = _layout.flat(dense, kernel.places.axes)
         return cls(matrix, kernel.places, type(kernel))
 
@@ -57,7 +57,7 @@ class Watched(_layout.Compressed):
         return _PRODUCT.product((self.kind, window), shape, self.places, matrix, x.astype(kind))
 
     def to_dense(self) -> Array:
-        """The dense kernel, with what is at dead places too."""
+        """The dense kernel, including the values at dead places."""
         return _layout.unflat(self.values, self.places.shape, self.places.axes)
 
 

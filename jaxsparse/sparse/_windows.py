@@ -1,4 +1,4 @@
-"""Convolutions of compressed kernels: what a window reads, and its patches where no kernel does."""
+"""Convolutions of compressed kernels: what a window reads, and patches where there is no kernel."""
 
 import itertools
 import math
@@ -15,11 +15,11 @@ class Window(NamedTuple):
     """How a kernel slides over images `(batch, spatial..., inputs)`.
 
     Attributes:
-      sizes: of the window, one a spatial axis.
+      sizes: of the window, one per spatial axis.
       strides: pixels from one window to the next.
-      pads: pixels before the first.
-      units: how far the number of an input of the kernel's matrix moves with each spatial axis, and
-        with a channel.
+      pads: pixels of padding before the first.
+      units: how far the input number in the kernel's matrix advances along each spatial axis, and
+        along the channels.
     """
 
     sizes: tuple[int, ...] = ()
@@ -28,7 +28,7 @@ class Window(NamedTuple):
     units: tuple[int, ...] = (1,)
 
     def numbers(self) -> np.ndarray:
-        """As the compiled kernels take it: of two axes size, stride and padding, then units."""
+        """As the compiled kernels take it: size, stride and padding of two axes, then units."""
         axes = list(zip(self.sizes, self.strides, self.pads, strict=True))
         missing = 2 - len(axes)
         units = (0,) * missing + self.units
@@ -46,8 +46,8 @@ def window(
     """The window of a kernel over images of a shape, and the shape of the result.
 
     Raises:
-      ValueError: a kernel without one input axis, one output axis and one or two spatial ones;
-        images, strides or a padding that do not fit.
+      ValueError: the kernel does not have one input axis, one output axis and one or two spatial
+        ones; or the images, strides or padding do not fit.
     """
     spatial = [a for a in range(len(shape)) if a not in (*axes.inputs, *axes.outputs)]
     count = len(spatial)
@@ -89,12 +89,12 @@ def window(
 
 
 def patches(x: Array, window: Window, pixels: tuple[int, ...]) -> Array:
-    """What every window sees: `(batch, *pixels, inputs)`, inputs as the kernel's matrix has them.
+    """What every window sees: `(batch, *pixels, inputs)`, inputs ordered as in the kernel's matrix.
 
     Args:
       x: `(batch, spatial..., channels)`.
-      window: over it.
-      pixels: of the result.
+      window: over x.
+      pixels: spatial shape of the result.
     """
     seen = jnp.stack(_taps(x, window, pixels), axis=-2)
     seen = seen.reshape(*seen.shape[:-2], *window.sizes, x.shape[-1])
@@ -104,11 +104,11 @@ def patches(x: Array, window: Window, pixels: tuple[int, ...]) -> Array:
 
 
 def gradient(x: Array, g: Array, window: Window) -> Array:
-    """The gradient of a whole kernel as a matrix `(inputs, outputs)`, one tap after the other.
+    """The gradient of a whole kernel as a matrix `(inputs, outputs)`, one tap after another.
 
     Args:
       x: `(batch, spatial..., channels)`.
-      g: of the result, `(batch, spatial..., outputs)`.
+      g: gradient of the result, `(batch, spatial..., outputs)`.
       window: over x.
     """
     found = [jnp.einsum("...i,...o->io", tap, g) for tap in _taps(x, window, g.shape[1:-1])]
@@ -132,5 +132,5 @@ def _taps(x: Array, window: Window, pixels: tuple[int, ...]) -> list[Array]:
 
 
 def _order(window: Window) -> list[int]:
-    """The axes of taps and channels as the kernel's matrix has them: the largest unit first."""
+    """The axes of taps and channels in the order of the kernel's matrix: the largest unit first."""
     return sorted(range(len(window.units)), key=lambda i: -window.units[i])

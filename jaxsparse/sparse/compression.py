@@ -1,4 +1,4 @@
-"""Whole trees: kernels to their living values and back, and the part of them that is trained."""
+"""Whole trees: turns kernels into living values and back, and gives the part that is trained."""
 
 import functools
 import re
@@ -24,12 +24,12 @@ _Maker = Callable[..., Compressed]
 
 
 class _Format(NamedTuple):
-    """How a format is written, and what makes a kernel of it.
+    """How a format is written, and what makes a kernel in it.
 
     Attributes:
-      regex: with the numbers of the format in groups.
+      regex: of the format string, with its numbers in groups.
       make: `(*numbers) -> from_dense`.
-      weights: `(*numbers) -> weights` that one of a capacity stands for; None where places of this
+      weights: `(*numbers) -> weights` that one unit of capacity stands for; None if places of this
         format do not move.
     """
 
@@ -60,31 +60,31 @@ def compress(
     axes: AxesSpec = "flax",
     batch: int = 128,
 ) -> Params:
-    """Parameters in which every leaf with dead weights is kept as its living values.
+    """Parameters in which each leaf with dead weights is stored as its living values.
 
     Args:
       params: any pytree.
-      masks: boolean arrays in its structure; leaves that are whole stay arrays.
+      masks: boolean arrays in its structure; leaves without dead weights stay arrays.
       format: "csr", for any mask; "block:RxC" for masks of the pattern `block(R, C)`; "condensed"
         for `fan_in`, also with output units without a weight; "n_m:N:M" for `n_m(N, M)`;
         "channels" for `channel`, also with dead input units. Or `{path regex: format}`; the first
-        that matches counts, and every leaf with dead weights needs one. "auto" takes for every
-        leaf the fastest that holds its mask, by a table of costs: the one that ships, or what
-        `python -m benchmarks.sparse --tune` measured on this machine; it is "masked", a dense
-        product beside a mask, where no other is faster. `explain` says why.
-      axes: what the axes of the kernels mean. Layers along stacked axes have one format and room
-        for as much as the fullest of them; `kernel.layers()` is what `scan` takes apart.
-      batch: for "auto": examples that a product sees at once, times positions of a convolution.
+        match counts, and each leaf with dead weights needs one. "auto" takes for each leaf the
+        fastest format that holds its mask, according to a table of costs: the one that ships, or
+        what `python -m benchmarks.sparse --tune` measured on this machine. It takes "masked", a
+        dense product with a mask, where no other is faster. `explain` gives the reasons.
+      axes: what the axes of the kernels mean. Layers along stacked axes share one format, with room
+        for the fullest of them; `kernel.layers()` is what `scan` takes apart.
+      batch: for "auto": examples per product, times positions of a convolution.
 
     Returns:
-      The same structure, compressed kernels at fixed places where a leaf is sparse: `jax.grad`,
-      Optax and `jax.tree.map` meet the living values alone. A function that multiplies by the
+      The same structure, with compressed kernels at fixed places for sparse leaves: `jax.grad`,
+      Optax and `jax.tree.map` see the living values alone. A function that multiplies by the
       kernels, `x @ kernel`, needs no change.
 
     Raises:
-      ValueError: an unknown format, a leaf without one, an expression that matches no leaf, trees
-        that differ, or a mask that the format cannot hold.
-      TypeError: masks that are not boolean, or that are traced.
+      ValueError: the format is unknown, a leaf has none, an expression matches no leaf, the trees
+        differ, or the format cannot hold a mask.
+      TypeError: masks are not boolean, or are traced.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxsparse, optax
@@ -110,8 +110,8 @@ def compress(
             return value
         if isinstance(mask, jax.core.Tracer):
             raise TypeError(
-                "masks must not be traced: how many weights live decides the shapes. Inside jit "
-                "use CSR.from_dense, or that of another format, with a capacity."
+                "masks must not be traced: the number of living weights determines the shapes. "
+                "Inside jit use from_dense of CSR or of another format, with a capacity."
             )
         if bool(mask.all()):
             return value
@@ -125,7 +125,7 @@ def fix_places(params: Params) -> Params:
     makes them.
 
     Raises:
-      TypeError: places are traced.
+      TypeError: the places are traced.
     """
     return map_compressed(lambda kernel: kernel.fix(), params)
 
@@ -133,8 +133,8 @@ def fix_places(params: Params) -> Params:
 def free_places(params: Params) -> Params:
     """Compressed parameters with free places: arrays, leaves of the tree.
 
-    For saving whole kernels in a checkpoint, for arguments of a compiled function that is to take
-    other places without compiling again, and for parameters stacked under `scan` or `vmap`.
+    Use them to save whole kernels in a checkpoint, as arguments of a compiled function that must
+    accept other places without compiling again, and for parameters stacked under `scan` or `vmap`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxsparse
@@ -147,14 +147,14 @@ def free_places(params: Params) -> Params:
 
 
 def movable(format: str) -> Callable[..., Compressed]:
-    """What makes kernels of a format whose places move.
+    """The function that makes kernels of a format whose places move.
 
     Returns:
-      `(values, mask, *, axes, path, weights) -> kernel`, at free places, with room for so many
+      `(values, mask, *, axes, path, weights) -> kernel`, at free places, with room for this many
       weights.
 
     Raises:
-      ValueError: an unknown format, or one whose places do not move.
+      ValueError: the format is unknown, or its places do not move.
     """
     found, numbers = _read(format)
     if found.weights is None:
@@ -171,7 +171,7 @@ def movable(format: str) -> Callable[..., Compressed]:
 def _finder(
     format: str | Mapping[str, str], batch: int, paths: list[str]
 ) -> Callable[[str], _Maker]:
-    """What makes the kernel of a path."""
+    """A function that gives the maker of the kernel at a path."""
     if not isinstance(format, Mapping):
         maker = _maker(format, batch)
         return lambda path: maker

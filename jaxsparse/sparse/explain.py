@@ -1,4 +1,4 @@
-"""`explain`: which products of a function skip zeros, by which kernel, and what that gains."""
+"""`explain`: which products of a function skip zeros, with which kernel, and what that gains."""
 
 import dataclasses
 import functools
@@ -28,12 +28,12 @@ class Row:
       leaf: its path.
       shape: of the dense kernel.
       sparsity: fraction of zeros.
-      format: how it is kept, "dense" among them.
+      format: how it is stored; "dense" if it is not compressed.
       operation: the product and the shapes of its operands.
       kernel: what computes it, or why it is dense.
-      estimate: forward and both gradients, dense time over sparse time, by the table of costs; None
-        where the table has nothing.
-      measured: the same by the clock, here and now; None where it was not asked for.
+      estimate: dense time over sparse time, forward and both gradients, by the table of costs; None
+        if the table has no such entry.
+      measured: the same as timed here and now; None if that was not requested.
     """
 
     leaf: str
@@ -73,18 +73,18 @@ class Explanation:
 def explain(
     function: Callable[..., Any], params: Any, *args: Any, measure: bool = False, **kwargs: Any
 ) -> Explanation:
-    """What `accelerate(function)` does with every leaf of the parameters.
+    """What `accelerate(function)` does with each leaf of the parameters.
 
     Args:
       function: as for `accelerate`.
       params: its first argument, with compressed leaves.
       *args: further arguments: arrays, or what `jax.eval_shape` returns.
-      measure: whether to time each product, forward and both gradients, beside the dense one.
+      measure: whether to time each product, forward and both gradients, next to the dense one.
       **kwargs: further arguments.
 
     Returns:
-      An `Explanation`; print it. Operations that no kernel has are rows with the reason, where
-      `accelerate` raises an error for them. A leaf that is used twice has two rows.
+      An `Explanation`; print it. An operation that no kernel supports is a row with the reason;
+      `accelerate` raises an error for it. A leaf that is used twice has two rows.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse

@@ -1,4 +1,4 @@
-"""Training with places that move: the whole step, and other capacities on the way."""
+"""Training with places that move: the whole step, and a change of capacities during training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,25 +19,25 @@ from jaxsparse.types import Params
 
 
 def train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool = False) -> Callable[..., Any]:
-    """A whole training step of compressed parameters, to be compiled and called again and again.
+    """A whole training step for compressed parameters, to be compiled and called repeatedly.
 
-    It takes the gradients of the living values, and lets `tx` update them. No dense weight,
-    gradient or moment is made, but where masks change or the method observes.
+    It takes the gradients of the living values and lets `tx` update them. No dense weight,
+    gradient or moment is made, except where masks change or the method observes gradients.
 
     Args:
       loss: `(params, *args) -> scalar`, or `(scalar, aux)` with `has_aux`; any function that
         multiplies by the kernels.
-      tx: an Optax transformation that holds a sparse algorithm with `storage="compressed"`. With
-        `"compressed_state"` the living weights of dense parameters are written in place, where the
-        algorithm is the outermost transformation. Else the step is the ordinary one.
-      has_aux: whether the loss returns something beside its value.
+      tx: an Optax transformation that contains a sparse algorithm with `storage="compressed"`. With
+        `"compressed_state"`, the living weights of dense parameters are written in place if the
+        algorithm is the outermost transformation. Otherwise the step is the ordinary one.
+      has_aux: whether the loss returns something besides its value.
 
     Returns:
       `(params, opt_state, *args) -> (params, opt_state, value)`, or `(value, aux)` with `has_aux`;
       `params` and `opt_state` can be donated.
 
     Raises:
-      TypeError: `loss` is no function, or `tx` no transformation.
+      TypeError: `loss` is not a function, or `tx` is not a transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxsparse, optax
@@ -82,7 +82,7 @@ def train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool = False) -> C
         more: dict[str, Any] = {}
         if any(compressed_leaves(params)):
             more = {"dense_grads": dense_grads}
-        elif is_state(opt_state) and own_places(opt_state):  # no other transformation comes after
+        elif is_state(opt_state) and own_places(opt_state):  # no other transformation follows
             more = {"patches": True}
         updates, opt_state = tx.update(grads, opt_state, params, **more)
         return apply_updates(params, updates), opt_state, value
@@ -91,12 +91,12 @@ def train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool = False) -> C
 
 
 def apply_updates(params: Params, updates: Params) -> Params:
-    """`optax.apply_updates` for compressed parameters too: a kernel goes to where its update is.
+    """`optax.apply_updates` for compressed parameters too: a kernel moves to its update's places.
 
     Args:
       params: the parameters.
-      updates: what `tx.update` gave: for a compressed leaf the kernel that takes its place, for any
-        other one what is to be added.
+      updates: what `tx.update` returned: for a compressed leaf the kernel that replaces it, for any
+        other leaf what is to be added.
 
     Example:
       >>> import jax.numpy as jnp
@@ -115,11 +115,11 @@ def apply_updates(params: Params, updates: Params) -> Params:
 
 
 def fit(tx: Any, params: Params, opt_state: Any) -> tuple[Params, Any]:
-    """Other capacities, that fit the weights that live now; everything else goes on as it was.
+    """New capacities that fit the weights that live now; everything else continues unchanged.
 
-    For gradual pruning, whose leaves shrink on the way, and for methods that move weights between
-    layers, where a mask update is postponed because a leaf has no room for it. It works on the
-    host, and a compiled step compiles again for the new shapes.
+    Use it for gradual pruning, whose leaves shrink during training, and for methods that move
+    weights between layers, where a mask update is postponed if a leaf has no room for it. It works
+    on the host, and a compiled step compiles again for the new shapes.
 
     Args:
       tx: the transformation that made `opt_state`, with storage "compressed" or "compressed_state".
@@ -162,7 +162,7 @@ def fit(tx: Any, params: Params, opt_state: Any) -> tuple[Params, Any]:
 
 
 def _carried(inner_state: Any, fresh: Any, before: Params, after: Params) -> Any:
-    """The state of an optimizer of values, with vectors as long as the new kernels."""
+    """The state of an optimizer of values, with vectors of the length of the new kernels."""
     leaves, treedef = jax.tree.flatten(inner_state)
     new, move = jax.tree.leaves(fresh), Move(kernels_of(before), kernels_of(after))
     for i, w in moments(inner_state, before, values(before)).items():

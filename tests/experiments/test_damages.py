@@ -144,8 +144,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(call, whole, stopped)
     code, out, err = call(train.main, *JOB, "--out", str(stopped), "--resume")
     assert code == 0 and err == ""
     lines = " ".join(out.split())
-    assert lines.count("is damaged") == 1 and "Going on from the checkpoint before." in lines
-    assert f"Going on from step {before}." in lines
+    assert lines.count("is damaged") == 1 and "Continuing from the checkpoint before." in lines
+    assert f"Continuing from step {before}." in lines
     for name in ("metrics.jsonl", "summary.json"):
         one, other = ((folder / name).read_text() for folder in (stopped, whole / "finished"))
         assert one.split('"seconds"')[0] == other.split('"seconds"')[0]
@@ -163,7 +163,7 @@ def test_what_reads_back_otherwise_is_no_checkpoint(call, tmp_path, monkeypatch)
 
     monkeypatch.setattr(checkpoints.Checkpoints, "_read_arrays", faulty)
     code, _, err = call(train.main, *JOB, "--out", str(tmp_path / "run"))
-    assert code == 1 and "reads back other than it was written" in err and err.count("\n") == 1
+    assert code == 1 and "differs from what was written" in err and err.count("\n") == 1
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

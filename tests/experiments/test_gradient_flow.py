@@ -225,7 +225,7 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_method_with_the_same_numbers(
         patch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(engine, "CHUNK_SECONDS", 0.0)
         code, _, err = call(gradient_flow.main, *args)
-    assert code == 130 and "goes on from here" in err
+    assert code == 130 and "continues from here" in err
     assert set(read_results(tmp_path)) == {"dense"} and (tmp_path / "unfinished").exists()
     begun, calls[:], last = calls[-1], [], 0
     assert begun[1] > 0

@@ -87,7 +87,7 @@ def test_names_of_cells():
         (["--method", "rigl,magic"], "--method must be among dense.*magic"),
         (["--method", "ticket"], "ticket needs dense"),
         (["--sparsity", "1"], r"--sparsity must be in \[0, 1\), got 1"),
-        (["--sparsity", "much"], "--sparsity must be numbers"),
+        (["--sparsity", "much"], "--sparsity must be comma-separated numbers"),
         (["--steps", "30"], "--steps must be a multiple of 20"),
         (["--learning-rate", "0"], "--learning-rate must be above 0"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
@@ -202,9 +202,9 @@ def test_a_stopped_run_goes_on(study, tmp_path, monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(Log, "write", stop)
         code, _, err = call(lambda _: start(), "")
-    assert code == 130 and "the same command goes on from here" in err
+    assert code == 130 and "the same command continues from here" in err
     code, out, _ = call(lambda _: start(), "")
-    assert code == 0 and "Going on from step" in out
+    assert code == 0 and "Continuing from step" in out
     first, second = (read_arrays(folder / "curves.npz") for folder in (whole, tmp_path / "out"))
     for name, curve in second.items():
         np.testing.assert_array_equal(curve, first[name])

@@ -159,7 +159,7 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_cell_with_the_same_numbers(
         patch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(engine, "CHUNK_SECONDS", 0.0)
         code, _, err = call(lottery_ticket.main, *SMALL, "--out", str(folder))
-    assert code == 130 and "goes on from here" in err
+    assert code == 130 and "continues from here" in err
     assert (folder / "unfinished").exists()
     assert "PARTIAL" in (folder / "table.md").read_text()
     begun, calls[:] = calls[-1][0], []
@@ -211,9 +211,9 @@ BAD = [
     (["--scale", "0"], "--scale must be above 0"),
     (["--scale", "0.001"], "leaves 2 iterations"),
     (["--rounds", "0"], r"--rounds must be in [1, 255], got 0"),
-    (["--levels", "0"], "--levels must be rounds in [1, 18]"),
-    (["--levels", "3,40"], "--levels must be rounds in [1, 18]"),
-    (["--levels", "some"], "--levels must be rounds in [1, 18]"),
+    (["--levels", "0"], "--levels must be comma-separated rounds in [1, 18]"),
+    (["--levels", "3,40"], "--levels must be comma-separated rounds in [1, 18]"),
+    (["--levels", "some"], "--levels must be comma-separated rounds in [1, 18]"),
     (["--method", "magic"], "--method must be among one_shot, reinit, random"),
     (["--seeds", "0"], "--seeds must be at least 1"),
     (["--examples", "9"], "--examples must be at least 10"),

@@ -32,7 +32,7 @@ class Settings:
 class Options(command.StudyOptions):
     """Compares methods, as small as can be."""
 
-    names: str = option("fixed,rigl", "methods, with commas between them")
+    names: str = option("fixed,rigl", "methods, comma-separated")
 
 
 def prepare(options):

@@ -100,8 +100,8 @@ def test_another_configuration_is_refused(finished, call):
 
 BAD = [
     (["--method", "magic"], "--method must be among"),
-    (["--sparsity", "1"], "--sparsity must be numbers in [0, 1)"),
-    (["--sparsity", "few"], "--sparsity must be numbers in [0, 1)"),
+    (["--sparsity", "1"], "--sparsity must be comma-separated numbers in [0, 1)"),
+    (["--sparsity", "few"], "--sparsity must be comma-separated numbers in [0, 1)"),
     (["--epochs", "0"], "--epochs must be at least 1"),
     (["--seeds", "0"], "--seeds must be at least 1"),
     (["--steps", "4"], "--steps must be at least 5"),

@@ -1,1 +1,1 @@
-"""Data sets, from the disk to batches."""
+"""Data sets, from disk to batches."""

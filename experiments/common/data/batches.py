@@ -13,15 +13,15 @@ Array = jax.Array
 def batch_indices(key: Array, n: int, batch_size: int) -> Array:
     """One epoch in a new order: row t holds the examples of step t.
 
-    The `n % batch_size` examples at the end of the order are left out of this epoch.
+    The `n % batch_size` examples at the end of the order are not used in this epoch.
 
     Args:
       key: random key of the epoch.
       n: number of examples.
-      batch_size: examples a step, in [1, n].
+      batch_size: examples per step, in [1, n].
 
     Returns:
-      int32 `(n // batch_size, batch_size)`, all entries different.
+      int32 `(n // batch_size, batch_size)`, all entries distinct.
 
     Raises:
       ValueError: `batch_size` is outside [1, n].
@@ -30,7 +30,7 @@ def batch_indices(key: Array, n: int, batch_size: int) -> Array:
     (3, 3)
     """
     if not 1 <= batch_size <= n:
-        raise ValueError(f"batch_size is {batch_size}; it must be in [1, {n}], the examples there")
+        raise ValueError(f"batch_size is {batch_size}; it must be in [1, {n}] for {n} examples")
     steps = n // batch_size
     order = jax.random.permutation(key, n).astype(jnp.int32)
     return order[: steps * batch_size].reshape(steps, batch_size)
@@ -39,13 +39,13 @@ def batch_indices(key: Array, n: int, batch_size: int) -> Array:
 def augment(
     key: Array, images: Array, pad: int = 4, mode: Literal["reflect", "constant"] = "reflect"
 ) -> Array:
-    """Each image padded, cropped back to its size at a random place and mirrored half the time.
+    """Pads each image, crops it back to its size at a random place, and mirrors it half the time.
 
     Args:
       key: random key of the batch.
       images: `(batch, height, width, channels)`, any data type.
       pad: pixels on each side, in [0, min(height, width) - 1].
-      mode: what lies outside: the mirrored image, or zeros.
+      mode: how to pad: "reflect" with the mirrored image, or "constant" with zeros.
 
     Returns:
       An array of the shape and data type of `images`.

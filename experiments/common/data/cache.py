@@ -25,13 +25,13 @@ def folder() -> pathlib.Path | None:
 def cached(label: str, identity: str, make: Callable[[], Arrays]) -> Arrays:
     """Arrays of an earlier call with the same label and identity, else those that `make` returns.
 
-    A cache that cannot be read or written costs time, never a run: its errors are swallowed. The
-    file appears under its name only when it is complete, so parallel runs do not harm each other.
+    A cache that cannot be read or written costs time but never breaks a run: its errors are
+    ignored. The file gets its name only when it is complete, so parallel runs do no harm.
 
     Args:
       label: readable beginning of the file's name; "/" is allowed.
       identity: everything that the arrays depend on; its hash is part of the file's name.
-      make: called without arguments where nothing is cached.
+      make: called without arguments if nothing is cached.
 
     Returns:
       A dict of NumPy arrays.

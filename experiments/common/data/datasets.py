@@ -1,10 +1,10 @@
-"""Data sets as arrays in memory: the digits inside scikit-learn, and those of tensorflow-datasets.
+"""Data sets as arrays in memory: scikit-learn's digits, and the sets of tensorflow-datasets.
 
     dataset = load("mnist")
     dataset = split_validation(dataset, 5000, seed=0)
 
-`stream` is for sets that do not fit, such as ImageNet; `augment` and `batch_indices` work inside
-the compiled step.
+`stream` is for sets that do not fit into memory, such as ImageNet; `augment` and `batch_indices`
+work inside the compiled step.
 """
 
 import dataclasses
@@ -46,16 +46,16 @@ class Dataset:
 
     Attributes:
       name: as given to `load`.
-      description: one line, to stand beside every number measured on it.
+      description: one line, shown with every number measured on it.
       train_inputs: uint8 `(n, height, width, channels)`, or int32 tokens `(n, context)`.
       train_labels: int32 `(n,)`, or the next tokens `(n, context)`.
-      test_inputs: likewise.
-      test_labels: likewise.
+      test_inputs: as `train_inputs`.
+      test_labels: as `train_labels`.
       num_classes: labels are in [0, num_classes).
-      validation_inputs: likewise; None until `split_validation`, unless the set has its own.
-      validation_labels: likewise.
-      vocabulary: the characters of the tokens 0, 1, ...; empty for images. Windows of a text lie
-        end to end: `train_inputs.reshape(-1)` is the text itself.
+      validation_inputs: as `train_inputs`; None until `split_validation`, unless the set has them.
+      validation_labels: as `train_labels`.
+      vocabulary: the characters of the tokens 0, 1, ...; empty for images. The windows of a text
+        are adjacent: `train_inputs.reshape(-1)` is the text itself.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one example."""
+        """The shape of one example."""
         return self.train_inputs.shape[1:]
 
 
@@ -81,14 +81,14 @@ def load(name: str, data_dir: str | None = None, download: bool = False) -> Data
     Args:
       name: "digits" (needs no files), "mnist", "cifar10" (the original), "cifar10_jpeg75",
           "tiny_shakespeare" (characters), or any image classification set of tensorflow-datasets,
-          with "/configuration" and ":version" where wanted.
+          optionally with "/configuration" and ":version".
       data_dir: folder of the data sets; default `TFDS_DATA_DIR`, then `~/tensorflow_datasets`. A
           file `NAME.npz` in it, from `packed.write`, needs no tensorflow-datasets.
       download: let tensorflow-datasets fetch a set that is missing.
 
     Raises:
-      DataNotFound: the data set is not there; the message is one line and says what to set.
-      ValueError: the data set is not of images with classes, or does not fit in memory.
+      DataNotFound: the data set is missing; the message is one line and says what to set.
+      ValueError: the data set has no images with classes, or does not fit into memory.
     """
     if name == "digits":
         return _digits()
@@ -113,19 +113,19 @@ def split_validation(dataset: Dataset, count: int, seed: int) -> Dataset:
     Args:
       dataset: what `load` returned.
       count: validation examples, in [1, n - 1] for n training examples.
-      seed: of the choice; the same seed makes the same choice on every machine.
+      seed: of the random choice; the same seed gives the same choice on every machine.
 
     Raises:
       ValueError: `count` is out of range, or the data set has its own validation examples.
     """
     if dataset.validation_inputs is not None:
-        raise ValueError(f"data set {dataset.name!r} has validation examples already")
+        raise ValueError(f"data set {dataset.name!r} already has validation examples")
     n = len(dataset.train_labels)
     if not 1 <= count < n:
         raise ValueError(
-            f"count is {count}; it must be in [1, {n - 1}], below the training examples"
+            f"count is {count}; it must be in [1, {n - 1}], fewer than all training examples"
         )
-    # RandomState and not a Generator: only its streams are promised never to change.
+    # RandomState, not Generator: only the streams of RandomState are guaranteed never to change.
     order = np.random.RandomState(seed).permutation(n)
     validation, train = np.sort(order[:count]), np.sort(order[count:])
     return dataclasses.replace(
@@ -174,7 +174,7 @@ def first(dataset: Dataset, count: int | None) -> Dataset:
 
 
 def pixel_statistics(dataset: Dataset) -> tuple[float, float]:
-    """Mean and standard deviation of the training pixels in [0, 1]; (0, 1) of what is no image."""
+    """Mean and standard deviation of the training pixels in [0, 1]; (0, 1) for other data."""
     pixels = dataset.train_inputs
     if pixels.dtype != np.uint8:
         return 0.0, 1.0
@@ -182,14 +182,14 @@ def pixel_statistics(dataset: Dataset) -> tuple[float, float]:
 
 
 def as_floats(dataset: Dataset, mean: float = 0.0, std: float = 1.0) -> Dataset:
-    """The same data set with its images as float32, normalised once and for all.
+    """The same data set with its images as float32, normalised once.
 
-    On a CPU, normalising in the step is a fifth of a step of LeNet-300-100.
+    On a CPU, normalising inside the step takes a fifth of a step of LeNet-300-100.
 
     Args:
-      dataset: other inputs than uint8 are left alone.
-      mean: of the pixels in [0, 1], subtracted.
-      std: what they are then divided by.
+      dataset: inputs other than uint8 are left unchanged.
+      mean: of the pixels in [0, 1]; it is subtracted.
+      std: they are then divided by it.
     """
 
     def floats(inputs: np.ndarray | None) -> np.ndarray | None:
@@ -225,8 +225,8 @@ def _images(name: str, known: str, arrays: cache.Arrays) -> Dataset:
         train, test = _hold_out(*train)
         if not len(test[1]):
             raise ValueError(
-                f"data set {name!r} has no test split, and no class of its training images has the "
-                "five that one can be held out of"
+                f"data set {name!r} has no test split, and no class has at least the five training "
+                "images from which one can be held out"
             )
     return Dataset(name, description, *train, *test, int(arrays["num_classes"]))
 

@@ -1,10 +1,10 @@
-"""Data sets as tensorflow-datasets prepares them, made up: no download, no TensorFlow.
+"""Synthetic data sets in the form of tensorflow-datasets: no download, no TensorFlow.
 
-    python -m experiments.common.made_up FOLDER
+    python -m experiments.common.data.made_up FOLDER
 
-writes `imagenet2012` into the folder (which must not have it yet): 1,000 images with ImageNet's
-features for training and 100 for validation, noisy greys of ten classes, the same ones every time.
-With `--data-dir FOLDER` they show that a preset for ImageNet runs, and how fast.
+writes `imagenet2012` into the folder (which must not contain it yet): 1,000 images with ImageNet's
+features for training and 100 for validation, noisy greys in ten classes, the same ones every time.
+With `--data-dir FOLDER` they show whether a preset for ImageNet runs, and how fast.
 """
 
 import io
@@ -23,7 +23,7 @@ Example = Mapping[str, bytes | int]
 
 
 def image_feature(shape: Sequence[int | None], encoding: str = "png") -> dict[str, Any]:
-    """An image; sizes of None differ from one to the next."""
+    """An image feature; sizes of None vary from image to image."""
     dimensions = [str(size) if size else "-1" for size in shape]
     image = {"dtype": "uint8", "encodingFormat": encoding, "shape": {"dimensions": dimensions}}
     return {"pythonClassName": f"{_FEATURES}image_feature.Image", "image": image}
@@ -41,7 +41,7 @@ def text_feature() -> dict[str, Any]:
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    """The file of an image, uint8 `(height, width, 1 or 3)`."""
+    """The encoded file of an image, uint8 `(height, width, 1 or 3)`."""
     import PIL.Image
 
     file = io.BytesIO()
@@ -61,11 +61,11 @@ def prepare(
 
     Args:
       data_dir: folder of all data sets.
-      name: of the data set, with its configuration where it has one.
+      name: of the data set, with its configuration if it has one.
       features: what an example has, by name.
-      splits: examples by the name of the split.
+      splits: examples by name of the split.
       version: of the data set.
-      supervised: the names of input and target; None where there are none.
+      supervised: the names of input and target; None if there are none.
 
     Returns:
       The folder that was written.
@@ -118,7 +118,7 @@ def prepare(
 
 def imagenet(data_dir: pathlib.Path, splits: Mapping[str, Sequence[Example]]) -> pathlib.Path:
     """Writes examples under ImageNet's name, version and features; those of "test" lose their
-    classes, as there."""
+    classes, as in ImageNet."""
     features = {
         "image": image_feature((None, None, 3), "jpeg"),
         "label": label_feature(1000),
@@ -129,7 +129,7 @@ def imagenet(data_dir: pathlib.Path, splits: Mapping[str, Sequence[Example]]) ->
 
 
 def main(data_dir: str) -> None:
-    """Writes the made-up images of the command."""
+    """Writes the synthetic images of the command."""
     generator = np.random.default_rng(0)
 
     def example(i: int) -> Example:
@@ -144,6 +144,6 @@ def main(data_dir: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python -m experiments.common.made_up FOLDER")
+        sys.exit("usage: python -m experiments.common.data.made_up FOLDER")
     with in_one_line():
         main(sys.argv[1])

@@ -1,7 +1,7 @@
-"""A data set of images in one file, for machines that have no tensorflow-datasets.
+"""A data set of images in one file, for machines without tensorflow-datasets.
 
-`NAME.npz` holds the encoded images as they are, one after the other; what all of them begin with
-(most of a small JPEG is its tables) is kept once. NumPy and Pillow read it.
+`NAME.npz` holds the encoded images unchanged, one after another; their common beginning (most of a
+small JPEG is its tables) is stored once. NumPy and Pillow read it.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ def write(name: str, folder: Path, data_dir: str | None = None) -> Path:
 
     Args:
       name: an image classification set of tensorflow-datasets.
-      folder: made where it is missing.
+      folder: created if it is missing.
       data_dir: folder of the prepared data sets; default `TFDS_DATA_DIR`.
 
     Returns:
       The file.
 
     Raises:
-      DataNotFound: the data set is not there.
-      ValueError: a data set that `datasets.load` cannot hold in memory, or whose images Pillow
-        decodes to other pixels than tensorflow-datasets.
+      DataNotFound: the data set is missing.
+      ValueError: `datasets.load` cannot hold the data set in memory, or Pillow decodes its images
+        to pixels other than those of tensorflow-datasets.
     """
     prepared = tfds_source.locate(name, data_dir)
     arrays = tfds_reader.read_images(prepared)
@@ -61,19 +61,19 @@ def write(name: str, folder: Path, data_dir: str | None = None) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(part, **kept)
     if difference(str(read(part)["description"])):
-        raise ValueError(f"Pillow decodes {name!r} to other pixels than tensorflow-datasets")
+        raise ValueError(f"Pillow decodes {name!r} to pixels other than tensorflow-datasets")
     os.replace(part, file)
     return file
 
 
 def find(name: str, data_dir: str | None = None) -> Path | None:
-    """The packed file of a data set in the folder of the data sets; None where there is none."""
+    """The packed file of a data set in the folder of the data sets; None if there is none."""
     file = tfds_source.folder(data_dir) / f"{name}.npz"
     return file if file.is_file() else None
 
 
 def identity(file: Path) -> str:
-    """Text that changes when the file is packed anew."""
+    """Text that changes when the file is packed again."""
     stat = file.stat()
     return f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
@@ -81,10 +81,10 @@ def identity(file: Path) -> str:
 def read(file: Path) -> Arrays:
     """The arrays of a packed file, as `tfds_reader.read_images` returns them.
 
-    Where this machine's Pillow decodes to other pixels, the description says so.
+    If this machine's Pillow decodes to other pixels, the description says so.
 
     Raises:
-      DataNotFound: the file is damaged, or something else.
+      DataNotFound: the file is damaged, or not a packed data set.
     """
     try:
         with np.load(file, allow_pickle=False) as stored:
@@ -99,13 +99,13 @@ def read(file: Path) -> Arrays:
             found["description"] = np.array(f"{found['description']}{_OTHERWISE}")
     except _DAMAGE as error:
         raise DataNotFound(
-            f"{file} is damaged, or no packed data set ({first_line(error)}); pack it again"
+            f"{file} is damaged, or not a packed data set ({first_line(error)}); pack it again"
         ) from error
     return found
 
 
 def difference(description: str) -> str:
-    """What `read` has added to a description; empty where the pixels are those that were packed."""
+    """What `read` has added to a description; empty if the pixels are those that were packed."""
     return _OTHERWISE if description.endswith(_OTHERWISE) else ""
 
 

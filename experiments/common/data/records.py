@@ -1,4 +1,4 @@
-"""The records of a prepared data set: read, counted and checked, each fault with file and record.
+"""The records of a prepared data set: read, counted and checked; faults name file and record.
 
 A `source` is what `tfds_reader.open_split` returns for one split.
 """
@@ -37,7 +37,7 @@ def unreadable(source: Any, row: int, error: Exception) -> DamagedData:
 
 
 def place(source: Any, row: int) -> str:
-    """Where an example lies, such as `mnist-train.array_record-00000-of-00001, record 7`."""
+    """Where an example is stored, such as `mnist-train.array_record-00000-of-00001, record 7`."""
     for part in _parts(source):
         if row < part.take:
             return f"{os.path.basename(part.filename)}, record {part.skip + row},"
@@ -52,7 +52,7 @@ def files(source: Any) -> str:
 
 
 def check_counts(source: Any) -> None:
-    """Holds the number of records of every file against the description of the data set.
+    """Checks the number of records of each file against the description of the data set.
 
     Raises:
       DamagedData: they differ, or a file cannot be opened.
@@ -76,7 +76,7 @@ def check_counts(source: Any) -> None:
 
 
 def check_labels(source: Any, rows: Sequence[int], labels: np.ndarray, classes: int) -> None:
-    """Refuses labels that are no classes.
+    """Rejects labels that are not classes.
 
     Raises:
       DamagedData: a label is outside `[0, classes)`.
@@ -87,7 +87,7 @@ def check_labels(source: Any, rows: Sequence[int], labels: np.ndarray, classes: 
 
 
 def check_classes(source: Any, labels: np.ndarray) -> None:
-    """Refuses a split of which nothing can be learnt.
+    """Rejects a split from which nothing can be learnt.
 
     Raises:
       DamagedData: all labels are the same.

@@ -1,4 +1,4 @@
-"""Batches of images that are too many or too different in size for memory, as in ImageNet."""
+"""Batches of images that are too many, or vary too much in size, for memory, as in ImageNet."""
 
 import collections
 import concurrent.futures
@@ -34,31 +34,31 @@ def stream(
 ) -> Iterator[Batch]:
     """Batches of a prepared data set, decoded in threads while the device computes.
 
-    With `augment`, the batches never end: every epoch has a new order and leaves out what does not
-    fill a batch, and every image is cropped at random (8 to 100% of the area, aspect 3/4 to 4/3)
-    and mirrored half the time. Without, they are one pass in the stored order over central crops,
-    and the last one may be smaller. Both depend on the arguments alone, never on the threads, so
-    `start` continues a run exactly.
+    With `augment`, the batches never end: every epoch has a new order and drops an incomplete last
+    batch, and every image is cropped at random (8 to 100% of the area, aspect 3/4 to 4/3) and
+    mirrored half the time. Without `augment`, they are one pass in the stored order over central
+    crops, and the last batch may be smaller. Both depend only on the arguments, never on the
+    threads, so `start` continues a run exactly.
 
     Args:
       name: data set of tensorflow-datasets with an image and a class, such as "imagenet2012".
       split: for example "train", "validation" or "train[:1%]".
       batch_size: images in a batch, at least 1.
-      image_size: side of the square images handed out, in pixels.
+      image_size: side of the returned square images, in pixels.
       seed: of the order, the crops and the mirroring.
       augment: for training; see above.
-      start: number of batches to pass over without decoding them.
+      start: number of batches to skip without decoding them.
       data_dir: folder of the data sets; default `TFDS_DATA_DIR`.
-      workers: decoding threads; default one for each core.
+      workers: decoding threads; default one per core.
 
     Returns:
       An iterator over (images, labels): uint8 `(batch, image_size, image_size, 3)` and int32
-      `(batch,)`. It raises `DamagedData` where it comes to a record that cannot be used.
+      `(batch,)`. It raises `DamagedData` when it reaches a record that cannot be used.
 
     Raises:
-      tfds_source.DataNotFound: the data set is not there.
-      ValueError: an argument is out of range, the split does not exist, or the data set is not
-          one of images with classes.
+      tfds_source.DataNotFound: the data set is missing.
+      ValueError: an argument is out of range, the split does not exist, or the data set has no
+          images with classes.
     """
     for argument, value, least in (
         ("batch_size", batch_size, 1),
@@ -104,15 +104,15 @@ def stream(
             while waiting:
                 yield _collect(*waiting.popleft())
         finally:
-            # Never wait here: the collector may end a forgotten iterator from within any thread,
-            # even one that holds the lock which the ending threads need.
+            # Never wait here: the garbage collector may end a forgotten iterator from any thread,
+            # even one that holds the lock that the ending threads need.
             pool.shutdown(wait=False, cancel_futures=True)
 
     return batches()
 
 
 def crop(encoded: bytes, size: int, generator: np.random.Generator | None) -> np.ndarray:
-    """One encoded image as uint8 `(size, size, 3)`: a random crop, or the central one without
+    """One encoded image as uint8 `(size, size, 3)`: a random crop, or the central crop without
     `generator`.
     """
     import PIL.Image
@@ -124,7 +124,7 @@ def crop(encoded: bytes, size: int, generator: np.random.Generator | None) -> np
             if generator is None
             else _random_box(generator, *image.size)
         )
-        # A JPEG is decoded no larger than needed; only the size of the crop may shrink by it.
+        # A JPEG is decoded no larger than needed; this changes only the pixel size of the crop.
         scale = size / min(right - left, bottom - top)
         image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
         across, down = image.size[0] / width, image.size[1] / height

@@ -13,7 +13,7 @@ from experiments.common.data import records
 from experiments.common.data.tfds_source import Prepared, quiet_tfds
 from experiments.common.faults import DamagedData, DataNotFound, first_line
 
-MEMORY_LIMIT = 8 * 2**30  # bytes of pixels that a data set in memory may have
+MEMORY_LIMIT = 8 * 2**30  # most bytes of pixels of a data set in memory
 RECORDS_AT_ONCE = 2000
 
 
@@ -23,12 +23,12 @@ def open_split(prepared: Prepared, split: str | None, raw: Sequence[str] = ()) -
     Args:
       prepared: what `tfds_source.locate` returned.
       split: for example "train" or "train[:10%]"; None for a dict of all splits.
-      raw: features to leave encoded (an image stays the bytes of its JPEG or PNG).
+      raw: features to leave encoded (an image remains the bytes of its JPEG or PNG).
 
     Raises:
       DataNotFound: the files are not array_record files, or cannot be read.
       DamagedData: the description of the data set is damaged, or the split is empty.
-      ValueError: there is no such split.
+      ValueError: the split does not exist.
     """
     _check_description(prepared, split)
     with quiet_tfds() as tfds:
@@ -64,7 +64,7 @@ def image_features(info: Any) -> tuple[str, str]:
       info: the `dataset_info` of a split.
 
     Raises:
-      ValueError: the data set is of another kind.
+      ValueError: the data set is of a different kind.
     """
     with quiet_tfds() as tfds:
         kinds = tfds.features.Image, tfds.features.ClassLabel
@@ -80,13 +80,13 @@ def read_images(prepared: Prepared) -> dict[str, np.ndarray]:
 
     Returns:
       Arrays by name: `{train,test}_inputs` uint8 `(n, height, width, channels)`,
-      `{train,test}_labels` int32 `(n,)`, `num_classes` and `description` without axes. Where no
-      split is called "test", "validation" takes its place; where there is neither, its arrays
-      are missing.
+      `{train,test}_labels` int32 `(n,)`, `num_classes` and `description` without axes. If no split
+      is called "test", "validation" takes its place; if there is neither, its arrays are
+      missing.
 
     Raises:
-      ValueError: the data set is not of images with classes, or not for memory; `DamagedData`
-        where a record is not what the description says.
+      ValueError: the data set has no images with classes, or does not fit into memory;
+        `DamagedData` if a record does not match the description.
     """
     splits = open_split(prepared, None)
     if "train" not in splits:
@@ -130,7 +130,7 @@ def read_images(prepared: Prepared) -> dict[str, np.ndarray]:
 
 
 def _pixels(source: Any, row: int, feature: Any, encoded: bytes) -> np.ndarray:
-    # The file itself is asked: what it has otherwise, decoders convert without a word.
+    # Check the file itself: decoders silently convert what differs from the description.
     import PIL.Image
 
     try:
@@ -166,7 +166,7 @@ def read_texts(prepared: Prepared) -> dict[str, str]:
 
 
 def _check_description(prepared: Prepared, split: str | None) -> None:
-    # tfds has other words, and many of them, for files that it cannot understand.
+    # For files that it cannot understand, tfds raises long errors of many kinds.
     found: dict[str, Any] = {}
     for file in (prepared.folder / "features.json", prepared.info_file):
         try:
@@ -176,7 +176,7 @@ def _check_description(prepared: Prepared, split: str | None) -> None:
                 f"{file} is damaged ({first_line(error)}); prepare the data set again"
             ) from error
         if not (isinstance(found, dict) and found):
-            raise DamagedData(f"{file} is no description; prepare the data set again")
+            raise DamagedData(f"{file} is not a description; prepare the data set again")
     for one in found.get("splits", ()):
         asked = split is None or split.split("[")[0] == one["name"]
         if asked and not sum(map(int, one.get("shardLengths", ()))):

@@ -1,4 +1,4 @@
-"""Where the prepared data sets of tensorflow-datasets lie, and how a missing one is fetched."""
+"""Where the prepared data sets of tensorflow-datasets are, and how a missing one is fetched."""
 
 import contextlib
 import http.client
@@ -18,7 +18,7 @@ NETWORK_SECONDS = 8.0
 
 
 class Prepared(NamedTuple):
-    """A data set that lies on the disk, ready to be read.
+    """A data set on disk, ready to be read.
 
     Attributes:
       name: name in tensorflow-datasets, with its configuration ("mnist", "glue/cola").
@@ -40,13 +40,13 @@ class Prepared(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """Text that changes when the data set is prepared anew."""
+        """Text that changes when the data set is prepared again."""
         stat = self.info_file.stat()
         return f"{self.info_file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def locate(name: str, data_dir: str | None = None, download: bool = False) -> Prepared:
-    """Where a prepared data set lies; looks at files only, so that it answers at once.
+    """Where a prepared data set is; looks only at files, so that it answers at once.
 
     Args:
       name: "name", "name/configuration", either with ":version"; the newest version by default.
@@ -54,7 +54,7 @@ def locate(name: str, data_dir: str | None = None, download: bool = False) -> Pr
       download: let tensorflow-datasets fetch and prepare a data set that is missing.
 
     Raises:
-      DataNotFound: the data set is not there, or could not be fetched.
+      DataNotFound: the data set is missing, or could not be fetched.
       ValueError: `name` is not the name of a data set at all.
     """
     match = re.fullmatch(r"(\w+(?:/[\w.\-]+)?)(?::([\w.]+))?", name)
@@ -81,7 +81,7 @@ def folder(data_dir: str | None = None) -> pathlib.Path:
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[Any]:
-    """The module `tensorflow_datasets`, imported late and without its chatter."""
+    """The module `tensorflow_datasets`, imported late and without its log output."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet("absl", "urllib3"):
         try:
@@ -132,7 +132,7 @@ def _fetch(name: str, folder: pathlib.Path) -> None:
         silent = _silent(addresses)
         if silent:
             raise DataNotFound(
-                f"data set {name!r} is not in {folder} and {silent} does not give it out; set "
+                f"data set {name!r} is not in {folder} and {silent} does not serve it; set "
                 "TFDS_DATA_DIR to a folder that holds the data set, or connect to the network"
             )
         try:
@@ -145,21 +145,21 @@ def _fetch(name: str, folder: pathlib.Path) -> None:
 
 
 def _silent(addresses: Sequence[str]) -> str | None:
-    """The first address whose host gives out nothing within seconds; tfds would retry for minutes.
+    """The first address whose host does not answer within seconds; tfds would retry for minutes.
 
-    One address of every host is asked.
+    One address of each host is tried.
     """
     hosts = {urllib.parse.urlsplit(address).netloc: address for address in reversed(addresses)}
     answered: set[str] = set()
 
     def ask(address: str) -> None:
-        # A proxy without a network answers as well, but with an error.
+        # A proxy without a network also answers, but with an error.
         request = urllib.request.Request(address, headers={"Range": "bytes=0-0"})
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             with urllib.request.urlopen(request, timeout=NETWORK_SECONDS):
                 answered.add(address)
 
-    # Name resolution has no timeout of its own, so the questions run in threads left behind.
+    # Name resolution has no timeout of its own, so the requests run in threads left behind.
     askers = [threading.Thread(target=ask, args=(a,), daemon=True) for a in hosts.values()]
     for asker in askers:
         asker.start()

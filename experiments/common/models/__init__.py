@@ -1,1 +1,1 @@
-"""Networks, and the parts that they are made of."""
+"""Networks, and the parts they are made of."""

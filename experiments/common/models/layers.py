@@ -1,8 +1,8 @@
 """Convolution and pooling in forms that stay fast on a CPU inside a loop.
 
-Inside a network images are planes, `(channels, height, width, batch)`. With the batch last, patches
-are copied in long runs and pooling compares whole vectors; an accelerator's compiler chooses a
-layout of its own whatever the order of the axes.
+Inside a network, images are planes, `(channels, height, width, batch)`. With the batch last,
+patches are copied in long runs and pooling compares whole vectors; an accelerator's compiler
+chooses its own layout, whatever the order of the axes.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ def form_on(backend: str) -> Form:
     """The fastest form of a convolution inside a loop: "patches" (slices and one matrix product) or
     "conv" (XLA's own).
 
-    On a CPU patches in a loop take a fraction of the time of XLA's own convolution called step by
+    On a CPU, patches in a loop take a fraction of the time of XLA's own convolution called step by
     step: a quarter to a sixth for lenet_5, a third for lenet_5_caffe and resnet_18, two thirds for
-    conv_2 (`python -m benchmarks.convolution`). A convolution inside a loop is no choice at all:
-    there XLA:CPU falls back to a naive one. Accelerators have no such fallback, so they get the
+    conv_2 (`python -m benchmarks.convolution`). A convolution inside a loop is not an option:
+    there, XLA:CPU falls back to a naive one. Accelerators have no such fallback, so they get the
     plain convolution.
 
     Args:
@@ -39,8 +39,8 @@ class Convolution(nnx.Module):
     """A convolution of planes whose parameters do not depend on how it is computed.
 
     Attributes:
-      kernel: `(height, width, in, out)`, as Flax keeps it.
-      bias: `(out,)`, or None where a normalization follows.
+      kernel: `(height, width, in, out)`, as in Flax.
+      bias: `(out,)`, or None if a normalization follows.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ def convolve_lax(planes: Array, kernel: Array, padding: Padding, stride: int = 1
 
 
 def convolve_patches(planes: Array, kernel: Array, padding: Padding, stride: int = 1) -> Array:
-    """The same convolution as slices, laid side by side, and matrix products.
+    """The same convolution by slices, placed side by side, and matrix products.
 
-    This is what XLA:CPU runs fast inside a loop, where a convolution falls back to a naive one. As
-    many rows at a time as `PATCH_BYTES` have room for, so that patches stay in the cache; none
-    are kept for the backward pass. That pass may itself be differentiated, forwards (`jax.jvp`) or
-    backwards.
+    XLA:CPU runs this fast inside a loop, where a convolution falls back to a naive one. It
+    processes as many rows at a time as fit into `PATCH_BYTES`, so that patches stay in the cache;
+    none are kept for the backward pass. That pass may itself be differentiated, forward (`jax.jvp`)
+    or backward.
     """
     if padding == "SAME":
         height, width = (
@@ -133,7 +133,7 @@ def _backward(stride: int, kept: tuple[Array, Array], cotangent: Array) -> tuple
     def by_kernel(index: Array, total: Array) -> Array:
         return total + blocks.patches(planes, index) @ blocks.get(cotangent, index).T
 
-    # Two loops: the one that nobody asks for, as for the first layer's images, is not run.
+    # Two loops: one that is not needed, as for the first layer's images, does not run.
     images = blocks.loop(by_planes, jnp.zeros_like(planes))
     return images, blocks.loop(by_kernel, jnp.zeros_like(matrix)).reshape(kernel.shape)
 
@@ -160,7 +160,7 @@ class _Blocks:
         self.windows = self.height, self.width, channels, self.rows, columns, batch
 
     def loop(self, body: Callable[[Array, Array], Array], start: Array) -> Array:
-        """`body(index, carry)` for every block."""
+        """`body(index, carry)` for each block."""
         return jax.lax.fori_loop(0, self.count, body, start)
 
     def get(self, features: Array, index: Array) -> Array:
@@ -174,7 +174,7 @@ class _Blocks:
         return jax.lax.dynamic_update_slice_in_dim(features, block, index * self.rows, 1)
 
     def patches(self, planes: Array, index: Array) -> Array:
-        """What the kernel meets for one block: `(height * width * channels, positions)`."""
+        """What the kernel reads for one block: `(height * width * channels, positions)`."""
         start, length = self._reach(index)
         slab = jax.lax.dynamic_slice_in_dim(planes, start, length, 1)
         windows = [slab[:, i : i + h : self.stride, j : j + w : self.stride]
@@ -182,7 +182,7 @@ class _Blocks:
         return jnp.stack(windows).reshape(len(windows) * len(planes), -1)
 
     def add(self, planes: Array, patches: Array, index: Array) -> Array:
-        """The transpose of `patches`: every patch added where it was taken from."""
+        """The transpose of `patches`: adds every patch where it was taken from."""
         start, length = self._reach(index)
         slab = jax.lax.dynamic_slice_in_dim(planes, start, length, 1)
         apart = (0, 0, self.stride - 1)
@@ -194,23 +194,23 @@ class _Blocks:
         return jax.lax.dynamic_update_slice_in_dim(planes, slab, start, 1)
 
     def _reach(self, index: Array) -> tuple[Array, int]:
-        # The rows of the planes under one block: the first, and how many.
+        # The rows of the planes under one block: the first one, and how many.
         return index * self.rows * self.stride, (self.rows - 1) * self.stride + self.height
 
     def _offsets(self) -> list[tuple[int, int, int, int]]:
-        # Of every weight of the kernel: the first row and column it meets, and how far it goes.
+        # For each weight of the kernel: the first row and column it reads, and how far it reaches.
         h, w = ((n - 1) * self.stride + 1 for n in self.features[1:3])
         return [(i, j, h, w) for i in range(self.height) for j in range(self.width)]
 
 
 def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    # What "SAME" means to XLA: the odd one goes to the end.
+    # The "SAME" padding of XLA: an odd pixel goes to the end.
     missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return missing // 2, missing - missing // 2
 
 
 def max_pool(planes: Array) -> Array:
-    """Maximum over 2x2 squares, stride 2; an odd last row or column is left out.
+    """Maximum over 2x2 squares, stride 2; an odd last row or column is dropped.
 
     Not `lax.reduce_window`, whose gradient (select and scatter) is slower. Equal maxima share the
     gradient.

@@ -15,7 +15,7 @@ VARIABLES = (nnx.Param, nnx.BatchStat)
 
 
 class Task(Protocol):
-    """What a network must know of a data set.
+    """What a network must know about a data set.
 
     Attributes:
       input_shape: of one example.
@@ -33,13 +33,13 @@ class Network(NamedTuple):
     """A network without its parameters.
 
     Attributes:
-      apply: `(params, inputs) -> logits`, as it is evaluated.
-      init_params: `(key) -> params`. The statistics of batch normalization are among them: they
-        have no gradient, and a training step replaces them.
-      forward: `(params, key, inputs) -> (logits, moved)`, as it is trained: with dropout, and with
+      apply: `(params, inputs) -> logits`, for evaluation.
+      init_params: `(key) -> params`. They include the statistics of batch normalization, which
+        have no gradient, and which a training step replaces.
+      forward: `(params, key, inputs) -> (logits, moved)`, for training: with dropout, and with
         `moved` the new statistics in the structure of the parameters, None everywhere else. None
-        where training is no different.
-      statistics: leaf by leaf, whether it is a statistic of batch normalization.
+        if training does not differ.
+      statistics: for each leaf, whether it is a statistic of batch normalization.
     """
 
     apply: Callable[[Any, Array], Array]
@@ -49,12 +49,12 @@ class Network(NamedTuple):
 
 
 def normalize(inputs: Array, mean: Array | float = 0.0, std: Array | float = 1.0) -> Array:
-    """(inputs / 255 - mean) / std in float32 for uint8 images; anything else comes back as it is.
+    """(inputs / 255 - mean) / std in float32 for uint8 images; anything else is returned unchanged.
 
-    Meant for the inside of a step, so that the device holds one byte a pixel.
+    Meant for use inside a step, so that the device holds one byte per pixel.
 
     Args:
-      inputs: uint8 images, channels last (or tokens, which are left alone).
+      inputs: uint8 images, channels last (or tokens, which are left unchanged).
       mean: mean of the pixels in [0, 1], for all or for each channel.
       std: their standard deviation, above 0.
 
@@ -67,8 +67,8 @@ def normalize(inputs: Array, mean: Array | float = 0.0, std: Array | float = 1.0
 
 
 def trained(net: Network) -> Callable[[Any, Array], Array]:
-    """`(params, inputs) -> logits` as while training: normalized by the batch, without dropout's
-    randomness from step to step."""
+    """`(params, inputs) -> logits` as in training: normalized by the batch, but without the
+    randomness of dropout."""
     if net.forward is None:
         return net.apply
     return lambda params, inputs: net.forward(params, jax.random.key(0), inputs)[0]
@@ -94,14 +94,14 @@ def make_network(
 
     Args:
       name: a key of `registry.MODELS`.
-      task: such as a data set.
+      task: for example a data set.
       mean: of the pixels in [0, 1]; uint8 images are normalised with it.
       std: their standard deviation.
       dropout, kernel_init, convolution: as for `registry.build`.
       bias_init: `(key, kernel) -> bias` of a layer; None leaves biases at zero.
 
     Raises:
-      ValueError: a network that does not fit the task.
+      ValueError: the network does not fit the task.
     """
 
     def model(key: Any) -> nnx.Module:

@@ -4,7 +4,7 @@
     graphdef, params = nnx.split(model, nnx.Param)
     logits = nnx.merge(graphdef, params)(images)
 
-Images come in as floats (`network.normalize`), tokens as integers. The output layer is `head`.
+Images are passed as floats (`network.normalize`), tokens as integers. The output layer is `head`.
 """
 
 import math
@@ -32,7 +32,7 @@ Array = jax.Array
 
 
 class Classifier(nnx.Module):
-    """Stages of convolutions with ReLU, each ended by 2x2 max pooling; then dense layers.
+    """Stages of convolutions with ReLU, each followed by 2x2 max pooling; then dense layers.
 
     Its layers are `conv1`, `conv2`, ..., `fc1`, `fc2`, ... and `head`; without stages it is a
     multilayer perceptron.
@@ -178,7 +178,7 @@ def _transformer(
 
 _lenet_5 = partial(_classifier, size=5, padding="VALID")
 _VGG_19 = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
-# The empty stage is for the pooling in front of it.
+# The empty stage provides the pooling before it.
 _VGG_16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3, ())
 _VGG_16_C = tuple((*stage[:2], (stage[2], 1, 1)) if stage[2:] else stage for stage in _VGG_16)
 _ALEXNET = ((96, 11, 2), (256, 5, 2), (384, 3, 2), (384, 3, 2), (256, 3, 2))
@@ -197,7 +197,7 @@ _conv = partial(_classifier, size=3, padding="SAME", dense=(256, 256))
 
 
 class Model(NamedTuple):
-    """What is known of a network by its name.
+    """What is known about a network by its name.
 
     Attributes:
       make: `(name, input_shape, num_classes, form, kernel_init, rngs, dropout) -> module`.
@@ -265,14 +265,14 @@ def build(
       input_shape: of one example: (height, width, channels), or (context,) for characters.
       num_classes: outputs, at least 1; for characters the size of the vocabulary.
       kernel_init: initializer of all kernels; default Gaussian Glorot. Biases start at zero.
-      convolution: how convolutions are computed; "auto" is what `form_on` says for the backend.
+      convolution: how convolutions are computed; "auto" is what `form_on` returns for the backend.
         The parameters do not depend on it.
       dropout: fraction of the features dropped while training, in [0, 1): before each dense layer
         of networks with hidden ones, inside the blocks of wide residual networks.
 
     Raises:
-      ValueError: an unknown name, a shape of the wrong kind or too small for the network, or
-        another argument out of range.
+      ValueError: the name is unknown, the shape is of the wrong kind or too small for the network,
+        or another argument is out of range.
     """
     if name not in MODELS:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(MODELS)}")

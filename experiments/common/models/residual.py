@@ -1,4 +1,4 @@
-"""Residual networks: of small images, of ImageNet's, and wide ones."""
+"""Residual networks: for small images, for ImageNet's, and wide ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ class Block(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """A 3x3 convolution between two of 1x1, a quarter as wide inside; the stride is in the middle.
+    """A 3x3 convolution between two of 1x1, a quarter as wide; the stride is in the middle one.
 
     The shortcut is a 1x1 convolution where shapes change.
     """
@@ -130,7 +130,7 @@ class WideBlock(nnx.Module):
 class WideResNet(nnx.Module):
     """A wide residual network: one convolution, three stages of blocks, the mean, one layer.
 
-    WRN-d-k has (d - 4) / 6 blocks a stage, of 16k, 32k and 64k features.
+    WRN-d-k has (d - 4) / 6 blocks per stage, with 16k, 32k and 64k features.
 
     References:
       Zagoruyko & Komodakis, "Wide Residual Networks" (2016).

@@ -8,7 +8,7 @@ Array = jax.Array
 
 
 class Block(nnx.Module):
-    """Attention and a perceptron of four times the width, each behind its own normalization."""
+    """Attention and a perceptron of four times the width, each after its own normalization."""
 
     def __init__(self, width: int, heads: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs):
         def linear(features_in: int, features_out: int) -> nnx.Linear:
@@ -40,7 +40,7 @@ class Block(nnx.Module):
 
 
 class CharacterTransformer(nnx.Module):
-    """Causal, normalization first, learned positions.
+    """A causal transformer with normalization first and learned positions.
 
     All kernels have two axes, so that every pattern and distribution applies to them.
     """

@@ -20,12 +20,12 @@ Layer = int | tuple[int, int, int]
 
 
 def batch_norm(features: int, rngs: nnx.Rngs, axis: int = 0) -> nnx.BatchNorm:
-    """Batch normalization as the papers of these networks have it; of planes if `axis` is 0."""
+    """Batch normalization as in the papers of these networks; for planes if `axis` is 0."""
     return nnx.BatchNorm(features, axis=axis, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
 
 class Normalized(nnx.Module):
-    """A convolution, 3x3 if nothing else is said; then batch normalization, or a bias instead."""
+    """A convolution, 3x3 by default; then batch normalization, or a bias instead."""
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ def _normalized(norm: nnx.BatchNorm | None, features: Array, train: bool) -> Arr
 
 
 class Stack(nnx.Module):
-    """Stages of convolutions, 2x2 max pooling between them, then dense layers.
+    """Stages of convolutions, with 2x2 max pooling between them, then dense layers.
 
     Every layer but the last is followed by ReLU, after batch normalization unless `normalized` is
-    False. Without hidden dense layers the
-    head sees the mean over all pixels. The layers are `conv1`, ..., `fc1`, ... and `head`.
+    False. Without hidden dense layers the head sees the mean over all pixels. The layers are
+    `conv1`, ..., `fc1`, ... and `head`.
 
     References:
       VGG-19: the CIFAR variant of Liu et al., "Rethinking the Value of Network Pruning" (2019).
@@ -85,10 +85,10 @@ class Stack(nnx.Module):
       in place of dropout as in Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019).
 
     Differs from the published code:
-      every convolution keeps the size of the image; there the 11x11 of AlexNet is padded by 2
-      pixels only and the 1x1 of VGG-16-C by 1, which makes that one's first dense layer four times
-      larger. Biases in front of a normalization are left out, and VGG's dense layers too are
-      normalized before their ReLU.
+      Every convolution keeps the size of the image. In the published code, the 11x11 convolution of
+      AlexNet is padded by only 2 pixels and the 1x1 of VGG-16-C by 1, which makes the first dense
+      layer of the latter four times larger. Biases before a normalization are left out, and VGG's
+      dense layers are also normalized before their ReLU.
     """
 
     def __init__(

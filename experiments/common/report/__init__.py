@@ -1,1 +1,1 @@
-"""What a person sees: tables, figures, pages, progress."""
+"""What the user sees: tables, figures, pages, progress."""

@@ -1,4 +1,4 @@
-"""Where text goes: rich's console and progress bar, or plain lines where rich is not installed."""
+"""Where text goes: rich's console and progress bar, or plain lines if rich is not installed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ except ImportError:
     Table = None
 
     class Console:  # type: ignore[no-redef]
-        """Prints lines. Takes what rich's console takes, and has no terminal."""
+        """Prints lines. Accepts the arguments of rich's console, and has no terminal."""
 
         is_terminal = False
 
@@ -19,7 +19,7 @@ except ImportError:
             self.quiet = quiet
 
         def print(self, *parts: Any, **options: Any) -> None:
-            """As the built-in one, at once."""
+            """Like the built-in one, but flushes at once."""
             if not self.quiet:
                 print(*parts, flush=True)
 
@@ -28,7 +28,7 @@ __all__ = ["Bar", "Console", "print_table"]
 
 
 class Bar:
-    """A progress bar; nothing without rich.
+    """A progress bar; does nothing without rich.
 
     Args:
       console: where it is shown.
@@ -53,12 +53,12 @@ class Bar:
             self._bar.start()
 
     def stop(self) -> None:
-        """Leaves it as it is."""
+        """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.stop()
 
     def update(self, done: int, text: str) -> None:
-        """Moves it on."""
+        """Advances the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
 
@@ -66,14 +66,14 @@ class Bar:
 def print_table(
     console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], plain: str
 ) -> None:
-    """A table with all columns but the first to the right.
+    """A table with all columns but the first aligned to the right.
 
     Args:
       console: where it is shown.
-      title: above it.
+      title: shown above it.
       header: of the columns.
       rows: of texts.
-      plain: the same table as text, for where rich is not installed.
+      plain: the same table as text, used if rich is not installed.
     """
     if Table is None:
         console.print(f"{title}\n{plain}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # Files only: a run must not need a display.
+matplotlib.use("Agg")  # Files only: a run must not require a display.
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
@@ -28,7 +28,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: str) -> None:
-    """Test accuracy of every method over the epochs; the band reaches from worst to best seed."""
+    """Test accuracy of each method over the epochs; the band spans from worst to best seed."""
     figure, axes = _figure(6.4, 4.0)
     late, high = [], 0.0
     for method, drawn in looks.lines(methods).items():
@@ -50,7 +50,7 @@ def accuracy_over_time(file: Path, lines: Lines, methods: Sequence[str], title: 
 
 
 def density_over_time(file: Path, lines: Lines, method: str, title: str, where: str) -> None:
-    """Share of living weights in every layer, and how many of them each mask update replaced."""
+    """Share of living weights in each layer, and how many of them each mask update replaced."""
     lines = [line for line in lines if line["method"] == method]
     layers = list(lines[0]["layer_density"])
     figure, (top, bottom) = plt.subplots(
@@ -75,14 +75,14 @@ def density_over_time(file: Path, lines: Lines, method: str, title: str, where: 
 def masks(
     file: Path, masks: Mapping[str, np.ndarray], title: str, image: Sequence[int] | None = None
 ) -> None:
-    """The masks of one network, a panel each, inputs from top to bottom.
+    """The masks of one network, one panel each, inputs from top to bottom.
 
     Args:
       file: where to write it.
       masks: boolean arrays by path, outputs on the last axis.
-      title: of the whole picture.
-      image: shape of the network's input; where the first mask has as many inputs, one more panel
-        shows how many living weights read every pixel.
+      title: of the whole figure.
+      image: shape of the network's input; if the first mask has as many inputs, one more panel
+        shows how many living weights read each pixel.
     """
     first = next(iter(masks.values()))
     fits = image is not None and len(image) >= 2 and first.shape[0] == math.prod(image)
@@ -96,12 +96,12 @@ def masks(
 def accuracy_against_sparsity(
     file: Path, results: Mapping[str, Mapping[float, Mapping[str, float]]], title: str, note: str
 ) -> None:
-    """Test accuracy of every method at every sparsity; bands are one standard error.
+    """Test accuracy of each method at each sparsity; bands are one standard error.
 
     Args:
       file: where to write it.
-      results: `{method: {sparsity: statistics}}`; `dense` has its one value at sparsity 0.
-      title: what was trained on what.
+      results: `{method: {sparsity: statistics}}`; `dense` has its only value at sparsity 0.
+      title: what was trained, and on what.
       note: how many replicates, and what is missing.
     """
     figure, axes = _figure(6.8, 4.4)
@@ -131,7 +131,7 @@ def accuracy_against_sparsity(
 
 
 def _series(lines: Lines, method: str, *keys: str) -> tuple[np.ndarray, np.ndarray]:
-    # Epochs, and one row of values for every replicate.
+    # Epochs, and one row of values per replicate.
     rows: dict[int, dict[float, float]] = {}
     for line in lines:
         if line["method"] == method:
@@ -160,7 +160,7 @@ def _epochs(axes: Axes) -> None:
 
 
 def note_above(axes: Axes, title: str, note: str) -> None:
-    """A title, and a line in small print below it."""
+    """A title with a line in small print below it."""
     axes.set_title(title, loc="left", fontsize=11, pad=20)
     text = axes.annotate(
         note, (0, 1), (0, 5), "axes fraction", "offset points", fontsize=8, color="#555555"
@@ -169,19 +169,19 @@ def note_above(axes: Axes, title: str, note: str) -> None:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Writes the file, every text as it was given, and lets go of the figure."""
+    """Writes the file, with every text unchanged, and closes the figure."""
     for text in figure.findobj(Text):
-        if text.get_wrap():  # to find its lines, matplotlib looks for formulas all the same
+        if text.get_wrap():  # to wrap lines, matplotlib looks for formulas anyway
             text.set_text(text.get_text().replace("$", r"\$"))
         else:
-            text.set_parse_math(False)  # a name such as "a$b" is no formula
+            text.set_parse_math(False)  # a name such as "a$b" is not a formula
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         for formatter, ticks in (
             (axis.get_major_formatter(), axis.get_major_ticks()),
             (axis.get_minor_formatter(), axis.get_minor_ticks()),
         ):
             for tick in ticks if isinstance(formatter, LogFormatter) else ():
-                tick.label1.set_parse_math(True)  # a power of ten is one
+                tick.label1.set_parse_math(True)  # a power of ten is a formula
     try:
         with files.replacing(file) as opened:
             figure.savefig(opened, dpi=150, format="png")

@@ -1,4 +1,4 @@
-"""How a method is named and coloured, the same on every page and in every picture."""
+"""How a method is named and coloured: the same on every page and in every picture."""
 
 import re
 import zlib
@@ -12,12 +12,12 @@ DENSE = "#222222"
 
 
 class Look(NamedTuple):
-    """Of a method.
+    """The look of a method.
 
     Attributes:
       label: its readable name.
-      colour: its own, which only variants of it share.
-      style: of its line, in which variants of it differ.
+      colour: its own, shared only by its variants.
+      style: of its line, which differs between its variants.
     """
 
     label: str
@@ -59,8 +59,8 @@ LOOKS = {
     "random": Look("random masks", "#8C6D31"),
     "one_shot": Look("ticket, one-shot", "#44AA99"),
 }
-"""By the name that files and command lines know: one colour for one thing, whichever study calls it
-what. A ticket with new weights is what another study trains from scratch."""
+"""By the name used in files and command lines: one colour for one thing, whatever a study calls it.
+A ticket with new weights is what another study calls training from scratch."""
 
 _COLOURS = dict(
     sorted(
@@ -68,7 +68,7 @@ _COLOURS = dict(
         key=lambda item: -len(item[0]),
     )
 )
-_PROSE = {"random", "one_shot", "reinit"}  # words of options, and names that no table has
+_PROSE = {"random", "one_shot", "reinit"}  # words of options, and names that no table uses
 _NAMES = re.compile(
     rf"(?<![\w=-])({'|'.join(sorted(set(LOOKS) - _PROSE, key=len)[::-1])})(?![\w=])"
 )
@@ -92,10 +92,10 @@ def look(name: str) -> Look:
 
 
 def lines(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How matplotlib draws the lines of one picture; those of one colour differ in their style.
+    """How matplotlib draws the lines of one picture; lines of one colour differ in style.
 
     Args:
-      names: of the methods and variants, all panels together.
+      names: of the methods and variants in all panels together.
 
     Returns:
       Keyword arguments of `Axes.plot` by name.
@@ -113,7 +113,7 @@ def lines(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def readable(text: str) -> str:
-    """A text of a table with the readable names of the methods in it.
+    """A text of a table with the names of methods made readable.
 
     Example:
       >>> readable("disagreement, set_plus"), readable("sparse_momentum+growth=random")
@@ -124,7 +124,7 @@ def readable(text: str) -> str:
 
 
 def colour_of(text: str) -> str | None:
-    """The colour of the method that a row of a table is about; None where it is about none.
+    """The colour of the method that a row of a table is about; None if there is none.
 
     Example:
       >>> colour_of("accuracy, rigl") == colour_of("rigl at 5%") == look("rigl").colour

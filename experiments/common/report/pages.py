@@ -1,7 +1,7 @@
-"""The report of a study: as Markdown, and as a page of HTML beside its pictures.
+"""The report of a study: as Markdown, and as an HTML page next to its pictures.
 
 The page shows pictures first, then the verdict against the paper, then the other tables, the long
-ones folded, and last how everything was made.
+ones folded, and finally how everything was made.
 """
 
 import html
@@ -19,9 +19,9 @@ Table = tuple[list[str], list[list[str]]]
 """A header, and rows of as many cells."""
 
 VERDICT = "Against the paper"
-"""The title of the table that stands right below the pictures."""
+"""The title of the table right below the pictures."""
 _LONG_TABLE = 12  # rows; a longer one is folded
-_LONG_TEXT = 28  # letters; a column with a longer text is prose, and may break between numbers
+_LONG_TEXT = 28  # characters; a column with longer text is prose, and may break between numbers
 _STYLE = Path(__file__).with_name("report.css")
 _TOGETHER = re.compile(r"(?<=\d) (?=[±%])|(?<=±) (?=\d)|(?<=n) (?==)|(?<==) (?=\d)")
 
@@ -38,9 +38,9 @@ def write(
     Args:
       path: the folder; its `config.json` gives the settings.
       title: of the page.
-      facts: sentences above the tables, a paragraph each; commands stand between backticks.
+      facts: sentences above the tables, one paragraph each; commands are in backticks.
       tables: by title; those without rows are left out.
-      pictures: titles by file name; files that are not there are left out.
+      pictures: titles by file name; missing files are left out.
 
     Returns:
       The Markdown.
@@ -73,7 +73,7 @@ def write(
 
 def _picture(file: Path, title: str) -> str:
     with open(file, "rb") as opened:
-        width, height = struct.unpack(">16x2I", opened.read(24))  # where every PNG file has them
+        width, height = struct.unpack(">16x2I", opened.read(24))  # their place in every PNG file
     name, title = quote(file.name), html.escape(title)
     size = f'width="{width}" height="{height}" style="--pixels:{width}"'
     shown = f'<a href="{name}"><img alt="{title}" src="{name}" {size}></a>'
@@ -112,7 +112,7 @@ def _grid(
     rows: Sequence[Sequence[str]],
     first: Callable[[str], str] | None = None,
 ) -> str:
-    """A table in a box of its own, in which it scrolls where it is wider than the page."""
+    """A table in a box of its own, which scrolls if it is wider than the page."""
     long = [any(len(row[i]) > _LONG_TEXT for row in rows) for i in range(1, len(header))]
     kinds = ["", *(" class=long" if one else "" for one in long)]
     names = "".join(

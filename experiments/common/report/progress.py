@@ -1,4 +1,4 @@
-"""What a person sees of long work: an estimate of its time, then a bar with the current metrics."""
+"""What the user sees of long work: an estimate of its time, then a bar with current metrics."""
 
 import time
 from types import TracebackType
@@ -17,7 +17,7 @@ class Display:
             display.update(done=500, metrics="rigl 97.10%")
 
     Args:
-      console: where it is shown; lines now and then where that is no terminal.
+      console: where it is shown; occasional lines if that is not a terminal.
       what: the work, for the line with the estimate.
       total: units of work.
     """

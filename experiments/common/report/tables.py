@@ -1,4 +1,4 @@
-"""What a run ends with: statistics over its replicates, and tables that a person can read."""
+"""The results of a run: statistics over its replicates, and tables for people to read."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,15 @@ from experiments.common.report.console import Console, print_table
 
 Statistics = dict[str, float]
 STATISTICS = dict.fromkeys(("mean", "std", "standard_error", "min", "max"), float) | {"n": int}
-"""What `statistics` returns, as `files.check` takes it."""
+"""What `statistics` returns, in the form that `files.check` takes."""
 
 
 def statistics(values: Sequence[float]) -> Statistics:
     """Mean and spread of one number over replicates.
 
-    `std` is the sample's, with n - 1 below; `standard_error = std / sqrt(n)`. A single value has
-    no spread to measure: both are 0.0 then, and tables show none.
+    `std` is the sample standard deviation, with denominator n - 1, and
+    `standard_error = std / sqrt(n)`. A single value has no spread to measure: then both are 0.0,
+    and tables show none.
 
     Args:
       values: at least one number.
@@ -24,7 +25,7 @@ def statistics(values: Sequence[float]) -> Statistics:
       `{mean, std, standard_error, min, max, n}`.
 
     Raises:
-      ValueError: no value.
+      ValueError: there is no value.
 
     Example:
       >>> found = statistics([0.5, 0.7, 0.9])
@@ -74,7 +75,7 @@ def number(found: Statistics, digits: int = 2) -> str:
 
 
 def _with_error(mean: float, error: float, n: int, digits: int) -> str:
-    # Of one value there is no error.
+    # A single value has no error.
     text = f"{mean:,.{digits}f}"
     return f"{text} ± {error:,.{digits}f}" if n > 1 else text
 
@@ -115,7 +116,7 @@ def duration(seconds: float) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right.
+    """A Markdown table, the first column aligned left and the others right.
 
     Example:
       >>> print(markdown(["method", "90%"], [["dense", "98.1"]]))

@@ -1,1 +1,1 @@
-"""What makes a study: its command line, its folder, its resumable training."""
+"""What a study needs: its command line, its folder, its resumable training."""

@@ -1,6 +1,6 @@
-"""The newest two states of a run on the disk, with the checksums of their arrays and files.
+"""The newest two states of a run on disk, with the checksums of their arrays and files.
 
-A checkpoint is whole when `checksums.json` stands in its folder: by then everything has been read
+A checkpoint is complete when `checksums.json` is in its folder: by then everything has been read
 back and compared.
 """
 
@@ -20,7 +20,7 @@ from experiments.common import files
 from experiments.common.faults import FolderError, first_line, quiet
 
 _SEAL = "checksums.json"
-_ROOM = 2**19  # bytes for what Orbax writes beside the arrays
+_ROOM = 2**19  # bytes for what Orbax writes besides the arrays
 _LOOK = {"progress": {}, "arrays": {...: str}, "files": {...: str}, "checksum": str}
 
 
@@ -29,7 +29,7 @@ class Restored(NamedTuple):
 
     Attributes:
       state: the pytree that was saved, in the structure of the template.
-      progress: the JSON object that was saved beside it.
+      progress: the JSON object that was saved with it.
     """
 
     state: Any
@@ -37,11 +37,11 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder; nothing is read or written before the first call.
+    """The checkpoints in a folder; nothing is read or written before the first method call.
 
     Args:
       path: the folder.
-      remedy: what a user can do where no checkpoint is whole.
+      remedy: what a user can do if no checkpoint is intact.
     """
 
     def __init__(self, path: Path, remedy: str):
@@ -53,13 +53,13 @@ class Checkpoints:
         Args:
           number: larger than at any earlier save.
           state: pytree of arrays; typed keys must be raw key data.
-          progress: a JSON object that comes back with it.
+          progress: a JSON object that is restored with it.
 
         Raises:
-          FolderError: it cannot be written, or is not what was written.
+          FolderError: it cannot be written, or differs from what was written.
         """
         arrays, folder = _named_arrays(state), self._path / str(number)
-        # Asked before: Orbax has many words for a full disk.
+        # Checked first: Orbax raises many kinds of errors for a full disk.
         size, free = sum(a.nbytes for a in arrays.values()), shutil.disk_usage(self._path.parent)[2]
         if free < size + _ROOM:
             raise _full(folder, f"it takes {size + _ROOM:,} bytes, and the disk has {free:,}")
@@ -81,15 +81,14 @@ class Checkpoints:
         }
         if _checksums(self._read_arrays(number, arrays)) != content["arrays"]:
             raise FolderError(
-                f"{folder} reads back other than it was written: is the disk faulty? Choose "
-                "another --out."
+                f"{folder} differs from what was written: is the disk faulty? Choose another --out."
             )
         files.write_json(folder / _SEAL, content | {"checksum": _checksum(content)})
 
     def restore(self, template: Any, say: Callable[[str], Any]) -> Restored | None:
-        """The newest checkpoint that is whole, or None where none was ever finished.
+        """The newest intact checkpoint, or None if none was ever finished.
 
-        Later ones are removed, with one line that says so.
+        Later ones are removed, and one line says so.
 
         Args:
           template: a pytree of arrays or shapes like the one that was saved.
@@ -101,7 +100,7 @@ class Checkpoints:
         if not self._path.exists():
             return None
         if not self._path.is_dir():
-            raise FolderError(f"{self._path} is no folder of checkpoints: {self._remedy}.")
+            raise FolderError(f"{self._path} is not a folder of checkpoints: {self._remedy}.")
         faults: dict[int, FolderError] = {}
         restored = None
         for number in sorted(self._manager.all_steps(), reverse=True):
@@ -112,22 +111,22 @@ class Checkpoints:
                 faults[number] = error
         damages = [error for number, error in faults.items() if self._seal(number).exists()]
         if restored is None and damages:
-            raise FolderError(f"{damages[0]} No checkpoint is whole: {self._remedy}.")
+            raise FolderError(f"{damages[0]} No checkpoint is intact: {self._remedy}.")
         if restored is not None and faults:
-            say(f"{next(iter(faults.values()))} Going on from the checkpoint before.")
+            say(f"{next(iter(faults.values()))} Continuing from the checkpoint before.")
         for number in faults:
             self._manager.delete(number)
         return restored
 
     def close(self) -> None:
-        """Ends what Orbax keeps open."""
+        """Closes what Orbax keeps open."""
         if "_manager" in vars(self):
             self._manager.close()
             del self._manager
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        # Saved before the call returns: a chunk of steps donates the very arrays it would read.
+        # Saved before the call returns: the next chunk of steps donates the arrays to be saved.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
@@ -138,35 +137,35 @@ class Checkpoints:
         return self._path / str(number) / _SEAL
 
     def _read(self, number: int, template: Any) -> Restored:
-        # Files before arrays: Orbax has many words for a damaged one.
+        # Files before arrays: Orbax raises many kinds of errors for a damaged file.
         seal = self._seal(number)
         stored = files.read_json(seal, _LOOK)
         if stored is None:
             raise FolderError(f"{seal.parent} was never finished.")
         if stored.pop("checksum") != _checksum(stored):
-            raise _damaged(seal, "its checksum is another")
+            raise _damaged(seal, "its checksum differs")
         for name, checksum in stored["files"].items():
             file = seal.parent / name
             if not file.is_file():
                 raise _damaged(file, "it is missing")
             if files.digest(file.read_bytes()) != checksum:
-                raise _damaged(file, "its checksum is another")
+                raise _damaged(file, "its checksum differs")
         like = _named_arrays(template)
         if list(like) != list(stored["arrays"]):
-            raise _damaged(seal.parent, "it is of another network, or of another version")
+            raise _damaged(seal.parent, "it belongs to another network or another version")
         arrays = self._read_arrays(number, like)
         if _checksums(arrays) != stored["arrays"]:
-            raise _damaged(seal.parent, "the checksum of an array is another")
+            raise _damaged(seal.parent, "the checksum of an array differs")
         return Restored(_put_back(template, arrays), stored["progress"])
 
     def _read_arrays(self, number: int, like: Mapping[str, Any]) -> dict[str, Any]:
-        # To the host: the devices hold the state that was saved, and may be others than last time.
+        # To the host: the devices hold the saved state, and may differ from the last start's.
         hosts = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in like.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(hosts))
         try:
             with quiet("absl"):
                 return self._manager.restore(number, args=args).state
-        except Exception as error:  # Orbax and its storage raise whatever they like.
+        except Exception as error:  # Orbax and its storage may raise anything.
             raise _damaged(self._path / str(number), first_line(error)) from error
 
 
@@ -176,7 +175,7 @@ def _damaged(file: Path, why: str) -> FolderError:
 
 def _full(folder: Path, why: str) -> FolderError:
     return FolderError(
-        f"{folder} cannot be written ({why}); make room, and the same command goes on from the "
+        f"{folder} cannot be written ({why}); free some space; the same command continues from the "
         "checkpoint before."
     )
 
@@ -194,7 +193,7 @@ def _checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _named_arrays(tree: Any) -> dict[str, Any]:
-    # Flat and by name, so that any container can be saved; Orbax refuses arrays without elements.
+    # Flat and by name, so that any container can be saved; Orbax rejects arrays without elements.
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)

@@ -1,8 +1,8 @@
 """The command line of a study: its options, its folder, what is left to train, its report.
 
-A study provides its options (`StudyOptions` and more) and `prepare`, which makes a `Study` of them:
-settings, a frozen dataclass; the names of its cells; how they are trained, in groups on a `Lab`;
-what the folder holds of each (`content_of`); and a report, drawn from a `Finished`.
+A study provides its options (`StudyOptions` and more) and `prepare`, which makes a `Study` from
+them: the settings, a frozen dataclass; the names of its cells; how they are trained, in groups on
+a `Lab`; what the folder holds of each (`content_of`); and a report, drawn from a `Finished`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from experiments.common.study.study import Group, train_groups
 from experiments.common.training import execution
 
 NOTHING_YET = 3
-"""Exit code of a study that was stopped in time, before the first of its cells was done."""
+"""Exit code of a study that ran out of time before its first cell was finished."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +34,14 @@ class StudyOptions:
     """The options of every study."""
 
     seeds: int = option(
-        5, "replicates of every cell, each with weights and batches of its own", was="replicates"
+        5, "replicates of every cell, each with its own weights and batches", was="replicates"
     )
-    seed: int = option(0, "seed of the first replicate; the others count on from it")
+    seed: int = option(0, "seed of the first replicate; the others count up from it")
     examples: int | None = option(
-        None, "use only the first so many examples, for a try of a large net (default: all)"
+        None, "use only the first so many examples, to try out a large network (default: all)"
     )
     minutes: float = option(
-        float("inf"), "stop after that many minutes, and keep a checkpoint", identity=False
+        float("inf"), "stop after this many minutes, and keep a checkpoint", identity=False
     )
     data_dir: str | None = option(
         None, "folder of the prepared data sets (default: $TFDS_DATA_DIR)", identity=False
@@ -56,15 +56,15 @@ class Study(NamedTuple):
     """What a study is, before anything is loaded.
 
     Attributes:
-      name: of its folder below runs/.
+      name: of its folder in runs/.
       identity: what makes two studies the same study, as JSON values.
       cells: the names of all cells.
-      content_of: what the files of the folder hold of a cell, as for `content.read_results`.
+      content_of: what the files of the folder contain for a cell, as for `content.read_results`.
       what: the work, in a few words.
       begin: loads the data; `(site, cells that are left) -> (description of the data, groups)`.
       report: `(finished) -> tables as Markdown`; writes them, the pictures and `summary.json` into
-        the folder, from the files there alone.
-      by_seed: whether every replicate is a cell of its own, so that a folder takes more of them.
+        the folder, using only the files in it.
+      by_seed: whether every replicate is a cell of its own, so that more can be added to a folder.
     """
 
     name: str
@@ -83,12 +83,12 @@ def run(
     prepare: Callable[[Options], Study],
     args: Sequence[str] | None = None,
 ) -> None:
-    """Runs a study from its command line: trains what is not done, and draws the report.
+    """Runs a study from its command line: trains what is not finished, and draws the report.
 
     Args:
       kind: the options.
       prog: the command, as the user types it.
-      prepare: the study that the options ask for; `ValueError` for values that cannot be.
+      prepare: makes the study that the options request; `ValueError` for impossible values.
       args: its arguments; by default those of the process.
     """
     options = parse(kind, prog, args)
@@ -121,7 +121,7 @@ def run(
     cells = f"{len(left)} of {len(study.cells)} cells"
     replicates = "" if study.by_seed else f", {options.seeds} replicates each"
     what = f"{cells}{replicates}, {study.what}"
-    with in_one_line(interrupted="stopped; the same command goes on from here"), folder:
+    with in_one_line(interrupted="stopped; the same command continues from here"), folder:
         train_groups(
             groups,
             path,
@@ -132,7 +132,7 @@ def run(
             command=command,
         )
         if not read_results(path):
-            stop("no cell is finished yet; the same command goes on from here", code=NOTHING_YET)
+            stop("no cell is finished yet; the same command continues from here", code=NOTHING_YET)
         console.print(report(), highlight=False, soft_wrap=True)
         console.print(f"Tables and pictures on one page: {path}/report.html")
         gone = large_files_gone(path, finished, study.content_of)
@@ -147,7 +147,7 @@ def identity(options: StudyOptions, settings: Any, **more: Any) -> dict[str, Any
     Args:
       options: of the command line.
       settings: a dataclass.
-      **more: what else belongs to it.
+      **more: what else identifies it.
     """
     found = dataclasses.asdict(settings) | more
     found |= {"replicates": options.seeds, "seed": options.seed}

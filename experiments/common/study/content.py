@@ -1,8 +1,8 @@
-"""What the folder of a study holds of its finished cells.
+"""What the folder of a study holds about its finished cells.
 
-results.json   numbers, every replicate, and the command that made each cell
+results.json   numbers, for every replicate, and the command that made each cell
 *.npz          what does not fit into JSON
-summary.json   what the report found; it is drawn from the others alone
+summary.json   what the report found; made from the other files alone
 """
 
 import io
@@ -19,14 +19,14 @@ from experiments.common.faults import first_line
 
 
 class Content(NamedTuple):
-    """What a folder holds of a finished cell; or what it must look like.
+    """What a folder holds about a finished cell; or what it must look like.
 
     Attributes:
-      numbers: what `results.json` has under the name of the cell; or that as `files.check` takes
-        it. The `seconds` of the training and the `command` come to it.
-      arrays: by .npz file its arrays by name; or how their names begin.
-      large: the same for files that only cells still to come are made from. No report is drawn from
-        them, so that a finished folder does without.
+      numbers: what `results.json` has under the name of the cell; or its form, as `files.check`
+        takes it. The `seconds` of the training and the `command` are added.
+      arrays: for each .npz file its arrays by name; or how their names begin.
+      large: the same for files that are only needed to train further cells. No report uses them, so
+        a finished folder can do without.
     """
 
     numbers: dict[str, Any]
@@ -41,14 +41,14 @@ def measured(
     curves: Mapping[str, np.ndarray],
     **facts: Any,
 ) -> Content:
-    """What was measured of a cell.
+    """What was measured for a cell.
 
     Args:
       name: of the cell.
       lanes: its own; see `Lab.mine`.
-      numbers: one a lane each, by name.
+      numbers: one per lane, by name.
       curves: of every lane, by name; they go to `curves.npz`.
-      **facts: what else `results.json` says of the cell.
+      **facts: what else `results.json` says about the cell.
     """
     mine = {key: np.asarray(values)[lanes].tolist() for key, values in numbers.items()}
     drawn = {f"{name}/{key}": np.asarray(values)[lanes] for key, values in curves.items()}
@@ -56,15 +56,15 @@ def measured(
 
 
 class Finished(NamedTuple):
-    """What a report is drawn from.
+    """What a report is made from.
 
     Attributes:
       path: the folder of the study.
-      config: what was asked for.
+      config: what was requested.
       results: the finished cells by name.
       wanted: the names of all cells.
       description: of the data.
-      command: that draws it.
+      command: that makes the report.
     """
 
     path: Path
@@ -81,7 +81,7 @@ class Finished(NamedTuple):
 
     @property
     def replicates(self) -> str:
-        """What a picture or table says of its numbers: how many runs, and whether cells are
+        """What a picture or table says about its numbers: how many runs, and whether cells are
         missing."""
         n, missing = self.config["replicates"], self.missing
         note = f"{n} replicate{'s' * (n > 1)}"
@@ -90,7 +90,7 @@ class Finished(NamedTuple):
 
     @property
     def commands(self) -> dict[str, list[str]]:
-        """The cells by the command that made them; under "" those of which that is not known."""
+        """The cells by the command that made them; under "" those whose command is unknown."""
         found: dict[str, list[str]] = {}
         for name, cell in self.results.items():
             command = cell.get("command", self.command if name in self.wanted else "")
@@ -111,7 +111,7 @@ class Finished(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """That training took, all cells together."""
+        """The training time of all cells together."""
         return round(sum(cell["seconds"] for cell in self.results.values()), 1)
 
     def summarize(self, **found: Any) -> None:
@@ -131,13 +131,13 @@ def read_results(
     content_of: Callable[[str], Content] | None = None,
     wanted: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The results of a folder by the names of the cells.
+    """The results in a folder by the names of the cells.
 
     Args:
       path: the folder.
-      content_of: what the files hold of the cell of a name, `KeyError` for names that no cell has;
-        where it is given, everything is held against it.
-      wanted: the names of all cells. Where one is not finished, large files must be there too.
+      content_of: what the files contain for the cell of a name, `KeyError` for names that no cell
+        has; if it is given, everything is checked against it.
+      wanted: the names of all cells. If one is not finished, large files must be there too.
 
     Raises:
       FolderError: a file is damaged or missing.
@@ -154,7 +154,7 @@ def read_results(
         try:
             found = content_of(name)
         except KeyError:
-            raise files.damaged(file, f"{name!r} is no cell of this study") from None
+            raise files.damaged(file, f"{name!r} is not a cell of this study") from None
         files.check(file, cell, found.numbers, name)
         large = {file: s for file, s in found.large.items() if unfinished or (path / file).exists()}
         for arrays, start in {**found.arrays, **large}.items():
@@ -167,7 +167,7 @@ def read_results(
 def large_files_gone(
     path: Path, results: Mapping[str, Any], content_of: Callable[[str], Content]
 ) -> list[str]:
-    """The names of the large files that a finished folder does without."""
+    """The names of the large files that a finished folder lacks."""
     large = dict.fromkeys(file for name in results for file in content_of(name).large)
     return [file for file in large if not (path / file).exists()]
 
@@ -182,9 +182,9 @@ def write_contents(
 
     Args:
       path: the folder.
-      found: what it is to hold of them, by their names.
+      found: what to store about them, by their names.
       seconds: that the training of each took; None for what was only measured.
-      command: that makes them; None where there is none.
+      command: that makes them; None if there is none.
     """
     # Arrays first: a cell is finished when its numbers are there.
     arrays: dict[str, dict[str, np.ndarray]] = {}
@@ -200,14 +200,14 @@ def write_contents(
 
 
 def read_arrays(file: Path, starts: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; none where there is no file.
+    """The arrays of an .npz file; none if there is no file.
 
     Args:
       file: the file.
-      starts: how the names of arrays begin that must be there, each with its cell.
+      starts: how the names of required arrays begin, each with its cell.
 
     Raises:
-      FolderError: the file is damaged or refused, or arrays are missing.
+      FolderError: the file is damaged or unreadable, or arrays are missing.
     """
     arrays: dict[str, np.ndarray] = {}
     try:
@@ -224,7 +224,7 @@ def read_arrays(file: Path, starts: Mapping[str, str] | None = None) -> dict[str
 
 
 def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz file in one step: a reader sees the old one or the new one, whole."""
+    """Writes an .npz file in one step: a reader sees the whole old or the whole new one."""
     with files.replacing(file) as opened:
         np.savez_compressed(opened, **arrays)
 

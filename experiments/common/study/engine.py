@@ -1,6 +1,6 @@
-"""The one engine: it trains in calls of a few seconds, leaves checkpoints and goes on from them.
+"""The training engine: trains in calls of a few seconds, saves checkpoints and resumes from them.
 
-How a run is cut into calls, and how often it is stopped and gone on with, does not change its
+How a run is split into calls, and how often it is stopped and resumed, does not change its
 numbers.
 """
 
@@ -23,15 +23,15 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Training(NamedTuple):
-    """A training from its first step, or where it goes on, to its last.
+    """A training from its first step, or from where it resumes, to its last.
 
     Attributes:
       trainer: what trains it.
       state: after `start` steps; it is donated.
       steps: of the whole training.
       every: steps from one measurement to the next; the last step is measured in any case.
-      measure: `(state, steps since the measurement before) -> metrics` between two calls; None
-        where a `Track` measures inside the compiled loop.
+      measure: `(state, steps since the last measurement) -> metrics` between two calls; None if a
+        `Track` measures inside the compiled loop.
       start: steps done before.
     """
 
@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
       state: the state after it.
       step: the number of steps done since the start of the training.
       metrics: at a measurement, what `Training.measure` found, or {} without it; else None.
-      seconds_per_step: of all replicates together, without compilation; None before it is known.
+      seconds_per_step: of all replicates together, without compilation; None until it is known.
     """
 
     state: TrainState
@@ -63,9 +63,9 @@ class Trained(NamedTuple):
     """What `train` leaves.
 
     Attributes:
-      states: the last ones, by name.
-      finished: whether they are those after the last step.
-      seconds: that it took, all starts together.
+      states: the last states, by name.
+      finished: whether these are the states after the last step.
+      seconds: training time, all starts together.
     """
 
     states: dict[str, TrainState]
@@ -74,11 +74,11 @@ class Trained(NamedTuple):
 
 
 def chunks(training: Training, longest: float = LONGEST_SECONDS) -> Iterator[Chunk]:
-    """Trains to the last step in calls of about `CHUNK_SECONDS`, and hands over after each.
+    """Trains to the last step in calls of about `CHUNK_SECONDS`, and yields after each.
 
-    The first call is one step, which compiles. Calls end at measurements: one where that is made
-    between the calls, several where they are shorter and made inside. Only where measurements are
-    more than `longest` seconds apart a call ends between them.
+    The first call is one step, which compiles. Calls end at measurements: at each one if `measure`
+    is called between calls, at some of them if they are frequent and made inside the loop. A call
+    ends between measurements only if these are more than `longest` seconds apart.
     """
     trainer, state, steps, every, measure, step = training
     size, per_step = 1, None
@@ -93,7 +93,7 @@ def chunks(training: Training, longest: float = LONGEST_SECONDS) -> Iterator[Chu
         if spent * every > longest:
             size = max(1, int(longest / spent))
         if step == training.start:
-            size = min(size, 10)  # that call compiled; a few steps tell the speed
+            size = min(size, 10)  # that call compiled; a few steps show the speed
         else:
             per_step = spent
         step, metrics = end, None
@@ -110,12 +110,12 @@ def evaluation_of(
     sets: Mapping[str, EvaluationSet],
     observe: Callable[[TrainState], Metrics] = lambda state: {},
 ) -> Callable[[TrainState, int], Metrics]:
-    """A `Training.measure`: the mean training loss since the measurement before, and evaluations.
+    """A `Training.measure`: the mean training loss since the last measurement, and evaluations.
 
     Args:
       trainer: what evaluates.
       sets: what to evaluate on, by name; metrics are called `name_loss` and `name_accuracy`.
-      observe: more metrics of a state, one number a replicate each.
+      observe: more metrics of a state, one number per replicate each.
     """
 
     def measure(state: TrainState, steps: int) -> Metrics:
@@ -139,18 +139,18 @@ def train(
     deadline: float = math.inf,
     done: int = 0,
 ) -> Trained:
-    """Trains in turns from measurement to measurement, from the newest checkpoint or the start.
+    """Trains in turn from measurement to measurement, from the newest checkpoint or the start.
 
     Args:
       trainings: by name, before their first step.
-      folder: where the checkpoints go, entered. It keeps the first and the last state of what is
-        measured between the calls, because metric lines belong to a checkpoint.
+      folder: where the checkpoints go, already entered. If measurements are made between calls, it
+        keeps the first and the last state, because metric lines belong to a checkpoint.
       display: where progress is shown.
       show: `(name, chunk) -> text` at every measurement; it may append metric lines to the folder.
       checkpoint_every: seconds from one checkpoint to the next, at least.
       longest: as for `chunks`.
-      deadline: on the clock of `time.perf_counter`; then a checkpoint is left and nothing more
-        done.
+      deadline: on the clock of `time.perf_counter`; when it passes, a checkpoint is saved and
+        training stops.
       done: steps of the display before these.
     """
     begun = saved = time.perf_counter()
@@ -165,10 +165,10 @@ def train(
 
     restored = folder.restore(jax.eval_shape(lambda: states), display.say)
     if restored is not None:
-        jax.tree.map(lambda leaf: leaf.delete(), states)  # given up, as by a call
+        jax.tree.map(lambda leaf: leaf.delete(), states)  # freed, as a call would do
         states, steps = restored.state, restored.progress["steps"]
         before = restored.progress["seconds"]
-        display.say(f"Going on from step {min(steps.values())}.")
+        display.say(f"Continuing from step {min(steps.values())}.")
     elif logged:
         save()
     calls = {

@@ -1,13 +1,13 @@
-"""The folder of a run: what was asked for, what was measured, and how to go on after a kill.
+"""The folder of a run: what was requested, what was measured, and how to resume after a kill.
 
     config.json      the configuration; written first, never changed
-    metrics.jsonl    one JSON object a line, appended at every evaluation
+    metrics.jsonl    one JSON object per line, appended at each evaluation
     checkpoints/     the newest two states; each says which metric lines belong to it
     summary.json     the result; written last, so that it marks a finished run
-    .lock            the process that is at work, while one is
+    .lock            the process at work, while there is one
 
-A file appears under its name only when it is complete, so a kill at any moment leaves a folder
-that can be resumed.
+A file gets its name only when it is complete, so a kill at any moment leaves a folder that can be
+resumed.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from experiments.common.faults import FolderError
 from experiments.common.study.checkpoints import Checkpoints, Restored
 from experiments.common.study.options import differences
 
-ANOTHER = "choose another --out, or delete the folder to begin anew"
+ANOTHER = "choose another --out, or delete the folder to start over"
 
 
 class RunFolder:
@@ -35,7 +35,7 @@ class RunFolder:
     Args:
       path: where it is or will be.
       config: the identity of the run, as JSON values.
-      remedy: what a user can do where the folder cannot be gone on with.
+      remedy: what a user can do if the run in the folder cannot be resumed.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], remedy: str = ANOTHER):
@@ -90,7 +90,7 @@ class RunFolder:
         self._digest.update(text)
 
     def save(self, number: int, state: Any, progress: Mapping[str, Any]) -> None:
-        """Writes a checkpoint of the state and of how many metric lines belong to it.
+        """Writes a checkpoint of the state, with the number of metric lines that belong to it.
 
         Args:
           number, state, progress: as for `Checkpoints.save`.
@@ -99,13 +99,13 @@ class RunFolder:
         self._checkpoints.save(number, state, {**progress, **lines})
 
     def restore(self, template: Any, say: Callable[[str], Any]) -> Restored | None:
-        """The newest checkpoint that is whole, or None; metric lines after it are dropped.
+        """The newest intact checkpoint, or None; metric lines after it are dropped.
 
         Args:
           template, say: as for `Checkpoints.restore`.
 
         Raises:
-          FolderError: no checkpoint is whole, or lines that belong to it are not there.
+          FolderError: no checkpoint is intact, or lines that belong to it are missing.
         """
         restored, lines = self._checkpoints.restore(template, say), self._stored_lines()
         file = self.path / "metrics.jsonl"
@@ -143,12 +143,12 @@ class RunFolder:
 def find_run(
     path: str | Path, config: Mapping[str, Any], *, resume: bool, remedy: str = ANOTHER
 ) -> RunFolder:
-    """The folder of a run, new or old; nothing is written before it is entered.
+    """The folder of a run, new or old; nothing is written until it is entered.
 
     Args:
       path: where it is or will be.
       config: the identity of the run (`options.identity`), as JSON values.
-      resume: whether an earlier start of the same run may be gone on with, or its result read.
+      resume: whether an earlier start of the same run may be resumed, or its result read.
       remedy: as for `RunFolder`.
 
     Raises:
@@ -172,7 +172,7 @@ def find_run(
     if not resume:
         done = (path / "summary.json").exists()
         what = "this run, finished" if done else "an unfinished start of this run"
-        then = "print its table" if done else "go on with it"
+        then = "print its table" if done else "resume it"
         raise FolderError(f"{path} holds {what}; add --resume to {then}, or choose another --out.")
     return run
 
@@ -183,7 +183,7 @@ def _names(path: Path) -> list[str]:
     except FileNotFoundError:
         if path.is_symlink():
             raise FolderError(
-                f"{path} is a link to {os.readlink(path)}, which is not there; choose another "
+                f"{path} is a link to {os.readlink(path)}, which does not exist; choose another "
                 "--out."
             ) from None
         return []

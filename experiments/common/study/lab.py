@@ -1,4 +1,4 @@
-"""What every study trains with; a study that needs more holds a `Lab` and puts it beside it."""
+"""What every study trains with; a study that needs more keeps it next to a `Lab`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ Array = jax.Array
 
 
 class Site(NamedTuple):
-    """What the command line says of every study.
+    """What the command line of every study says.
 
     Attributes:
-      keys: one key for each replicate.
+      keys: one key per replicate.
       path: the folder of the study.
       data_dir: folder of the prepared data sets.
-      examples: how many to use of each part of the data set; None uses all.
+      examples: how many to use of each part of the data set; None for all.
     """
 
     keys: Array
@@ -35,7 +35,7 @@ class Site(NamedTuple):
 
     @property
     def data(self) -> dict[str, Any]:
-        """What `sources.load` wants of it."""
+        """The arguments of `sources.load` in it."""
         return {"data_dir": self.data_dir, "examples": self.examples, "key": self.keys[0]}
 
 
@@ -43,7 +43,7 @@ class Lab(NamedTuple):
     """Everything that trains cells.
 
     Attributes:
-      settings: of the study; `model` and `batch_size` among them.
+      settings: of the study, including `model` and `batch_size`.
       site: where it runs, and how many replicates there are.
       source: the examples.
       network: what is trained.
@@ -58,7 +58,7 @@ class Lab(NamedTuple):
 
     @property
     def execution(self) -> Execution:
-        """How replicates are compiled."""
+        """The way in which replicates are compiled."""
         return execution(self.settings.model, jax.default_backend())
 
     def trainer(
@@ -70,13 +70,13 @@ class Lab(NamedTuple):
         network: Network | None = None,
         compressed: bool = False,
     ) -> loop.Trainer:
-        """What trains the network on the examples.
+        """The trainer of the network on the examples.
 
         Args:
           make_tx: `(key) -> optimizer`, as for `loop.make_trainer`.
-          dense: whether the optimizer knows no masks.
+          dense: whether the optimizer has no masks.
           track: what is measured inside the loop.
-          network: another one than the lab's.
+          network: one other than the lab's.
           compressed: as for `loop.make_trainer`.
         """
         chosen = self.network if network is None else network
@@ -92,12 +92,12 @@ class Lab(NamedTuple):
         )
 
     def accuracy(self, params: Any, part: str, network: Network | None = None) -> np.ndarray:
-        """The accuracy of stacked parameters on a part of the data set, a number each."""
+        """The accuracy of stacked parameters on a part of the data set, one number each."""
         loss, apply = evaluation.cross_entropy, (network or self.network).apply
         return evaluation.evaluate(apply, loss, self.execution, params, self.sets[part])["accuracy"]
 
     def mine(self, number: int) -> slice:
-        """The lanes of one of several cells that are trained side by side, one after the other."""
+        """The lanes of one of several cells trained side by side; their lanes are consecutive."""
         count = len(self.site.keys)
         return slice(number * count, (number + 1) * count)
 
@@ -105,15 +105,15 @@ class Lab(NamedTuple):
 def make_lab(
     settings: Any, site: Site, source: Source, parts: Sequence[str], **options: Any
 ) -> Lab:
-    """Puts a lab together.
+    """Assembles a lab.
 
     Args:
       settings, site, source: see `Lab`.
-      parts: of the data set, which are evaluated on: of "train", "validation" and "test".
+      parts: the parts of the data set to evaluate on: of "train", "validation" and "test".
       **options: of `make_network`.
 
     Raises:
-      ValueError: a network that does not fit the data set.
+      ValueError: the network does not fit the data set.
     """
     made = make_network(settings.model, source.dataset, *source.pixels, **options)
     return Lab(settings, site, source, made, evaluation.sets_of(source.dataset, parts))
@@ -122,7 +122,7 @@ def make_lab(
 @jax.jit
 @jax.vmap
 def begin_from(state: loop.TrainState, params: Any, masks: Any) -> loop.TrainState:
-    """Lanes before their first step, with parameters and masks put in."""
+    """Lanes before their first step, with these parameters and masks."""
     return state._replace(
         params=jaxsparse.apply(params, masks), opt_state=jaxsparse.set_masks(state.opt_state, masks)
     )
@@ -134,5 +134,5 @@ def cut(tree: Any, lanes: slice) -> Any:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """The lanes of several trees one after the other."""
+    """The lanes of several trees one after another."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)

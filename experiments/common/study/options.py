@@ -1,8 +1,8 @@
 """A frozen dataclass as the command line of an experiment, with errors of one line.
 
-Every field is made with `option`: its default, its help text and, where only some values are
-possible, those. `parse` turns the fields into options, `identity` into what makes two runs the
-same run.
+Every field is made with `option`: its default, its help text and, if only some values are allowed,
+those values. `parse` turns the fields into options, `identity` into the values that make two runs
+the same run.
 """
 
 import argparse
@@ -33,14 +33,14 @@ def option(
 
     Args:
       default: its value when the option is not given.
-      help: one sentence for `--help`, in which the default is appended unless the text says it.
-      choices: the only values that are possible.
-      identity: whether another value makes another run. False for where things lie and how they
-        are shown.
-      was: the name that the field had before. Files keep it, and a command line that uses it is
-        told the new one.
-      meant: what such a command line is told about its value, where that has another meaning now.
-      later: whether files from before know no such field: they hold it only where it is given.
+      help: one sentence for `--help`, to which the default is appended unless the text states it.
+      choices: the only allowed values.
+      identity: whether another value makes another run. False for where things are stored and how
+        they are shown.
+      was: the former name of the field. Files keep it, and a command line that uses it is told the
+        new name.
+      meant: what such a command line is told about its value, if that has another meaning now.
+      later: whether older files lack this field: they contain it only if it is given.
     """
     metadata = {"help": help, "choices": choices, "identity": identity, "was": was}
     metadata |= {"meant": meant, "later": later}
@@ -84,7 +84,7 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What tells two identities apart, as `field there != here`, in the order of the fields."""
+    """The differences of two identities, as `field there != here`, in the order of the fields."""
     names = list(dict.fromkeys([*wanted, *stored]))
     missing = object()
     return [
@@ -108,7 +108,7 @@ def flag(name: str) -> str:
 
 
 def renamed(parser: argparse.ArgumentParser, old: str, new: str, meant: str = "") -> None:
-    """Lets a parser answer the old name of an option with one line that says the new one.
+    """Lets a parser answer the old name of an option with one line that names the new one.
 
     Args:
       parser: of the command.
@@ -125,7 +125,7 @@ def renamed(parser: argparse.ArgumentParser, old: str, new: str, meant: str = ""
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse without the usage lines in front of an error."""
+    """argparse without the usage lines before an error."""
 
     def error(self, message: str) -> NoReturn:
         stop(f"{message} (see {self.prog} --help)")

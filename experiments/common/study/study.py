@@ -1,6 +1,6 @@
-"""Groups of cells, trained one after the other into the folder of a study, resumable at any moment.
+"""Groups of cells, trained one after another into the folder of a study, resumable at any moment.
 
-unfinished/    a checkpoint of the group under way; goes when it is done
+unfinished/    a checkpoint of the current group; removed when it is done
 """
 
 import math
@@ -19,7 +19,7 @@ from experiments.common.training import execution
 from experiments.common.training.loop import Trainer, TrainState
 
 REPORT_SECONDS = 60.0
-SHOWN = 6  # names of cells in that of a group
+SHOWN = 6  # cell names in the name of a group
 
 
 class Group(NamedTuple):
@@ -28,12 +28,12 @@ class Group(NamedTuple):
     Attributes:
       cells: their names.
       finish: `(state) -> contents by the names of the cells`, after the last step. The state may
-        have more lanes than `begin` gave it, behind the others; it is None without `begin`.
+        have more lanes than `begin` gave it, after the others; it is None without `begin`.
       begin: the trainer, and its state before the first step, called when the group's turn comes;
         None for a group that only measures.
       iterations: of the training.
       every: iterations from one measurement to the next.
-      watch: called with the iterations done and the state whenever new measurements are there.
+      watch: called with the iterations done and the state whenever there are new measurements.
     """
 
     cells: Sequence[str]
@@ -67,7 +67,7 @@ def train_groups(
       path: the folder.
       console: where progress is shown.
       what: the work, for the line with the estimate.
-      minutes: after so many it stops, also in the middle of a group, of which a checkpoint stays.
+      minutes: it stops after this many, even in the middle of a group, which keeps a checkpoint.
       report: called when there are new results, at most once in `REPORT_SECONDS`.
       command: kept with the results.
     """

@@ -1,1 +1,1 @@
-"""The compiled training loop, what it trains with and what it measures."""
+"""The compiled training loop, what it trains and what it measures."""

@@ -1,4 +1,4 @@
-"""Loss and accuracy of stacked replicates on examples that lie on the device."""
+"""Loss and accuracy of stacked replicates on examples that are on the device."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Loss = Callable[[Array, Array], Array]
 
 
 class EvaluationSet(NamedTuple):
-    """Examples in batches of one size; the last is filled up with labels of -1, which don't count.
+    """Examples in batches of one size; the last is padded with labels of -1, which do not count.
 
     Attributes:
       inputs: `(batches, size, ...)`.
@@ -30,7 +30,7 @@ class EvaluationSet(NamedTuple):
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """The loss of every example (or token), shaped as the labels."""
+    """The loss of every example (or token), in the shape of the labels."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -40,7 +40,7 @@ def evaluation_set(inputs: Array, labels: Array, size: int = 1000) -> Evaluation
     Args:
       inputs: `(n, ...)`.
       labels: int32 `(n, ...)`, at least 0.
-      size: examples in a batch, at least 1.
+      size: examples per batch, at least 1.
     """
     size = min(size, len(labels))
     fill = -len(labels) % size
@@ -52,7 +52,7 @@ def evaluation_set(inputs: Array, labels: Array, size: int = 1000) -> Evaluation
 
 
 def sets_of(dataset: Dataset, names: Sequence[str]) -> dict[str, EvaluationSet]:
-    """Parts of a data set on the device: of "train", "validation" and "test" those that it has."""
+    """Parts of a data set on the device: those of "train", "validation" and "test" that it has."""
     return {
         name: evaluation_set(
             jnp.asarray(getattr(dataset, f"{name}_inputs")),
@@ -66,7 +66,7 @@ def sets_of(dataset: Dataset, names: Sequence[str]) -> dict[str, EvaluationSet]:
 def evaluate(
     apply: Apply, loss: Loss, execution: Execution, params: Any, examples: EvaluationSet
 ) -> dict[str, np.ndarray]:
-    """Mean loss and accuracy, one number a replicate each; compiled once for all methods.
+    """Mean loss and accuracy, one number per replicate each; compiled once for all methods.
 
     Args:
       apply: `(params, inputs) -> logits` of one replicate.
@@ -80,7 +80,7 @@ def evaluate(
 
 
 def sums(apply: Apply, loss: Loss, params: Any, examples: EvaluationSet) -> Array:
-    """Of one replicate: sums of losses, right answers and examples, float32 `(batches, 3)`."""
+    """Sums of losses, right answers and examples of one replicate, float32 `(batches, 3)`."""
     return jax.lax.map(lambda batch: _sums(apply, loss, params, *batch), tuple(examples))
 
 
@@ -92,7 +92,7 @@ def _sums_of_all(
 
 
 def _sums(apply: Apply, loss: Loss, params: Any, inputs: Array, labels: Array) -> Array:
-    # Of losses, of right answers, of examples that count.
+    # Sums of losses, of right answers, and of examples that count.
     counts = labels >= 0
     logits = apply(params, inputs)
     losses = jnp.where(counts, loss(logits, jnp.maximum(labels, 0)), 0)

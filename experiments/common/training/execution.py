@@ -1,4 +1,4 @@
-"""How a model runs on a backend: the one place where that is decided, by measurement."""
+"""How a model runs on a backend: the only place where that is decided, based on measurements."""
 
 import contextlib
 import ctypes
@@ -15,16 +15,16 @@ from experiments.common.models.layers import Form, form_on
 from experiments.common.models.registry import MODELS
 
 REPLICATES = "replicates"
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # as malloc.h numbers them
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # their numbers in malloc.h
 
 
 class Execution(NamedTuple):
     """The form in which the training of a model is compiled.
 
     Attributes:
-      convolution: as `layers.form_on` has it.
-      replicates: "vmap" (all of a device at once) or "map" (one after the other).
-      by_steps: whether a step of a single replicate is a call of its own.
+      convolution: as `layers.form_on` returns it.
+      replicates: "vmap" (all on a device at once) or "map" (one after another).
+      by_steps: whether each step of a single replicate is a call of its own.
     """
 
     convolution: Form
@@ -35,20 +35,20 @@ class Execution(NamedTuple):
 def execution(model_name: str, backend: str) -> Execution:
     """The fastest form of a model on a backend.
 
-    On a CPU `map` takes the replicates of a device one after the other; `vmap` makes convolutional
-    networks slower there, by 1.7 to 2.4 in an earlier form of the patches, and lenet_300_100 and
-    the transformer by less than a tenth.
+    On a CPU, `map` runs the replicates of a device one after another; there, `vmap` makes
+    convolutional networks slower, by 1.7 to 2.4 in an earlier form of the patches, and
+    lenet_300_100 and the transformer by less than a tenth.
 
-    Replicates are spread over the devices where they divide evenly. With every core a device of its
-    own (`use_every_core`) lenet_300_100 takes 0.47 ms instead of 0.68.
+    Replicates are spread over the devices if they divide evenly. With every core as a device of its
+    own (`use_every_core`), lenet_300_100 takes 0.47 ms instead of 0.68.
 
     On one H100, in float32 and inside the loop, a step of lenet_5_caffe with sparse momentum takes
     1.86 ms for 9 replicates under `vmap` and 0.33 ms for one: 1.6 times the speed. Large networks
-    fill the device alone, so their replicates come one after the other; that choice is reasoned,
-    not measured.
+    fill the device alone, so their replicates run one after another; that choice is based on
+    reasoning, not on a measurement.
 
-    Inside a loop XLA computes on one core of a CPU what it shares among all of them outside: a step
-    of VGG-16-D with compressed kernels takes 1.9 s there and 0.9 s as a call of its own.
+    Inside a loop on a CPU, XLA uses one core for work that it spreads over all cores outside: a
+    step of VGG-16-D with compressed kernels takes 1.9 s there and 0.9 s as a call of its own.
 
     Args:
       model_name: a key of `registry.MODELS`.
@@ -68,10 +68,10 @@ def execution(model_name: str, backend: str) -> Execution:
 
 
 def use_every_core() -> None:
-    """Makes every CPU core a device of its own, for replicates to run side by side.
+    """Makes every CPU core a device of its own, so that replicates run side by side.
 
-    To be called before JAX is first used; later, or where the user has set the number of devices,
-    it does nothing.
+    Call it before JAX is first used; later, or if the user has set the number of devices, it does
+    nothing.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
@@ -80,11 +80,11 @@ def use_every_core() -> None:
 
 
 def keep_memory() -> None:
-    """Lets the process keep the memory of arrays that are freed, for those that come next.
+    """Lets the process keep the memory of freed arrays for later ones.
 
-    glibc gives large ones back, and the system clears every page of the next ones: `x + 1` of 32
-    MiB takes 19 ms instead of 4 on a virtual machine with two cores (medians of 40 calls). Where
-    the C library is another one it does nothing.
+    glibc returns large blocks to the system, which clears every page of the next ones: `x + 1` of
+    32 MiB takes 19 ms instead of 4 on a virtual machine with two cores (medians of 40 calls). With
+    another C library it does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
@@ -93,13 +93,13 @@ def keep_memory() -> None:
 
 
 def compiled_once(function: Callable) -> Callable:
-    """`jax.jit` for what runs once: on a CPU optimizing it takes longer than running it."""
+    """`jax.jit` for code that runs once: on a CPU, optimizing it takes longer than running it."""
     level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     compiled = jax.jit(function, compiler_options=level)
 
     def run(*args: Any) -> Any:
-        # Options are for the outermost function; inside another, such as an abstract evaluation,
-        # there is nothing to compile.
+        # Options are for the outermost function; inside another one, such as an abstract
+        # evaluation, there is nothing to compile.
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
         return (function if traced else compiled)(*args)
 
@@ -107,16 +107,16 @@ def compiled_once(function: Callable) -> Callable:
 
 
 def replicate_keys(seed: int, count: int) -> jax.Array:
-    """One key for each replicate; those of the seeds `seed, seed + 1, ...`."""
+    """One key per replicate: those of the seeds `seed, seed + 1, ...`."""
     return jax.vmap(jax.random.key)(seed + jnp.arange(count))
 
 
 def over_replicates(function: Callable, form: str) -> Callable:
-    """`(stacked, *shared) -> stacked`: the function of every replicate, over all devices.
+    """`(stacked, *shared) -> stacked`: applies the function to each replicate, over all devices.
 
     Args:
       function: its first arguments, as many as the tuple `stacked` holds, have a replicate axis.
-      form: "vmap" or "map", of the replicates of one device.
+      form: "vmap" or "map", for the replicates on one device.
     """
 
     def local(stacked: Any, *shared: Any) -> Any:
@@ -141,7 +141,7 @@ def over_replicates(function: Callable, form: str) -> Callable:
 
 
 def place(stacked: Any, *shared: Any) -> tuple[Any, ...]:
-    """Arrays where `over_replicates` wants them: the stacked ones spread, the others everywhere."""
+    """Places arrays for `over_replicates`: the stacked ones sharded, the others replicated."""
     mesh = _mesh(len(jax.tree.leaves(stacked)[0]))
     if mesh is None:
         return stacked, *shared
@@ -150,9 +150,9 @@ def place(stacked: Any, *shared: Any) -> tuple[Any, ...]:
 
 
 def fill(stacked: Any) -> Any:
-    """The same lanes, and the last one again until they spread evenly over the devices.
+    """The same lanes, with the last one repeated until they spread evenly over the devices.
 
-    Fewer lanes than devices stay as they are.
+    If there are fewer lanes than devices, they are unchanged.
     """
     leaves, devices = jax.tree.leaves(stacked), len(jax.local_devices())
     lanes = len(leaves[0]) if leaves else 0
@@ -164,7 +164,7 @@ def fill(stacked: Any) -> Any:
 
 
 def _cores() -> int:
-    # Those that this process may use; not every system can tell.
+    # The cores that this process may use; not every system can tell.
     here = getattr(os, "sched_getaffinity", None)
     return len(here(0)) if here else os.cpu_count() or 1
 

@@ -1,7 +1,7 @@
-"""Training on images that stay on the disk, as ImageNet's do: what is known of them, and the loop.
+"""Training on images that stay on disk, such as ImageNet: what is known about them, and the loop.
 
-Every step is a call of the compiled loop with a batch of its own as the whole data set. Validation
-and test images are looked at again and again, so they are cut to size once and held in memory.
+Every step is a call of the compiled loop with one batch as the whole data set. Validation and test
+images are used again and again, so they are cut to size once and kept in memory.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ HOLDING = 256  # images decoded at once
 
 
 class Images(NamedTuple):
-    """A data set of images of which only those for evaluation are in memory.
+    """A data set of images of which only the evaluation images are in memory.
 
     Attributes:
-      dataset: its training examples are none, of the shape that batches have.
+      dataset: its training arrays are empty, but have the shape of batches.
       steps_per_epoch: whole batches of the training images.
       batches: `(step) -> batches from that step on`, without end.
     """
@@ -49,22 +49,22 @@ def load(
 ) -> Images:
     """A prepared data set of images with classes, cut to squares.
 
-    The last training images are set aside for validation. The test is the split "validation" where
+    The last training images are set aside for validation. The test set is the split "validation" if
     there is one, because the classes of ImageNet's "test" were never published.
 
     Args:
       name: of the data set, as for `datasets.stream`.
       image_size: side of the squares in pixels.
-      batch_size: images a step.
+      batch_size: images per step.
       validation: fraction of the training images set aside, in (0, 1).
-      seed: of the order and the crops while training.
+      seed: of the order and the crops in training.
       data_dir: folder of the prepared data sets.
-      examples: how many to use of each split; None uses all.
+      examples: how many to use of each split; None for all.
 
     Raises:
-      DataNotFound: the data set is not there.
-      ValueError: fewer training images than a batch, or more images for evaluation than fit into
-        memory; or the data set is of another kind.
+      DataNotFound: the data set is missing.
+      ValueError: there are fewer training images than a batch, or more evaluation images than fit
+        into memory; or the data set is of another kind.
     """
     prepared = tfds_source.locate(name, data_dir)
     splits = tfds_reader.open_split(prepared, None)
@@ -135,14 +135,14 @@ def make_trainer(
     batch_size: int,
     **options: Any,
 ) -> loop.Trainer:
-    """`loop.make_trainer` for images that come from the disk, cropped and mirrored at random.
+    """`loop.make_trainer` for images from disk, cropped and mirrored at random.
 
     All replicates see the same batches; they differ in their weights and masks.
 
     Args:
-      apply, init_params, make_tx, options: as there.
+      apply, init_params, make_tx, options: as for `loop.make_trainer`.
       images: what `load` returned.
-      batch_size: the same as it was given.
+      batch_size: the same as for `load`.
     """
     shape = images.dataset.train_inputs.shape[1:]
     blank = np.zeros((batch_size, *shape), np.uint8), np.zeros(batch_size, np.int32)
@@ -151,10 +151,10 @@ def make_trainer(
 
 
 def fed(one: loop.Trainer, batches: Callable[[int], Iterator[Batch]]) -> loop.Trainer:
-    """A trainer whose every step gets the next batch.
+    """A trainer that gets the next batch at every step.
 
     Args:
-      one: a trainer of which the examples are one batch.
+      one: a trainer whose examples are one batch.
       batches: `(step) -> batches from that step on`, without end.
     """
 
@@ -162,7 +162,7 @@ def fed(one: loop.Trainer, batches: Callable[[int], Iterator[Batch]]) -> loop.Tr
         with contextlib.closing(batches(first)) as left:
             for step in range(first, last):
                 state = one.advance(state, step, step + 1, next(left))
-                jax.block_until_ready(state.loss_sum)  # or batches would pile up on the device
+                jax.block_until_ready(state.loss_sum)  # else batches would pile up on the device
         return state
 
     return one._replace(advance=advance)

@@ -1,8 +1,8 @@
 """The compiled training loop: replicates of one method side by side, over data on the device.
 
-A few functions in a `Trainer`, made once a run; all that changes is a `TrainState`. How steps and
-replicates are compiled is no decision of this file: `execution` says it. How a run is cut into
-calls is the engine's; see `study.engine`.
+A few functions in a `Trainer`, made once per run; all that changes is a `TrainState`. This file
+does not decide how steps and replicates are compiled: `execution` does. The engine decides how a
+run is split into calls; see `study.engine`.
 
     trainer = make_trainer(apply, init_params, make_tx, inputs, labels, batch_size=60, ...)
     state = trainer.init(jax.random.split(jax.random.key(0), 3))
@@ -28,14 +28,15 @@ Metrics = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """Everything that a run changes; each array has the replicates as its first axis.
+    """Everything that a run changes; the first axis of each array numbers the replicates.
 
     Attributes:
       params: the parameters.
-      opt_state: the optimizer's state, masks included.
-      data_key: raw key data; it and the epoch give the order of the examples and their changes.
+      opt_state: the optimizer's state, including masks.
+      data_key: raw key data; with the epoch it determines the order of the examples and their
+        augmentation.
       order: int32 `(steps of an epoch, batch size)`, the rows of this epoch's batches.
-      loss_sum: training losses added up since the last evaluation.
+      loss_sum: sum of training losses since the last evaluation.
       tracked: what a `Track` keeps; () without one.
     """
 
@@ -48,14 +49,14 @@ class TrainState(NamedTuple):
 
 
 class Track(NamedTuple):
-    """What is measured of one replicate inside the compiled loop.
+    """What is measured for one replicate inside the compiled loop.
 
     Attributes:
       every: steps from one measurement to the next.
       init: `(params, opt_state) -> tracked`.
       update: `(tracked, state, step, loss, data) -> tracked` after steps every, 2 * every, ...; the
-        state is that of one replicate, and `loss` the mean training loss since the measurement
-        before.
+        state is that of one replicate, and `loss` the mean training loss since the last
+        measurement.
       data: arrays that `update` reads, the same for all replicates.
     """
 
@@ -69,12 +70,12 @@ class Trainer(NamedTuple):
     """Functions over stacked replicates; each is compiled once.
 
     Attributes:
-      init: `(keys) -> TrainState`, one replicate for each key.
+      init: `(keys) -> TrainState`, one replicate per key.
       advance: `(state, first, last, examples=None) -> TrainState`, the steps `first, ..., last - 1`
-        over the examples, or over others of their shapes. The state given is donated. How a run is
-        cut into calls does not change its numbers.
-      evaluate: `(params, EvaluationSet) -> {"loss", "accuracy"}`, one number a replicate each.
-      steps_per_epoch: batches in one pass over the examples; what does not fill one is left out.
+        over the examples, or over other ones of the same shapes. The given state is donated. How a
+        run is split into calls does not change its numbers.
+      evaluate: `(params, EvaluationSet) -> {"loss", "accuracy"}`, one number per replicate each.
+      steps_per_epoch: batches in one pass over the examples; an incomplete batch is left out.
     """
 
     init: Callable[[Array], TrainState]
@@ -84,7 +85,7 @@ class Trainer(NamedTuple):
 
 
 def start_dense(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
-    """`(params, opt_state)` of a plain optimizer; a sparse one starts with `jaxsparse.init`."""
+    """`(params, opt_state)` for a plain optimizer; a sparse one starts with `jaxsparse.init`."""
     return params, tx.init(params)
 
 
@@ -106,7 +107,7 @@ def make_trainer(
 ) -> Trainer:
     """The training functions of one method.
 
-    Two trainers with the same `init_params`, or the same `apply`, share what is compiled of them.
+    Two trainers with the same `init_params`, or the same `apply`, share their compiled code.
 
     Args:
       apply: `(params, inputs) -> logits` of one replicate.
@@ -115,19 +116,19 @@ def make_trainer(
         are part of it.
       inputs: the training examples, on the device.
       labels: int32, their classes (or next tokens).
-      batch_size: examples a step, at most all.
-      execution: how replicates are compiled here.
+      batch_size: examples per step, at most all.
+      execution: how replicates are compiled.
       start: `(tx, params) -> (params, opt_state)`; `jaxsparse.init` for a sparse method.
       loss: `(logits, labels) -> loss of every example`.
-      augment: `(key, inputs) -> inputs`, with another key at every step; None leaves them alone.
+      augment: `(key, inputs) -> inputs`, with another key at every step; None for no augmentation.
       forward: `(params, key, inputs) -> (logits, moved)`, what a training step computes instead of
-        `apply` where that differs; see `network.Network`.
-      track: what to measure inside the loop, where a call for each measurement is too slow.
+        `apply` if that differs; see `network.Network`.
+      track: what to measure inside the loop, if a call per measurement is too slow.
       compressed: whether the optimizer keeps parameters as their living values
         (`storage="compressed"`); `apply` is then that of `network.accelerated`.
 
     Raises:
-      ValueError: a batch size below 1 or above the number of examples.
+      ValueError: the batch size is below 1 or above the number of examples.
     """
     n = len(labels)
     if not 1 <= batch_size <= n:
@@ -189,7 +190,7 @@ def make_trainer(
         return state._replace(tracked=tracked, loss_sum=jnp.where(due, 0, state.loss_sum))
 
     def epoch(state: TrainState, count: Array) -> tuple[Array, Array]:
-        """The key of the epoch that a step is in, and the order of its examples."""
+        """The key of the epoch that contains a step, and the order of its examples."""
         number, row = count // steps_per_epoch, count % steps_per_epoch
         key = jax.random.fold_in(jax.random.wrap_key_data(state.data_key), number)
         new = functools.partial(batch_indices, n=n, batch_size=batch_size)
@@ -242,15 +243,15 @@ def make_trainer(
 
 
 def _begin_each(begin: Callable[..., TrainState], given: Any) -> TrainState:
-    """Replicates begun one after the other, outside of `jit`: how many weights live in a leaf of
-    one decides its shapes, which are the same for all."""
+    """Replicates begun one after another, outside `jit`: the number of living weights of a leaf
+    determines its shapes, which are the same for all."""
     count = len(jax.tree.leaves(given)[0])
     each = [begin(*jax.tree.map(lambda leaf: leaf[i], given)) for i in range(count)]  # noqa: B023
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
 def _train_step(loss: Callable[..., Any], tx: Any, *, has_aux: bool) -> Callable[..., Any]:
-    """The ordinary step, of dense parameters: `sparse.train_step` without its detour."""
+    """The ordinary step for dense parameters: `sparse.train_step` without its detour."""
 
     def step(params: Any, opt_state: Any, *args: Any) -> tuple[Any, Any, Any]:
         value, grads = jax.value_and_grad(loss, has_aux=has_aux)(params, *args)

@@ -1,4 +1,4 @@
-"""Optimizers, sparse methods and patterns by the names that a command line knows them by."""
+"""Optimizers, sparse methods and patterns by their names on the command line."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,22 +13,22 @@ OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.1, "adam": 1e-3, "adamw": 1e-3}
-"""What each optimizer starts from where nothing else is asked for."""
+"""The default learning rate of each optimizer."""
 
 
 class Method(NamedTuple):
-    """What the commands have to know of a method.
+    """What the commands have to know about a method.
 
     Attributes:
       make: the function of `jaxsparse`; None for dense training.
-      options: of `make`, which the commands fill in: "every", "start" and "stop" where its masks
+      options: of `make`, which the commands fill in: "every", "start" and "stop" if its masks
         change at mask updates, "drop_fraction", "momentum", "noise".
       ramps: whether the network starts dense and reaches its sparsity at `stop`. The sparsity is
-        then part of the mask update, so that no other one shares its compiled program.
+        then part of the mask update, so that no other sparsity shares its compiled program.
       redistributes: whether weights move from layer to layer.
       by_rows: more options of `make` for a pattern that fixes the count of every layer.
-      compared: whether `compare` trains it unless told otherwise.
-      flops: the method whose costs `analysis.training_flops` gives it; empty for its own name.
+      compared: whether `compare` trains it by default.
+      flops: the method whose costs `analysis.training_flops` uses for it; empty for its own name.
     """
 
     make: Callable[..., optax.GradientTransformationExtraArgs] | None
@@ -70,7 +70,7 @@ METHODS = {
     ),
     "deep_rewiring": Method(jaxsparse.deep_rewiring, ("noise",)),
 }
-"""The methods by name: what is in here, every command trains."""
+"""The methods by name: every command can train them."""
 
 
 def optimizer(
@@ -81,9 +81,9 @@ def optimizer(
     Args:
       name: `sgd`; `momentum`, SGD with Nesterov momentum 0.9; `adam`; `adamw`.
       learning_rate: at the first step, above 0.
-      schedule: `constant`; `cosine`, down to 0 at the last step; `step`, a tenth of it after half
-        and a hundredth after three quarters of the steps.
-      weight_decay: at least 0; added to the gradient, by `adamw` to the update.
+      schedule: `constant`; `cosine`, down to 0 at the last step; `step`, a tenth of the rate after
+        half and a hundredth after three quarters of the steps.
+      weight_decay: at least 0; added to the gradient, or with `adamw` to the update.
       steps: of the whole run.
     """
     rate = {
@@ -104,7 +104,7 @@ def optimizer(
 
 
 def prunable(dense: str = "") -> Callable[[str, Any], bool]:
-    """Which weights may be pruned: those that can be, but for what the path regex `dense` finds."""
+    """Which weights may be pruned: prunable ones whose path the regex `dense` does not match."""
 
     def chosen(path: str, leaf: Any) -> bool:
         kept = dense and re.search(dense, path)
@@ -119,7 +119,7 @@ class MaskUpdates(NamedTuple):
     Attributes:
       every: steps from one update to the next.
       start: the first update.
-      stop: no update comes at or after it; gradual pruning reaches its sparsity there.
+      stop: there is no update at or after it; gradual pruning reaches its sparsity there.
       drop_fraction: share of a layer's living weights that the first update replaces, annealed to
         0 at `stop` by a cosine; None leaves it to the method.
     """
@@ -143,7 +143,7 @@ def sparse_method(
     axes: str = "flax",
     **own: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer made sparse by one of `METHODS`; `dense` leaves it as it is.
+    """An optimizer made sparse by one of `METHODS`; `dense` leaves it unchanged.
 
     Args:
       name: the method.
@@ -153,12 +153,12 @@ def sparse_method(
       distribution: one of `DISTRIBUTIONS`.
       pattern: a `jaxsparse` pattern.
       prunable: `(path, leaf) -> bool`.
-      updates: when masks change, for the methods whose masks do.
+      updates: when masks change, for the methods that change them.
       axes: of the kernels; "flax_stacked" for those of scanned layers.
-      **own: more options of the method, which come before those above.
+      **own: more options of the method, which override those above.
 
     Raises:
-      ValueError: a combination that the method does not know.
+      ValueError: the method does not support the combination.
     """
     method = METHODS[name]
     if method.make is None:
@@ -183,7 +183,7 @@ def sparse_method(
 
 
 def storage(name: str, pattern: str) -> str:
-    """One of `STORAGES`, as the methods take it: blocks are kept as the pattern has them."""
+    """One of `STORAGES`, as the methods take it: blocks are stored in the shape of the pattern."""
     return f"compressed:{pattern}" if (name, pattern[:5]) == ("compressed", "block") else name
 
 
@@ -191,7 +191,7 @@ def pattern(text: str) -> Any:
     """A pattern from text: `unstructured`, `channel`, `fan_in`, `N:M` or `block:RxC`.
 
     Raises:
-      ValueError: the text names no pattern.
+      ValueError: the text does not name a pattern.
     """
     if text in ("unstructured", "channel", "fan_in"):
         return getattr(jaxsparse, text)

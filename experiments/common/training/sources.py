@@ -1,4 +1,4 @@
-"""Where the training examples of a study come from: memory, or batch by batch the disk."""
+"""Where the training examples of a study come from: from memory, or batch by batch from disk."""
 
 import functools
 from collections.abc import Callable
@@ -17,12 +17,12 @@ class Source(NamedTuple):
     """The examples of a study.
 
     Attributes:
-      dataset: on the host; of images that stay on the disk without those for training.
-      pixels: mean and standard deviation for `make_network`; () where they are floats already.
-      make_trainer: as `loop.make_trainer`, the examples put in.
+      dataset: on the host; for images that stay on disk, without the training images.
+      pixels: mean and standard deviation for `make_network`; () if pixels are already floats.
+      make_trainer: `loop.make_trainer` with the examples filled in.
       steps_per_epoch: batches in one pass.
-      held: inputs and labels from the training split to measure on, on the host; of images on the
-        disk those that were set aside for validation.
+      held: inputs and labels from the training split to measure on, on the host; for images on
+        disk, those that were set aside for validation.
     """
 
     dataset: datasets.Dataset
@@ -43,25 +43,25 @@ def load(
     examples: int | None = None,
     **in_memory: Any,
 ) -> Source:
-    """A data set in memory as floats on the device; or, cut to a size, on the disk.
+    """A data set in memory as floats on the device; or, cut to a size, on disk.
 
     Args:
-      name: what `datasets.load` knows.
-      batch_size: examples a step.
+      name: a name that `datasets.load` accepts.
+      batch_size: examples per step.
       image_size: None for data in memory; else the side in pixels to which the images are cut,
-        which stay on the disk while training, with the pixels of ImageNet.
-      validation: what is set aside of the training examples. A float: that fraction, the last
-        ones. An int, in memory: so many at random, unless the data set has its own.
-      key: of the order and the crops of images on the disk.
+        which stay on disk in training and are normalized with the pixel statistics of ImageNet.
+      validation: what to set aside from the training examples. A float: that fraction, the last
+        ones. An int, in memory: that many at random, unless the data set has its own.
+      key: of the order and the crops of images on disk.
       data_dir: folder of the prepared data sets.
-      examples: how many to use of each part; None uses all.
+      examples: how many to use of each part; None for all.
       **in_memory: `normalize`, by the mean and deviation of all pixels (the default); otherwise
-        they are in [0, 1]. And `augment`: mirror images and crop them from 4 more pixels on each
-        side, which are as `datasets.augment` has it: "reflect" or "constant"; None does not.
-
+        they are in [0, 1]. And `augment`: mirror images and crop them after padding by 4 pixels on
+        each side, in a mode of `datasets.augment`: "reflect" or "constant"; None for no
+        augmentation.
     Raises:
-      DataNotFound: the data set is not there.
-      ValueError: fewer examples than a batch; or as for `from_disk.load`.
+      DataNotFound: the data set is missing.
+      ValueError: there are fewer examples than a batch; or as for `from_disk.load`.
     """
     if image_size is None:
         dataset = datasets.first(datasets.load(name, data_dir), examples)

@@ -1,4 +1,4 @@
-"""What is measured of every replicate inside the compiled loop: curves, and the best so far."""
+"""What is measured for every replicate inside the compiled loop: curves, and the best so far."""
 
 import functools
 from collections.abc import Callable
@@ -15,14 +15,14 @@ TEST_EVERY = 5
 
 
 class Tracked(NamedTuple):
-    """What is measured of one replicate while it trains.
+    """What is measured for one replicate during training.
 
     Attributes:
-      params: those with the lowest validation loss so far; () where they are not kept.
+      params: those with the lowest validation loss so far; () if they are not kept.
       loss: that validation loss.
       iteration: when it was measured.
-      curves: at every validation, `loss` (training), `validation_loss`, `validation_accuracy` and,
-        at every fifth, `test_accuracy` (else NaN); and what else was asked for.
+      curves: at each validation, `loss` (training), `validation_loss`, `validation_accuracy` and,
+        at every fifth one, `test_accuracy` (else NaN); and what else was requested.
       tests: whether the test accuracy is measured at all.
     """
 
@@ -33,7 +33,7 @@ class Tracked(NamedTuple):
     tests: Array
 
     def shown(self, point: int) -> str:
-        """What progress is judged by: the validation accuracy of stacked replicates."""
+        """The measure of progress: the validation accuracy of stacked replicates."""
         return f"{100 * float(self.curves['validation_accuracy'][:, point].mean()):.2f}%"
 
 
@@ -51,9 +51,9 @@ def track(
       apply: `(params, inputs) -> logits`.
       every: iterations from one validation to the next.
       iterations: of a whole training.
-      sets: "validation" among them, and "test" where its accuracy may be measured.
-      observe: `(params, opt_state) -> more curves by name`, floating arrays of any shape.
-      best: whether the best parameters are kept, which takes the memory of one more network.
+      sets: includes "validation", and "test" if its accuracy may be measured.
+      observe: `(params, opt_state) -> more curves by name`, floating-point arrays of any shape.
+      best: whether to keep the best parameters, which takes the memory of one more network.
     """
     return loop.Track(
         every,

@@ -1,7 +1,7 @@
 """Curvature: the Hessian of the loss restricted to living weights, by Lanczos or exactly.
 
-Losses are means over the examples of a batch; over several batches of equal size the Hessian is
-the mean of theirs, computed batch after batch in one compiled program.
+Losses are means over the examples of a batch. Over several batches of equal size, the Hessian is
+the mean of theirs, computed batch by batch in one compiled program.
 """
 
 from jaxsparse.analysis.curvature._base import Spectrum, hessian_product

@@ -1,4 +1,4 @@
-"""Products with the Hessian of living weights, and what a spectrum is."""
+"""Products with the Hessian of living weights, and the type of a spectrum."""
 
 import math
 from collections.abc import Callable
@@ -19,11 +19,11 @@ Loss = Callable[[Params, Any], Array]
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues of a symmetric matrix, or what Lanczos knows of them.
+    """Eigenvalues of a symmetric matrix, or Lanczos estimates of them.
 
     Attributes:
       eigenvalues: ascending, `(k,)`; with several draws `(draws, k)`.
-      weights: of the same shape; the share of the spectrum that each stands for, with sum 1.
+      weights: of the same shape; the share of the spectrum that each represents, with sum 1.
     """
 
     eigenvalues: Array
@@ -38,14 +38,14 @@ class Spectrum(NamedTuple):
     def negative(self) -> Array:
         """The share of the spectrum clearly below zero, in [0, 1].
 
-        Rounding moves eigenvalues of zero to either side, so those count that are below -1e-5 times
-        the largest magnitude.
+        Rounding moves zero eigenvalues to either side, so only eigenvalues below -1e-5 times the
+        largest magnitude count.
         """
         below = self.eigenvalues < -1e-5 * jnp.max(jnp.abs(self.eigenvalues))
         return jnp.sum(jnp.where(below, self.weights, 0)) / jnp.sum(self.weights)
 
     def density(self, grid: Array, width: float) -> Array:
-        """The spectral density on a grid, each eigenvalue a Gaussian.
+        """The spectral density on a grid, with a Gaussian for each eigenvalue.
 
         Args:
           grid: `(points,)`.
@@ -66,19 +66,19 @@ def hessian_product(
 
     Args:
       loss: `(params, batch) -> scalar`, a mean over the batch.
-      params: where the Hessian is taken; floating leaves, dead weights count as zero.
-      batches: a pytree of arrays, batches on the first axis, all of one size. Where that axis is
+      params: where the Hessian is taken; floating-point leaves; dead weights count as zero.
+      batches: a pytree of arrays, batches on the first axis, all of the same size. If that axis is
         sharded, every device goes through its own batches. Do not shard over virtual devices of
         one CPU: under load they can deadlock. On a CPU, batches of about a hundred examples fit
         into the cache.
-      masks: concrete boolean arrays; None takes all weights.
+      masks: concrete boolean arrays; None for all weights.
 
     Returns:
       The product, and the number n of living weights; vectors are float32 `(n,)`.
 
     Raises:
-      ValueError: trees that differ, or no living weight.
-      TypeError: masks that are not boolean.
+      ValueError: the trees differ, or no weight lives.
+      TypeError: the masks are not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -92,14 +92,14 @@ def hessian_product(
     compiled, everywhere = jax.jit(along), _everywhere(batches)
     if everywhere is None:
         return lambda v: compiled(v, *given), n
-    # A vector that comes in placed in another way would compile the product once more.
+    # A vector with another placement would compile the product once more.
     return lambda v: compiled(jax.device_put(v, everywhere), *given), n
 
 
 def product_of(
     loss: Loss, params: Params, batches: Any, masks: Masks | None
 ) -> tuple[Callable[..., Array], tuple[Any, ...], int]:
-    """`(v, *given) -> H v`, what is given, and the number of living weights."""
+    """`(v, *given) -> H v`, the `given` arguments, and the number of living weights."""
     check_function("loss", loss, "(params, batch) -> scalar")
     check_batches(batches)
     start = params if masks is None else apply(params, masks)
@@ -154,7 +154,7 @@ def product_of(
 
 
 def _everywhere(batches: Any) -> NamedSharding | None:
-    """A copy on each of the devices over which batches are spread; None where they are not."""
+    """A copy on each of the devices over which batches are sharded; None if they are not."""
     first = jax.tree.leaves(batches)[0]
     sharding = None if isinstance(first, jax.core.Tracer) else getattr(first, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:

@@ -26,15 +26,15 @@ def exact_hessian(
 
     Args:
       loss, params, batches, masks: as for `hessian_product`.
-      rows: computed together, at least 1. One is fastest on a CPU, whose cache more overflow; an
-        accelerator may want many.
+      rows: how many to compute together, at least 1. One is fastest on a CPU, since more rows
+        overflow its cache; an accelerator may need many.
       memory: bytes that the matrix may take.
 
     Returns:
       float32 `(n, n)`, symmetric up to rounding; n living weights, leaf after leaf, in flat order.
 
     Raises:
-      ValueError: a matrix larger than `memory`, trees that differ, or no living weight.
+      ValueError: the matrix is larger than `memory`, the trees differ, or no weight lives.
 
     References:
       Evci et al. (2020), section 4: the spectrum of LeNet-5, two rows at a time.
@@ -74,7 +74,7 @@ def exact_spectrum(
     rows: int = 1,
     memory: int = MEMORY,
 ) -> Spectrum:
-    """All eigenvalues of the Hessian of living weights, each of the same weight.
+    """All eigenvalues of the Hessian of living weights, each with the same weight.
 
     The eigenvalues are computed by NumPy on the host, in float64.
 

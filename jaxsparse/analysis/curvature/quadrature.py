@@ -1,4 +1,4 @@
-"""Lanczos's method with full reorthogonalization, and the spectrum that it estimates."""
+"""The Lanczos method with full reorthogonalization, and the spectrum that it estimates."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxsparse.types import Array, Key, Masks, Params
 
 
 def lanczos(product: Callable[[Array], Array], n: int, steps: int, key: Key) -> tuple[Array, Array]:
-    """The tridiagonal matrix of Lanczos's method with full reorthogonalization.
+    """The tridiagonal matrix of the Lanczos method with full reorthogonalization.
 
     Args:
       product: `v -> A v`, A symmetric.
@@ -24,11 +24,11 @@ def lanczos(product: Callable[[Array], Array], n: int, steps: int, key: Key) -> 
       key: draws the first vector.
 
     Returns:
-      `(diagonal, off-diagonal)`, float32 `(steps,)` and `(steps - 1,)`. Where the method ends
-      early, because it has found all of A that the first vector sees, what follows is zero.
+      `(diagonal, off-diagonal)`, float32 `(steps,)` and `(steps - 1,)`. If the method ends early,
+      because it has found all of A that the first vector reaches, the remaining entries are zero.
 
     Raises:
-      ValueError: `steps` out of range.
+      ValueError: `steps` is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ def lanczos(product: Callable[[Array], Array], n: int, steps: int, key: Key) -> 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _advance(basis: Array, i: Array, vector: Array, w: Array, scale: Array) -> tuple[Array, ...]:
-    """Takes vector i into the basis, and gives the next one; compiled once for all steps."""
+    """Adds vector i to the basis, and returns the next one; compiled once for all steps."""
     basis = basis.at[i].set(vector)
     diagonal = jnp.vdot(vector, w)
     for _ in range(2):  # twice is enough (Kahan and Parlett)
@@ -83,7 +83,7 @@ def spectrum(
 
     Args:
       loss, params, batches, masks: as for `hessian_product`.
-      steps: Hessian-vector products a draw, at least 1; at most the living weights are used.
+      steps: Hessian-vector products per draw, at least 1; capped at the number of living weights.
       draws: random first vectors, at least 1.
       key: an int, a typed key or raw key data.
 
@@ -91,7 +91,7 @@ def spectrum(
       A `Spectrum` with arrays `(draws, steps)`.
 
     Raises:
-      ValueError: `steps` or `draws` below 1, trees that differ, or no living weight.
+      ValueError: `steps` or `draws` is below 1, the trees differ, or no weight lives.
 
     References:
       Ghorbani et al., "An Investigation into Neural Net Optimization via Hessian Eigenvalue
@@ -128,14 +128,14 @@ def spectrum_across_update(
     draws: int = 1,
     key: Key,
 ) -> tuple[Spectrum, Spectrum]:
-    """The spectrum before and after a mask update, on one loss.
+    """The spectrum before and after a mask update, for the same loss.
 
     Args:
       loss, params, batches: as for `hessian_product`.
       before: the masks before the update.
       after: those after it; grown weights start at zero.
-      steps, draws, key: as for `spectrum`; the same first vectors where both masks have equally
-        many weights.
+      steps, draws, key: as for `spectrum`; the first vectors are the same if both masks have the
+        same number of weights.
 
     Returns:
       `(before, after)`; their `negative` is the share of negative eigenvalues.

@@ -1,4 +1,4 @@
-"""Gradient flow: how large the gradients of living weights are, and what a step gains by them.
+"""Gradient flow: how large the gradients of living weights are, and what a step gains from them.
 
 Names say what is squared: a `norm` is an L2 norm, a `squared_norm` its square.
 """

@@ -1,4 +1,4 @@
-"""Norms of masked gradients, and what a step gains by them."""
+"""Norms of masked gradients, and what a step gains from them."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Flow(NamedTuple):
 
     Attributes:
       norm: the L2 norm of all gradients of living weights and of dense leaves together.
-      layers: the same of every leaf, by its path.
+      layers: the same for each leaf, by its path.
     """
 
     norm: Array
@@ -23,12 +23,12 @@ class Flow(NamedTuple):
 
     @property
     def squared_norm(self) -> Array:
-        """What one small gradient step gains, per learning rate."""
+        """What one small gradient step gains, per unit of learning rate."""
         return self.norm**2
 
     @property
     def squared_layers(self) -> dict[str, Array]:
-        """The share of every leaf in `squared_norm`, which is their sum."""
+        """The share of each leaf in `squared_norm`, which is their sum."""
         return {name: norm**2 for name, norm in self.layers.items()}
 
 
@@ -37,13 +37,13 @@ def gradient_flow(grads: Params, masks: Masks | None = None) -> Flow:
 
     Args:
       grads: gradients of the loss, without penalty terms.
-      masks: boolean arrays in the structure of the gradients; None takes all as they are.
+      masks: boolean arrays in the structure of the gradients; None for all gradients.
 
     Returns:
       A `Flow`.
 
     Raises:
-      ValueError: trees that differ.
+      ValueError: the trees differ.
 
     References:
       Evci et al., "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win" (2020),
@@ -69,14 +69,14 @@ def gradient_flow(grads: Params, masks: Masks | None = None) -> Flow:
 
 
 def first_order_change(grads: Params, updates: Params) -> Array:
-    """The change of the loss that a step makes to first order: `sum g * u`, negative for descent.
+    """The first-order change of the loss by a step: `sum g * u`, negative for descent.
 
     Args:
       grads: gradients of the loss at the parameters.
       updates: what the optimizer adds to them.
 
     Raises:
-      ValueError: trees that differ.
+      ValueError: the trees differ.
 
     Example:
       >>> import jax.numpy as jnp
@@ -93,7 +93,7 @@ def first_order_change(grads: Params, updates: Params) -> Array:
 
 
 def effective_flow(grads: Params, masks: Masks) -> Array:
-    """The mean over layers of `||m * g|| / living weights`, so that layers and sparsities compare.
+    """The mean over layers of `||m * g|| / living weights`, to compare layers and sparsities.
 
     Args:
       grads: gradients of the loss.
@@ -103,7 +103,7 @@ def effective_flow(grads: Params, masks: Masks) -> Array:
       A float32 scalar. Layers without a living weight count as 0.
 
     Raises:
-      ValueError: trees that differ.
+      ValueError: the trees differ.
 
     References:
       Tessera et al., "Keep the Gradients Flowing" (2021), with p = 2.

@@ -1,4 +1,4 @@
-"""Signal propagation: what of its input reaches the output of a network at initialization."""
+"""Signal propagation: how much of its input reaches the output of a network at initialization."""
 
 from collections.abc import Callable, Sequence
 from typing import Unpack
@@ -27,12 +27,12 @@ def signal_propagation(
 ) -> Array:
     """The standard deviation of a network's output at initialization against its sparsity.
 
-    With weights that ignore their masks the signal vanishes as the sparsity grows; with
-    `sparse_init` it stays.
+    If the initial weights ignore their masks, the signal vanishes as the sparsity grows; with
+    `sparse_init` it is preserved.
 
     Args:
       forward: `(params) -> outputs` before the softmax, on a batch.
-      params: a dense initialization; shapes, and for "dense" the values themselves.
+      params: a dense initialization: only its shapes matter, and for "dense" its values too.
       sparsities: of the random masks, each in [0, 1).
       key: draws masks and weights.
       init: "sparse", `jaxsparse.sparse_init`; "layer", the same with one factor for each layer; or
@@ -44,7 +44,7 @@ def signal_propagation(
       float32 `(len(sparsities),)`.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: an argument is out of range.
 
     References:
       Evci et al. (2020), figure 3.

@@ -1,4 +1,4 @@
-"""Gradient flow while masks move: across one update, and in the state of an optimizer."""
+"""Gradient flow while masks move: across a single update, and in the state of an optimizer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jaxsparse.types import Array, Masks, Params
 def flow_across_update(
     loss: Callable[[Params], Array], params: Params, before: Masks, after: Masks
 ) -> tuple[Array, Array]:
-    """The gradient norm before and after a mask update, on one loss.
+    """The gradient norm before and after a mask update, for the same loss.
 
     Args:
       loss: `(params) -> scalar`, on a fixed batch.
@@ -59,8 +59,8 @@ class RecordedFlow(NamedTuple):
 
     Attributes:
       flow: of the weights that live after the step, a `Flow`.
-      norm_before: the norm of the weights that lived before it; another one than `flow.norm` only
-        at a mask update.
+      norm_before: the norm of the weights that lived before it; differs from `flow.norm` only at a
+        mask update.
       effective: `effective_flow`.
       change: `first_order_change` by the updates that the step emits, float32.
       inner_state: the state of the wrapped optimizer.
@@ -78,16 +78,16 @@ def record_flow(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the gradient flow of every step in the optimizer's state, for logging.
 
-    Steps are those of `inner`, bit for bit; the flow comes from the gradients that they are given
-    anyway. Of a mask update `norm_before` and `flow.norm` look at one gradient, that at the old
-    weights; `flow_across_update` computes a second one at the new.
+    Steps are those of `inner`, bit for bit; the flow is computed from the gradients that it gets
+    anyway. At a mask update, `norm_before` and `flow.norm` use the same gradient, the one at the
+    old weights; `flow_across_update` computes a second one at the new weights.
 
     Args:
-      inner: a sparse optimizer, whose masks are found in its state, or any other, all of whose
-        weights live.
+      inner: a sparse optimizer, whose masks are found in its state, or any other optimizer, all of
+        whose weights count as living.
 
     Returns:
-      An optimizer; `optax.tree.get(opt_state, "RecordedFlow")` finds what it keeps.
+      An optimizer; `optax.tree.get(opt_state, "RecordedFlow")` finds its record.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse, optax

@@ -1,7 +1,7 @@
 """Sparse networks for other programs: matrices, files, and compiled functions.
 
-- `matrices`: `jax.experimental.sparse` and SciPy, there and back.
-- `packed`: one file of living values and masks of one bit a weight (safetensors).
+- `matrices`: to and from `jax.experimental.sparse` and SciPy.
+- `packed`: one file of living values and masks with one bit per weight (safetensors).
 - `semi_structured`: 2:4 as values and two-bit indices.
 - `programs`: a function in a file that JAX runs without this library.
 """

@@ -1,7 +1,7 @@
 """Compressed kernels as sparse matrices of JAX and of SciPy, and back.
 
-All of them are `(outputs, inputs)`, the order in which csr keeps its weights: `matrix @ x` for an x
-of `(inputs, batch)` is `(x.T @ kernel).T`. Spatial axes of a convolution are among the inputs.
+All of them are `(outputs, inputs)`, the order in which csr stores its weights: `matrix @ x` for an
+x of `(inputs, batch)` is `(x.T @ kernel).T`. Spatial axes of a convolution are among the inputs.
 """
 
 from typing import Any
@@ -25,10 +25,10 @@ def to_bcoo(kernel: Any) -> jax_sparse.BCOO:
       kernel: of any format.
 
     Returns:
-      `(outputs, inputs)`, sorted by rows, no coordinate twice.
+      `(outputs, inputs)`, sorted by rows, without duplicate coordinates.
 
     Raises:
-      TypeError: not a compressed kernel, or one that is traced.
+      TypeError: `kernel` is not a compressed kernel, or it is traced.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,7 +61,7 @@ def to_bcsr(kernel: Any) -> jax_sparse.BCSR:
 def to_scipy(kernel: Any) -> Any:
     """A compressed kernel as `scipy.sparse.csr_array`; see `to_bcoo`. It needs SciPy.
 
-    SciPy has no 16-bit floats: those of a kernel become float32.
+    SciPy has no 16-bit floats: a kernel with such values becomes float32.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,7 +79,7 @@ def to_scipy(kernel: Any) -> Any:
 def from_matrix(
     matrix: Any, *, shape: tuple[int, ...] | None = None, axes: AxesSpec = "flax"
 ) -> CSR:
-    """A kernel of a sparse matrix; what it holds explicitly lives, zeros too.
+    """The kernel of a sparse matrix; all explicitly stored entries live, zeros too.
 
     Args:
       matrix: `(outputs, inputs)`: BCOO or BCSR without batch or dense axes, or any sparse matrix or
@@ -91,8 +91,8 @@ def from_matrix(
       A `CSR` at fixed places.
 
     Raises:
-      TypeError: no such matrix.
-      ValueError: a coordinate that occurs twice or lies outside, or a shape that does not fit.
+      TypeError: `matrix` is not such a matrix.
+      ValueError: a coordinate occurs twice or is out of range, or the shape does not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,7 +108,7 @@ def from_matrix(
         raise ValueError(f"shape {shape} does not hold {inputs} inputs and {outputs} outputs.")
     for what, found, size in (("row", rows, outputs), ("column", columns, inputs)):
         if found.size and not 0 <= found.min() <= found.max() < size:
-            raise ValueError(f"matrix: a {what} lies outside of the {size} {what}s.")
+            raise ValueError(f"matrix: a {what} is outside the {size} {what}s.")
     flat = rows.astype(np.int64) * inputs + columns
     if len(np.unique(flat)) < len(flat):
         raise ValueError("matrix: a coordinate occurs twice; sum the duplicates first.")
@@ -125,10 +125,10 @@ def _parts(kernel: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, 
 
 
 def matrix_of(kernel: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A compressed kernel as a dense matrix `(outputs, inputs)`, and where it lives.
+    """A compressed kernel as a dense matrix `(outputs, inputs)`, and where its weights live.
 
     Raises:
-      TypeError: not a compressed kernel, or one that is traced.
+      TypeError: `kernel` is not a compressed kernel, or it is traced.
     """
     if not _layout.is_compressed(kernel):
         raise TypeError(
@@ -136,7 +136,7 @@ def matrix_of(kernel: Any) -> tuple[np.ndarray, np.ndarray]:
             "makes compressed kernels of parameters and masks."
         )
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(kernel)):
-        raise TypeError("kernel must not be traced: how many weights live decides the shapes.")
+        raise TypeError("kernel must not be traced: the number of living weights sets the shapes.")
     named = kernel.places.axes
     dense, mask = (_layout.flat(leaf, named).T for leaf in (kernel.to_dense(), kernel.mask))
     return np.asarray(dense), np.asarray(mask)
@@ -158,7 +158,7 @@ def _coordinates(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             raise TypeError(f"matrix must have two sparse axes, got {matrix!r}.")
         if isinstance(matrix, jax_sparse.BCOO):
             rows, columns = np.asarray(matrix.indices).T
-            # What JAX fills up with has the coordinates behind the last.
+            # JAX pads with coordinates past the last.
             real = ~((rows == matrix.shape[0]) & (columns == matrix.shape[1]))
             return np.asarray(matrix.data)[real], rows[real], columns[real]
         ends = np.asarray(matrix.indptr)

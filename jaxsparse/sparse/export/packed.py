@@ -1,4 +1,4 @@
-"""A file of living values and masks of one bit a weight, in the safetensors format."""
+"""A file of living values and masks with one bit per weight, in the safetensors format."""
 
 import json
 import os
@@ -23,24 +23,24 @@ _TYPES = {"BF16": "bfloat16", "BOOL": "bool"} | {
 
 
 def save_packed(path: str | os.PathLike[str], params: Params, masks: Masks | None = None) -> None:
-    """Writes parameters as their living values, and one bit a weight for where they are.
+    """Writes parameters as their living values, and one bit per weight for where they are.
 
-    Any reader of safetensors opens the file. A leaf without dead weights is there whole, under its
-    path. Of another one there are the living values in row-major order, under its path, and under
-    its path and ".mask" the bits, `ceil(size / 8)` bytes as `numpy.packbits` makes them of the mask
-    in that order; its shape stands in the metadata, under "shapes". It needs safetensors:
-    `pip install 'jaxsparse[export]'`.
+    Any reader of safetensors opens the file. A leaf without dead weights is stored whole, under its
+    path. Any other leaf is stored as its living values in row-major order, under its path, and as
+    bits, under its path and ".mask": `ceil(size / 8)` bytes, as `numpy.packbits` makes them of the
+    mask in that order. The shape of the leaf is in the metadata, under "shapes". It needs
+    safetensors: `pip install 'jaxsparse[export]'`.
 
     Args:
-      path: of the file, which is written over.
+      path: of the file, which is overwritten.
       params: dense parameters, or compressed ones; leaves that are not arrays are left out.
-      masks: boolean arrays in the structure of `params`, None for a leaf that is whole; or None
-        where `params` are compressed.
+      masks: boolean arrays in the structure of `params`, None for a leaf without dead weights; or
+        None if `params` are compressed.
 
     Raises:
-      ValueError: masks of another structure or shape, two leaves of one name, or a type that the
-        format does not know.
-      TypeError: masks that are not boolean.
+      ValueError: the masks have another structure or shape, two leaves have the same name, or the
+        format does not support a type.
+      TypeError: the masks are not boolean.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -79,20 +79,20 @@ def save_packed(path: str | os.PathLike[str], params: Params, masks: Masks | Non
 
 
 def load_packed(path: str | os.PathLike[str], like: Params | None = None) -> tuple[Any, Any]:
-    """Reads what `save_packed` has written.
+    """Reads what `save_packed` wrote.
 
     Args:
       path: of the file.
       like: a tree of arrays or `jax.ShapeDtypeStruct`; None for flat dicts by path.
 
     Returns:
-      Dense parameters, zero where no weight lives, and their masks, in the structure of `like`,
-      whose leaves that are not arrays stay; `jaxsparse.sparse.compress` makes compressed ones of
-      them.
+      Dense parameters, zero where no weight lives, and their masks, in the structure of `like`.
+      Leaves of `like` that are not arrays are kept. `jaxsparse.sparse.compress` turns the result
+      into compressed parameters.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: not a file of this format, a damaged one, or one of other parameters than `like`.
+      ValueError: the file has another format, is damaged, or its parameters do not fit `like`.
     """
     import safetensors
 
@@ -129,7 +129,7 @@ def load_packed(path: str | os.PathLike[str], like: Params | None = None) -> tup
 
 
 def _array(tensor: Any) -> np.ndarray:
-    kind = np.dtype(_TYPES[tensor["dtype"]])  # JAX has told NumPy what bfloat16 is
+    kind = np.dtype(_TYPES[tensor["dtype"]])  # JAX has registered bfloat16 with NumPy
     return np.frombuffer(tensor["data"], kind).reshape(tensor["shape"])
 
 

@@ -22,30 +22,30 @@ def save(
     kernels: str = "portable",
     platforms: Sequence[str] | None = None,
 ) -> None:
-    """Writes `fn(params, ...)` as a function of the other arguments, the parameters with it.
+    """Writes `fn(params, ...)` as a function of the other arguments, with the parameters included.
 
-    The file is what `jax.export` serializes (StableHLO); its reader needs JAX alone:
+    The file is what `jax.export` serializes (StableHLO); its reader needs JAX only:
 
         jax.export.deserialize(bytearray(open(path, "rb").read())).call(*args)
 
-    The compiled kernels of this library cannot go with it, because they are code of this machine;
+    The compiled kernels of this library cannot be stored, because they are code for this machine;
     products are traced without them. It needs flatbuffers: `pip install 'jaxsparse[export]'`.
 
     Args:
-      path: of the file, which is written over.
+      path: of the file, which is overwritten.
       fn: the function, `fn(params, *args)`.
       params: its parameters, compressed or not; they become constants of the program.
       *args: examples of the other arguments, arrays or `jax.ShapeDtypeStruct`, whose shapes may be
-        symbolic (`jax.export.symbolic_shape`): of any batch size, for instance.
-      kernels: "portable" for operations of XLA alone; in csr they pay for single examples, and are
-        slower than a dense product for many. "xla" takes jaxlib's own sparse product on a CPU,
-        which is fast for many; its reader must `import jax.experimental.sparse`, and JAX promises
-        it to no other version.
-      platforms: such as ("cpu", "cuda", "tpu"); None for that of this process.
+        symbolic (`jax.export.symbolic_shape`), for example to allow any batch size.
+      kernels: "portable" for XLA operations only; in csr they are worthwhile for single examples,
+        but for many examples they are slower than a dense product. "xla" takes jaxlib's own sparse
+        product on a CPU, which is fast for many examples; the reader must
+        `import jax.experimental.sparse`, and JAX guarantees the product for no other version.
+      platforms: such as ("cpu", "cuda", "tpu"); None for the platform of this process.
 
     Raises:
-      ValueError: an unknown word for `kernels`; or `fn` asks for a compiled kernel by name, or
-        calls other code that no file can hold.
+      ValueError: `kernels` is unknown; or `fn` asks for a compiled kernel by name, or calls other
+        code that cannot be stored in a file.
 
     Example:
       >>> import tempfile, jax.numpy as jnp, jaxsparse
@@ -71,7 +71,7 @@ def save(
             if "custom call" not in str(error):
                 raise
             raise ValueError(
-                'fn calls compiled code, which no file can hold; leave out via="compiled". '
+                'fn calls compiled code, which a file cannot hold; leave out via="compiled". '
                 f"JAX says: {error}"
             ) from None
     with open(path, "wb") as file:
@@ -79,17 +79,17 @@ def save(
 
 
 def load(path: str | os.PathLike[str]) -> Callable[..., Any]:
-    """The function in a file that `save` has written.
+    """The function in a file that `save` wrote.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no such file, or damaged.
+      ValueError: the file has another format, or is damaged.
     """
     with open(path, "rb") as file:
         data = bytearray(file.read())
     try:
         return jax.jit(jax_export.deserialize(data).call)
-    except Exception as error:  # the reader of its format has no error of its own
+    except Exception as error:  # the reader has no exception class of its own
         raise ValueError(
             f"{os.fspath(path)!r} is not a file of jax.export, or it is damaged: {error}."
         ) from None

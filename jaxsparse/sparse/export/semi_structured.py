@@ -1,4 +1,4 @@
-"""2:4 as values and two-bit indices: half the numbers, and two bits for each."""
+"""2:4 as values and two-bit indices: half of the values, and two bits for each."""
 
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ class SemiStructured(NamedTuple):
     """A kernel of which two of every four consecutive inputs of an output are kept.
 
     The matrix is `(outputs, inputs)`: a row is an output, and a group is four neighbours in a row.
-    This is the logical layout of what sparse tensor cores read; libraries for them (CUTLASS,
-    cuSPARSELt) also interleave the indices for one instruction, which is left to them.
+    This is the logical layout that sparse tensor cores read. Libraries for them (CUTLASS,
+    cuSPARSELt) also interleave the indices for a specific instruction; that is left to them.
 
     Attributes:
       values: `(outputs, inputs / 2)`: the two of every group, in their order.
-      indices: uint8 `(outputs, ceil(inputs / 8))`: of every value its place within its group, 0 to
-        3, in two bits; four a byte, the first in the lowest bits.
+      indices: uint8 `(outputs, ceil(inputs / 8))`: for each value its place within its group, 0 to
+        3, in two bits; four per byte, the first in the lowest bits.
     """
 
     values: Array
@@ -32,16 +32,16 @@ class SemiStructured(NamedTuple):
 def to_2_4(values: Any, mask: Any, *, axes: AxesSpec = "flax") -> SemiStructured:
     """A kernel with a mask of the pattern `n_m(2, 4)` as values and two-bit indices.
 
-    A group with fewer than two living weights is filled up with zeros at its first dead places.
+    A group with fewer than two living weights is padded with zeros at its first dead places.
 
     Args:
-      values: the kernel, of any floating type.
+      values: the kernel, of any floating-point type.
       mask: boolean, of its shape.
       axes: what its axes mean; spatial axes and several inputs count as one axis of inputs.
 
     Raises:
-      ValueError: a number of inputs that 4 does not divide, or more than two living in a group.
-      TypeError: a mask that is not boolean, or is traced.
+      ValueError: 4 does not divide the number of inputs, or more than two live in a group.
+      TypeError: the mask is not boolean, or is traced.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,7 +63,7 @@ def to_2_4(values: Any, mask: Any, *, axes: AxesSpec = "flax") -> SemiStructured
             "mask: more than two of four consecutive inputs live; masks with "
             "pattern=jaxsparse.n_m(2, 4) have two."
         )
-    # A stable sort takes the living first, in their order, then the first dead places.
+    # A stable sort puts the living first, in their order, then the first dead places.
     chosen = np.sort(np.argsort(~alive, -1, kind="stable")[..., :2], -1)
     living = np.where(alive, matrix.reshape(alive.shape), np.zeros((), matrix.dtype))
     found = np.take_along_axis(living, chosen, -1).reshape(rows, -1)
@@ -76,7 +76,7 @@ def to_2_4(values: Any, mask: Any, *, axes: AxesSpec = "flax") -> SemiStructured
 def from_2_4(
     kernel: SemiStructured, shape: tuple[int, ...], *, axes: AxesSpec = "flax"
 ) -> tuple[Array, Array]:
-    """The dense kernel, and the mask of its two places a group; undoes `to_2_4`.
+    """The dense kernel, and the mask of its two places per group; the inverse of `to_2_4`.
 
     Args:
       kernel: values and indices.
@@ -87,7 +87,7 @@ def from_2_4(
       The kernel and its mask, of that shape.
 
     Raises:
-      ValueError: arrays that do not fit the shape, or a group that names a place twice.
+      ValueError: the arrays do not fit the shape, or a group names a place twice.
 
     Example:
       >>> import jax.numpy as jnp
