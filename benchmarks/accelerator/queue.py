@@ -94,7 +94,6 @@ def study(
 
     def left(out: Path) -> float:
         found = read_results(out / folder)
-        # The seconds of a cell that was stopped are only those since then.
         known = [cell["seconds"] for cell in found.values() if "seconds" in cell]
         each = max(known, default=seconds)
         missing = len(cells) - len(done(out))
