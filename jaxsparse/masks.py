@@ -101,8 +101,8 @@ def density(masks: Masks, prunable: Prunable | None = None) -> Array:
     Args:
       masks: boolean arrays, or an optimizer state that holds them.
       prunable: `(path, leaf) -> bool`: the leaves that count. By default, those that the algorithm
-        of the state was given; without a state, all but biases and scales. If it matches no leaf,
-        all leaves count.
+        of the state was given; without a state, all but biases, scales, norms and embeddings. If it
+        matches no leaf, all leaves count.
 
     Raises:
       TypeError: masks that are not boolean.

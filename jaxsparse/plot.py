@@ -52,7 +52,7 @@ def mask_image(
       axes: what the axes of the leaves mean. Without it, a leaf whose axes are ambiguous has its
         last axis across.
       prunable: `(path, leaf) -> bool`: the leaves to draw; by default those that the algorithm of
-        a state was given, and without a state all but biases and scales.
+        a state was given, and without a state all but biases, scales, norms and embeddings.
 
     Returns:
       A figure, for `figure.savefig("masks.png")`.

@@ -14,6 +14,7 @@ def as_key(key: Key) -> Array:
 
     Raises:
       TypeError: `key` is none of these.
+      ValueError: an int of more than 64 bits.
     """
     if isinstance(key, bool) or not isinstance(key, int | np.integer | np.ndarray | jax.Array):
         raise TypeError(

@@ -29,10 +29,12 @@ def redistribute(total: int | Array, shares: Array, room: Array, cap: Array | No
       cap: float32 of shape (layers,), at most `room`; defaults to it.
 
     Returns:
-      int32 of shape (layers,), whose sum is exactly `total`, however float32 rounds the quotas.
+      int32 of shape (layers,), whose sum is exactly the smaller of `total` and the sum of `room`,
+      however float32 rounds the quotas.
 
     Raises:
-      ValueError: a total below 0.
+      ValueError: a total or a room below 0, or `shares` and `room` of different shapes.
+      TypeError: arguments of another type.
 
     References:
       Dettmers & Zettlemoyer, "Sparse Networks from Scratch" (2019), section 3.

@@ -107,8 +107,8 @@ def set_masks(opt_state: Any, masks: Masks, *, tx: Any = None, params: Params | 
       params: the parameters, including those of the weights that come to life.
 
     Raises:
-      ValueError: no sparse state, or a mask is missing or has another shape; `tx` without `params`,
-        or with a state that it did not make.
+      ValueError: no sparse state, or a mask is missing or has another shape; `tx` without `params`
+        or `params` without `tx`, or a state that `tx` did not make.
       TypeError: a mask is not boolean, or `tx` is not a transformation.
 
     Example:

@@ -37,8 +37,8 @@ def deep_rewiring(
 
     Every weight has a sign s. The inner optimizer sees, on living weights,
     `g + l1 * s + noise(t) * standard normal`. After its step, the living weights whose value has
-    the other sign die, and in each layer as many come to life, starting at zero, at random places
-    other than those just dropped. A value of exactly zero has neither sign, so it does not die.
+    the other sign die, and in each layer as many come to life, starting at zero, at random places,
+    those just dropped last. A value of exactly zero has neither sign, so it does not die.
 
     With `sign="fixed"`, every place keeps its s forever, so about half of the grown weights die at
     the next update. With `sign="free"`, s is the sign of the value after the last update: a weight
