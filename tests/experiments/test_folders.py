@@ -36,7 +36,7 @@ def raising(number):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("link", "link is a link to .*nowhere, which is not there"),
+        ("link", "link is a link to .*nowhere, which does not exist"),
         ("n" * 300, "File name too long"),
         ("file/below", "lies below a file"),
         ("file", "is a file"),
@@ -89,7 +89,7 @@ def test_a_full_disk(call, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         code, _, err = call(train.main, *SMALL, "--out", str(tmp_path / "run"))
-    assert code == 1 and "No space left on device; make room" in err and err.count("\n") == 1
+    assert code == 1 and "No space left on device; free some space" in err and err.count("\n") == 1
     assert str(tmp_path / "run") in err
     assert not [path for path in (tmp_path / "run").rglob("*") if path.suffix == ".part"]
     if step == 4:
@@ -107,12 +107,12 @@ def test_a_disk_that_is_full_for_a_checkpoint(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints.shutil, "disk_usage", lambda path: (0, 0, 5000))
             with pytest.raises(
-                FolderError, match="checkpoints/1 .* the disk has 5,000.; make room"
+                FolderError, match="checkpoints/1 .* the disk has 5,000.; free some space"
             ):
                 folder.save(1, state, {})
             patch.undo()
             patch.setattr(checkpoints.ocp.CheckpointManager, "save", save)
-            with pytest.raises(FolderError, match="No space left on device.; make room"):
+            with pytest.raises(FolderError, match="No space left on device.; free some space"):
                 folder.save(1, state, {})
         folder.save(1, state, {"step": 1})
         assert folder.restore(state, pytest.fail).progress["step"] == 1

@@ -94,7 +94,7 @@ def test_names_of_cells():
         (["--mesh", "rows:2"], "--mesh must be like data:4,model:2"),
         (["--mesh", "data:64"], "needs 64 devices.*xla_force_host_platform_device_count=64"),
         (["--mesh", "data:3"], "--batch-size must be a multiple of data:3, got 8"),
-        (["--text", "nowhere.txt"], "must be tiny_shakespeare or a file, but nowhere.txt is none"),
+        (["--text", "nowhere.txt"], "tiny_shakespeare or a file, but nowhere.txt is not a file"),
     ],
 )
 def test_values_that_cannot_be(args, words, call, tmp_path):

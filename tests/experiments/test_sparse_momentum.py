@@ -108,7 +108,7 @@ BAD = [
     (["--steps", "9", "--epochs", "2"], "--epochs and --steps exclude each other"),
     (["--batch-size", "0"], "--batch-size must be at least 1"),
     (["--batch-size", "5000"], "batch_size must be in [1, 12"),
-    (["--image-size", "64"], "--image-size means nothing with --preset digits"),
+    (["--image-size", "64"], "--image-size cannot be used with --preset digits"),
     (["--preset", "resnet_50", "--image-size", "8"], "--image-size must be at least 16"),
     (["--preset", "wrn_16_8", "--dataset", "nowhere"], "data set 'nowhere' is not in"),
 ]

@@ -84,8 +84,8 @@ def test_help_explains_every_option_with_its_default(call):
         ("--dense-layers (", "--dense-layers must be a regular expression"),
         ("--dense-layers .", "--dense-layers '.' leaves no weight"),
         ("--model lenet_5", "16x16 pixels"),
-        ("--method dense --sparsity 0.5", "--sparsity means nothing with --method dense"),
-        ("--method fixed --every 5", "--every means nothing with --method fixed"),
+        ("--method dense --sparsity 0.5", "--sparsity cannot be used with --method dense"),
+        ("--method fixed --every 5", "--every cannot be used with --method fixed"),
         ("--colour red", "unrecognized arguments: --colour red"),
     ],
 )
