@@ -113,7 +113,7 @@ inline void BlockGradient(ffi::ThreadPool pool, const Blocks& w, const Groups& g
                           float* d) {
   constexpr int64_t kChunk = 128;  // examples at a time
   const int64_t count = groups.starts.size() - 1;
-  const int64_t wide = (w.outputs + kLanes - 1) / kLanes * kLanes;
+  const int64_t wide = UpTo(w.outputs, kLanes);
   InParallel(pool, count, groups.starts[count] * w.size() * batch, [&](int64_t group) {
     if (groups.starts[group] == groups.starts[group + 1]) return;
     static thread_local std::vector<float> turned;

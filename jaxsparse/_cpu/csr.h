@@ -62,8 +62,7 @@ inline void SortTaps(ffi::ThreadPool pool, const Passes& p, Rows& w) {
   std::vector<int32_t> rank(w.taps * in.channels), column(w.taps * in.channels);
   for (int64_t tap = 0; tap < w.taps; ++tap)
     for (int64_t c = 0; c < in.channels; ++c) {
-      const int64_t i = tap / g.columns.size * g.unit[0] + tap % g.columns.size * g.unit[1] +
-                        c * g.unit[2];
+      const int64_t i = g.input(tap, c);
       rank[i] = plan.rank[tap], column[i] = c * in.plane() + plan.shift[tap];
     }
   w.Keep(rows, count, in.batch);
@@ -92,8 +91,7 @@ inline void JoinTaps(ffi::ThreadPool pool, const Passes& p, Rows& w) {
   const int32_t *ends = w.starts, *outputs = w.columns, *order = w.order;
   std::vector<int64_t> first(w.taps), shift(w.taps);
   for (int64_t tap = 0; tap < w.taps; ++tap) {
-    first[plan.rank[tap]] =
-        tap / g.columns.size * g.unit[0] + tap % g.columns.size * g.unit[1];
+    first[plan.rank[tap]] = g.input(tap, 0);
     shift[plan.rank[tap]] = plan.shift[tap];
   }
   w.Keep(rows, ends[rows * w.taps], in.batch);

@@ -35,6 +35,9 @@ struct Geometry {
   explicit Geometry(ffi::Span<const int64_t> n)
       : rows{n[0], n[1], n[2]}, columns{n[3], n[4], n[5]}, unit{n[6], n[7], n[8]} {}
   int64_t taps() const { return rows.size * columns.size; }
+  int64_t input(int64_t tap, int64_t channel) const {
+    return tap / columns.size * unit[0] + tap % columns.size * unit[1] + channel * unit[2];
+  }
 };
 
 // Every `step`-th pixel of the output along one axis, and where its taps read. Pixel m of these is

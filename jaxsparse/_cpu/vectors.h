@@ -47,6 +47,9 @@ inline void Keep(Vec& v) {
 #endif
 }
 
+// The next multiple of a step.
+inline int64_t UpTo(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
 template <int N>
 using Size = std::integral_constant<int, N>;
 

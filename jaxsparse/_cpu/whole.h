@@ -19,9 +19,7 @@ constexpr int kIns = 8, kOuts = 3;
 constexpr int kIns = 6, kOuts = 2;
 #endif
 constexpr int kTile = kIns * kOuts;
-constexpr int64_t kDepth = 1024;  // floats per output in a part: a tile's inputs fit the L1 cache
-
-inline int64_t UpTo(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+constexpr int64_t kDepth = 1024;  // floats per output in a part; with 512 it takes longer
 
 // `length` floats of an input and as many of an output that a tap pairs.
 struct Run {
@@ -94,15 +92,10 @@ struct Whole {
         for (int64_t k = 0; k < geometry.taps(); ++k, tile += kTile)
           for (int64_t a = i; a < std::min(i + kIns, i1); ++a)
             std::copy_n(tile + (a - i) * kOuts, std::min<int64_t>(kOuts, o1 - o),
-                        matrix + Input(k, a) * out.channels + o);
+                        matrix + geometry.input(k, a) * out.channels + o);
   }
 
  private:
-  int64_t Input(int64_t tap, int64_t channel) const {
-    const int64_t *unit = geometry.unit, width = geometry.columns.size;
-    return tap / width * unit[0] + tap % width * unit[1] + channel * unit[2];
-  }
-
   // What a tap pairs in `count` rows of the output; the copy of the input begins at row `first`.
   std::vector<Run> Runs(int64_t tap, int64_t y, int64_t count, int64_t first) const {
     const Window &rows = geometry.rows, &columns = geometry.columns;
