@@ -242,7 +242,7 @@ def select(
 
 def group_mask(pattern: Pattern, axes: Axes, mask: Array) -> Array:
     """The mask of the groups that are fully alive."""
-    if pattern is unstructured:
+    if pattern.gather is unstructured.gather:  # a pattern may be a copy, its functions are not
         return mask
     # A mean of zeros is exactly zero; a mean of ones need not be exactly one.
     return pattern.gather((~mask).astype(jnp.float32), axes) == 0

@@ -114,11 +114,13 @@ def refill_counts(plan: Plan, before: Masks, after: Masks) -> Counts:
 def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """Removes the lowest-scored living groups of every leaf, over all its rows."""
 
-    def one(leaf: LeafPlan, mask: Array, score: Array, alive: Array, count: Array) -> Array:
-        return in_one_row(leaf).select(score, alive - count, mask)
+    def one(leaf: LeafPlan, mask: Array, score: Array, left: Array) -> Array:
+        return in_one_row(leaf).select(score, left, mask)
 
-    alive = plan.tree(plan.count_alive(masks))
-    return plan.map(one, masks, scores, alive, counts, apart=True)
+    left = plan.map(
+        lambda _, alive, count: alive - count, plan.tree(plan.count_alive(masks)), counts
+    )
+    return plan.map(one, masks, scores, left, apart=True)
 
 
 def drop_signs(plan: Plan, masks: Masks, params: Params, fraction: float | Array) -> Masks:
