@@ -2,6 +2,7 @@
 
     python -m benchmarks.step                       # ResNet-50 shapes, 25.5 M weights; 5 minutes
     python -m benchmarks.step --optimizer adam
+    python -m benchmarks.step --leaves vit_b_16     # 86 M weights
     python -m benchmarks.step --leaves one          # one leaf of 25 M weights; 1 minute
 
 Donated state, no forward or backward pass, all variants taking turns within one run; medians, and
@@ -43,11 +44,27 @@ def resnet50_shapes() -> list[tuple[int, ...]]:
     return [*shapes, (2048, 1000)]
 
 
-SHAPES = {"resnet50": resnet50_shapes(), "one": [(5000, 5000)]}
-OPTIMIZERS = {"momentum": optax.sgd(0.1, momentum=0.9), "adam": optax.adam(1e-3)}
+def vit_b_16_shapes() -> list[tuple[int, ...]]:
+    layer = [*[(768, 768)] * 4, (768, 3072), (3072, 768)]
+    return [(16, 16, 3, 768), *layer * 12, (768, 1000)]
 
 
-def weights(shapes: list[tuple[int, ...]], seed: int) -> dict[str, dict[str, jax.Array]]:
+SHAPES = {
+    "resnet50": resnet50_shapes(),
+    "vit_b_16": vit_b_16_shapes(),
+    "one": [(5000, 5000)],
+}
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(1e-3),
+    "adamw": optax.adamw(1e-3),
+}
+
+
+def weights(
+    shapes: list[tuple[int, ...]], seed: int | jax.Array
+) -> dict[str, dict[str, jax.Array]]:
     keys = jax.random.split(jax.random.key(seed), len(shapes))
     return {
         f"layer{i:02d}": {"kernel": 0.05 * jax.random.normal(key, shape)}

@@ -21,7 +21,8 @@ from experiments.cost.settings import Settings, parse
 from jaxsparse import analysis, sparse
 
 TURNS, LONG = 7, 60.0  # turns; fewer if they take longer than this many seconds
-NEAR = 44  # steps before a mask update in which sparse momentum reads dense gradients
+NEAR = jaxsparse.sparse_momentum_rule(sparsity=0.5).window
+"""Steps before a mask update in which compressed sparse momentum reads dense gradients."""
 FAR = 10
 
 
