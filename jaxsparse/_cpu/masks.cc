@@ -57,23 +57,39 @@ int64_t LastReaching(const std::vector<int32_t>& counts, int64_t bins, int64_t& 
   return bin;
 }
 
-template <typename S>
-void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool* mask) {
-  const int64_t pieces = std::clamp<int64_t>(size / kPiece, 1, pool.num_threads());
-  const auto each_piece = [&](auto f) {
-    InParallel(pool, pieces, size,
-               [&](int64_t p) { f(p, size * p / pieces, size * (p + 1) / pieces); });
-  };
+// Equal pieces of an array, each for one thread.
+struct Pieces {
+  ffi::ThreadPool& pool;
+  int64_t size, count;
 
+  Pieces(ffi::ThreadPool& pool, int64_t size)
+      : pool(pool), size(size), count(std::clamp<int64_t>(size / kPiece, 1, pool.num_threads())) {}
+
+  // Calls f(piece, first, last) for all of them.
+  template <typename F>
+  void Each(F f) const {
+    InParallel(pool, count, size,
+               [&](int64_t p) { f(p, size * p / count, size * (p + 1) / count); });
+  }
+};
+
+// The k-th largest key, how many of those equal to it are among the k largest, and how many there
+// are. The bound is 0 if fewer than k scores are eligible.
+struct Cut {
+  uint32_t bound;
+  int64_t rank, ties;
+};
+
+template <typename S>
+Cut FindCut(const Pieces& pieces, const S& scores, int64_t k) {
   // The digits of the k-th largest key, the most significant first.
-  const int digit = size < kFew ? 11 : 16;
-  uint32_t bound = 0;
-  int64_t rank = k, ties = 0;
+  const int digit = pieces.size < kFew ? 11 : 16;
+  Cut cut{0, k, 0};
   for (int high = S::kBits; high > 0; high -= digit) {
     const int low = std::max(high - digit, 0);
-    const uint32_t bins = uint32_t(1) << (high - low);
-    std::vector<std::vector<int32_t>> found(pieces);
-    each_piece([&](int64_t p, int64_t first, int64_t last) {
+    const uint32_t bins = uint32_t(1) << (high - low), bound = cut.bound;
+    std::vector<std::vector<int32_t>> found(pieces.count);
+    pieces.Each([&](int64_t p, int64_t first, int64_t last) {
       found[p].assign(bins + kRun, 0);  // the last kRun for ineligible scores
       int32_t* counts = found[p].data();
       scores.EachRun(first, last, [&](const uint32_t* keys, int64_t, int count) {
@@ -88,36 +104,67 @@ void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool
           if (keys[i] >> high == bound && keys[i]) ++counts[(keys[i] >> low) & (bins - 1)];
       });
     });
-    for (int64_t p = 1; p < pieces; ++p)
+    for (int64_t p = 1; p < pieces.count; ++p)
       for (uint32_t b = 0; b < bins; ++b) found[0][b] += found[p][b];
-    const int64_t bin = LastReaching(found[0], bins, rank);
-    bound = bound << (high - low) | bin;
-    ties = found[0][bin];
+    const int64_t bin = LastReaching(found[0], bins, cut.rank);
+    cut.bound = bound << (high - low) | bin;
+    cut.ties = found[0][bin];
   }
-  if (bound == 0) bound = 1, rank = ties;  // fewer are eligible than requested
+  return cut;
+}
+
+template <typename S>
+void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool* mask) {
+  const Pieces pieces(pool, size);
+  const Cut cut = FindCut(pieces, scores, k);
+  const bool few = cut.bound == 0;  // fewer are eligible than requested
+  const uint32_t bound = few ? 1 : cut.bound;
+  const int64_t ties = cut.ties, rank = few ? ties : cut.rank;
 
   // Of equal scores the first ones count: every piece must know how many precede it.
-  std::vector<int64_t> before(pieces + 1, 0);
+  std::vector<int64_t> before(pieces.count + 1, 0);
   if (rank < ties) {
-    each_piece([&](int64_t p, int64_t first, int64_t last) {
+    pieces.Each([&](int64_t p, int64_t first, int64_t last) {
       int64_t equal = 0;
       scores.EachRun(first, last, [&](const uint32_t* keys, int64_t, int count) {
         for (int i = 0; i < count; ++i) equal += keys[i] == bound;
       });
       before[p + 1] = equal;
     });
-    for (int64_t p = 0; p < pieces; ++p) before[p + 1] += before[p];
+    for (int64_t p = 0; p < pieces.count; ++p) before[p + 1] += before[p];
   }
-  each_piece([&](int64_t p, int64_t first, int64_t last) {
-    int64_t more = rank - before[p];
+  pieces.Each([&](int64_t p, int64_t first, int64_t last) {
+    int64_t more = rank == ties ? size : rank - before[p];
     scores.EachRun(first, last, [&](const uint32_t* keys, int64_t at, int count) {
-      if (rank == ties)
-        for (int i = 0; i < count; ++i) mask[at + i] = keys[i] >= bound;
-      else
+      int64_t equal = 0;
+      for (int i = 0; i < count; ++i) equal += keys[i] == bound;
+      if (0 < more && more < equal) {
         for (int i = 0; i < count; ++i)
           mask[at + i] = keys[i] > bound || (keys[i] == bound && more-- > 0);
+        return;
+      }
+      const uint32_t least = more > 0 ? bound : bound + 1;
+      for (int i = 0; i < count; ++i) mask[at + i] = keys[i] >= least;
+      if (more > 0) more -= equal;
     });
   });
+}
+
+// Calls f(scores) with scores of the type that the buffer has.
+template <typename F>
+ffi::Error OfType(ffi::AnyBuffer buffer, const uint8_t* where, F f) {
+  const auto with = [&](auto scores) {
+    scores.where = where;
+    f(scores);
+    return ffi::Error::Success();
+  };
+  const void* data = buffer.untyped_data();
+  switch (buffer.element_type()) {
+    case ffi::F32: return with(Scores<uint32_t, 8>{static_cast<const uint32_t*>(data)});
+    case ffi::BF16: return with(Scores<uint16_t, 8>{static_cast<const uint16_t*>(data)});
+    case ffi::F16: return with(Scores<uint16_t, 5>{static_cast<const uint16_t*>(data)});
+    default: return ffi::Error::InvalidArgument("no kernel for this type");
+  }
 }
 
 // `where` is empty if all scores are eligible.
@@ -130,18 +177,20 @@ ffi::Error TopKMask(ffi::ThreadPool pool, ffi::AnyBuffer scores, Mask where,
     std::fill_n(out, size, false);
     return ffi::Error::Success();
   }
-  const auto select = [&](auto found) {
-    found.where = where.element_count() == size ? among : nullptr;
+  return OfType(scores, where.element_count() == size ? among : nullptr, [&](const auto& found) {
     Select(pool, found, size, std::min(count, size), out);
-    return ffi::Error::Success();
-  };
-  const void* data = scores.untyped_data();
-  switch (scores.element_type()) {
-    case ffi::F32: return select(Scores<uint32_t, 8>{static_cast<const uint32_t*>(data)});
-    case ffi::BF16: return select(Scores<uint16_t, 8>{static_cast<const uint16_t*>(data)});
-    case ffi::F16: return select(Scores<uint16_t, 5>{static_cast<const uint16_t*>(data)});
-    default: return ffi::Error::InvalidArgument("no kernel for this type");
-  }
+  });
+}
+
+// The k-th largest key, an unsigned integer as wide as a score; 1 <= k <= size.
+ffi::Error KthKey(ffi::ThreadPool pool, ffi::AnyBuffer scores, Count k,
+                  ffi::Result<ffi::AnyBuffer> key) {
+  return OfType(scores, nullptr, [&](const auto& found) {
+    const Pieces pieces(pool, scores.element_count());
+    auto bits = *found.bits;
+    bits = FindCut(pieces, found, *k.typed_data()).bound;
+    std::memcpy(key->untyped_data(), &bits, sizeof(bits));
+  });
 }
 
 // Calls f(array, first, last) for pieces of all arrays, and returns the sum for each array.
@@ -244,3 +293,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(top_k_mask, TopKMask,
                                   .Arg<Mask>()
                                   .Arg<Count>()
                                   .Ret<Mask>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kth_key, KthKey,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Count>()
+                                  .Ret<ffi::AnyBuffer>());

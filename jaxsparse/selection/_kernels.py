@@ -1,14 +1,16 @@
 """Compiled kernels that make masks and count them, for one CPU device."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsparse import compiled
+from jaxsparse.selection import _rank_keys
 from jaxsparse.types import Array
 
-_TARGETS = ("top_k_mask", "living", "all_finite")
+_TARGETS = ("top_k_mask", "kth_key", "living", "all_finite")
 _SCORES = ("float32", "bfloat16", "float16")
 
 
@@ -27,6 +29,11 @@ def top_k_mask(k: Array, scores: Array, where: Array) -> Array:
     return _call("top_k_mask", scores.shape, jnp.bool_, scores, where, k)
 
 
+def kth_key(k: Array, scores: Array) -> Array:
+    """The rank key of the `k`-th largest score, for k in [1, n]."""
+    return _call("kth_key", (), _rank_keys.kind(scores.dtype), scores, k)
+
+
 def living(*masks: Array) -> Array:
     """How many bits of each mask are set, int32 of shape (masks,); booleans have one each."""
     return _call("living", (len(masks),), jnp.int32, *masks)
@@ -42,6 +49,6 @@ def all_finite(*arrays: Array) -> Array:
     return _call("all_finite", (), jnp.bool_, *arrays)
 
 
-def _call(name: str, shape: Sequence[int], dtype: type, *operands: Array) -> Array:
+def _call(name: str, shape: Sequence[int], dtype: Any, *operands: Array) -> Array:
     kind = jax.ShapeDtypeStruct(tuple(shape), dtype)
     return jax.ffi.ffi_call(f"jaxsparse_{name}", kind, vmap_method="sequential")(*operands)

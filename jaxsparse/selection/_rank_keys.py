@@ -4,6 +4,7 @@ Integer arithmetic throughout, because floating comparisons may treat subnormals
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ def tie_orders(keys: Sequence[Array]) -> list[Array]:
     return orders
 
 
+@partial(jax.jit, static_argnames="dtype")
 def score_of(key: Array, dtype: np.dtype) -> Array:
     """The score that has this rank key (0.0 for either zero)."""
     unsigned, sign, infinity = _layout(dtype)
@@ -58,9 +60,14 @@ def widen(scores: Array, itemsize: int) -> Array:
     return wide
 
 
+def kind(dtype: np.dtype) -> np.dtype:
+    """The type of the keys of such scores: unsigned, of the same width."""
+    return jnp.dtype(f"uint{dtype.itemsize * 8}")
+
+
 def _layout(dtype: np.dtype) -> tuple[np.dtype, np.unsignedinteger, np.unsignedinteger]:
     """The unsigned type of the same width, its sign bit, and the bits of +infinity."""
-    unsigned = jnp.dtype(f"uint{dtype.itemsize * 8}")
+    unsigned = kind(dtype)
     info = jnp.finfo(dtype)
     infinity = ((1 << info.nexp) - 1) << info.nmant
     return unsigned, unsigned.type(1 << (unsigned.itemsize * 8 - 1)), unsigned.type(infinity)

@@ -12,7 +12,7 @@ from jaxsparse.checks import check_array, check_rank, check_size
 from jaxsparse.meshes import automatic, on_one_device, varying_like
 from jaxsparse.selection import _kernels
 from jaxsparse.selection._cut import above_cut, find_cut
-from jaxsparse.selection._rank_keys import rank_keys, score_of, widen
+from jaxsparse.selection._rank_keys import kind, rank_keys, score_of, widen
 from jaxsparse.types import Array, Masks, Scores
 
 
@@ -76,7 +76,9 @@ def kth_largest(scores: Array, k: int | Array) -> Array:
     if scores.size == 0:
         raise ValueError("kth_largest: `scores` is empty; it needs at least one element.")
     check_rank(k, scores.size, least=1)
-    return _kth(rank_keys(scores, None), k, scores.dtype)
+    k = varying_like(jnp.clip(jnp.asarray(k, jnp.int32), 1, scores.size), scores)
+    find = _kth_key if _kernels.select(scores) else _counted_key
+    return score_of(find(k, scores), scores.dtype)
 
 
 def global_top_k_masks(score_tree: Scores, k: int | Array, *, where: Masks | None = None) -> Masks:
@@ -126,15 +128,17 @@ def _is_mask_of(scores: Array, where: Any) -> bool:
     return trees.is_array(where) and where.dtype == jnp.bool_ and where.shape == scores.shape
 
 
-@partial(jax.jit, static_argnames="dtype")
-def _kth(keys: Array, k: int | Array, dtype: np.dtype) -> Array:
-    k = varying_like(jnp.clip(jnp.asarray(k, jnp.int32), 1, keys.size), keys)
-    return score_of(_kth_key(keys, k), dtype)
-
-
 @jax.custom_batching.sequential_vmap
-def _kth_key(keys: Array, k: Array) -> Array:
+def _counted_key(k: Array, scores: Array) -> Array:
+    keys = rank_keys(scores, None)
     return find_cut([keys], None, k, jnp.full_like(k, keys.size), whole=True).bound
+
+
+_kth_key = on_one_device(
+    _kernels.kth_key,
+    _counted_key,
+    lambda k, scores: jax.ShapeDtypeStruct((), kind(scores.dtype)),
+)
 
 
 def _masks(scores: list[Array], where: list[Any], k: int | Array) -> list[Array]:
