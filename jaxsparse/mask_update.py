@@ -70,7 +70,7 @@ class MaskUpdate(NamedTuple):
 
     Attributes:
       masks: the masks from now on, in the form that the state stores.
-      before: the masks before; the same arrays if the rule is static.
+      before: the masks before, where `fired` and somebody asked for them.
       rule_state: the state of the rule.
       fired: bool, whether the masks are new.
       pending: bool, whether an update is overdue.
@@ -126,7 +126,12 @@ def no_update(step: Step) -> MaskUpdate:
 
 
 def mask_update(
-    step: Step, rule: Rule, scored: Callable[[], Params], wanted: Array, some: Array
+    step: Step,
+    rule: Rule,
+    scored: Callable[[], Params],
+    wanted: Array,
+    some: Array,
+    compares: bool,
 ) -> MaskUpdate:
     """(2) New masks, if they are wanted and everything they are made from is finite.
 
@@ -136,25 +141,33 @@ def mask_update(
       scored: returns the parameters that masks are scored on, zero off the old masks.
       wanted: whether the masks should change.
       some: whether those of any replicate under `vmap` should.
+      compares: whether the step compares the new masks with those before.
     """
     old, observed = step.state.masks, step.observed
 
-    def attempt() -> tuple[Masks, Any, Array, Array]:
-        new = decide(step, rule, scored(), wanted)
+    def copied() -> Masks:
+        # Both branches make it by a select, which XLA does not take for the old masks themselves:
+        # the new ones can then overwrite those in place. Where none are new, nobody reads it.
+        if not compares:
+            return ()
+        return jax.tree.map(lambda bits: jnp.where(some, bits, jnp.zeros_like(bits)), old)
+
+    def attempt() -> tuple[Masks, Any, Array, Array, Masks]:
+        before = copied()
+        new = decide(step, rule, scored(), wanted, before if compares else old)
         # The churn is always finite, but waiting for it lets the select, as the last reader of the
         # old masks, overwrite them in place; otherwise every step would copy them.
         last = new.fired & jnp.isfinite(new.churn)
         masks, rule_state = where(last, new.masks, old), where(new.fired, new.rule_state, observed)
-        return masks, rule_state, new.fired, new.churn
+        return masks, rule_state, new.fired, new.churn, before
 
-    masks, rule_state, fired, churn = lax.cond(
-        some,
-        attempt,
-        lambda: (old, observed, jnp.zeros_like(wanted), jnp.zeros_like(step.state.churn)),
-    )
+    def nothing() -> tuple[Masks, Any, Array, Array, Masks]:
+        return old, observed, jnp.zeros_like(wanted), jnp.zeros_like(step.state.churn), copied()
+
+    masks, rule_state, fired, churn, before = lax.cond(some, attempt, nothing)
     return MaskUpdate(
         masks=masks,
-        before=old,
+        before=before if compares else old,
         rule_state=rule_state,
         fired=fired,
         pending=wanted & ~fired,
@@ -162,13 +175,19 @@ def mask_update(
     )
 
 
-def decide(step: Step, rule: Rule, params: Params, wanted: Array) -> Decision:
-    """What the rule decides for these parameters, which are zero off the old masks."""
+def decide(step: Step, rule: Rule, params: Params, wanted: Array, before: Masks) -> Decision:
+    """What the rule decides for these parameters, which are zero off the old masks.
+
+    Args:
+      step, rule, wanted: as for `mask_update`.
+      params: the parameters that masks are scored on.
+      before: the old masks, or a copy, for the churn.
+    """
     old, observed = step.state.masks, step.observed
     renew = automatic(_update_of(rule, old), (old, observed))
     masks, rule_state = renew(step.key, step.state.count, old, params, step.grads, observed)
     masks = _replace_sparse(step.sparse, old, masks)
-    churn = _churn(step.sparse, old, masks)
+    churn = _churn(step.sparse, before, masks)
     sources = _only(step.sparse, params, step.grads)
     return Decision(masks, rule_state, wanted & _finite(sources) & _finite([observed]), churn)
 

@@ -220,7 +220,8 @@ def _masked_step(
         # and `set_masks` leaves it as it was; the update may bring the weight to life.
         clean, some = _reset(optimizer, step, state.masks, state.inner_state, wanted, some)
         scored = functools.partial(_scored, optimizer, step, clean, rule.reads_dead)
-        decided = mask_update(step, rule, scored, wanted, some)
+        compares = first_value is not None or (step.grows and not step.skips)
+        decided = mask_update(step, rule, scored, wanted, some, compares)
         inner_state, _ = _reset(optimizer, step, decided.masks, clean, decided.fired, some)
     updates, inner_state = _inner_step(optimizer, step, decided.masks, inner_state)
     return _emit(step, decided, updates, first_value), decided, inner_state

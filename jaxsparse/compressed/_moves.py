@@ -42,7 +42,8 @@ def move(
     """The mask update: what the rule decides, and everything that moves to the new places."""
     old, dense = kernels_of(living.kernels), expand(living.kernels)
     with limited_to([kernel.values.size for kernel in old]):
-        decided = decide(step, method.rule, _scored(method, living, step), wanted)
+        scored = _scored(method, living, step)
+        decided = decide(step, method.rule, scored, wanted, step.state.masks)
     masks = at_kernels(living.kernels, decided.masks)
     fits = [entries(k, mask) <= len(k.values) for k, mask in zip(old, masks, strict=True)]
     fired = functools.reduce(jnp.logical_and, fits, decided.fired)
