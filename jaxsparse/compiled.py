@@ -49,6 +49,10 @@ class KernelError(RuntimeError):
     """A compiled kernel was requested by name, but none is available."""
 
 
+_registered: set[str] = set()
+"""Targets that XLA knows in this process; it refuses others of the same name."""
+
+
 @functools.cache
 def library(source: str, targets: tuple[str, ...]) -> Backend:
     """Builds and registers kernels, once per process. The environment variable `JAXSPARSE_CXX`
@@ -68,9 +72,10 @@ def library(source: str, targets: tuple[str, ...]) -> Backend:
         return Backend(False, f"no C++ compiler ({wanted or 'g++ or clang++'}) is installed")
     try:
         loaded = ctypes.CDLL(str(_built(compiler, _SOURCES / source)))
-        for target in targets:
+        for target in set(targets) - _registered:
             capsule = jax.ffi.pycapsule(getattr(loaded, target))
             jax.ffi.register_ffi_target(f"jaxsparse_{target}", capsule, platform="cpu")
+            _registered.add(target)
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
         told = next((line for line in lines if "error" in line.lower()), (lines or ["?"])[0])

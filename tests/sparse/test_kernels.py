@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxsparse import sparse
+from jaxsparse import compiled, sparse
+from jaxsparse.selection import top_k_mask
 
 
 def test_products_of_all_devices_at_once():
@@ -29,3 +30,15 @@ def test_products_of_all_devices_at_once():
         return jax.lax.fori_loop(0, 200, lambda _, x: jnp.tanh(x @ kernel), x)
 
     np.testing.assert_allclose(many(x)[:64], many(x)[64:])
+
+
+def test_kernels_that_are_built_once_more(monkeypatch, tmp_path):
+    """XLA keeps those that it knows: it refuses others of the same name."""
+    for folder in (None, tmp_path):
+        if folder is not None:
+            monkeypatch.setenv("JAXSPARSE_CACHE", str(folder))
+        compiled.library.cache_clear()
+        try:
+            assert top_k_mask(jnp.array([1.0, 3.0, 2.0]), 2).tolist() == [False, True, True]
+        finally:
+            compiled.library.cache_clear()
