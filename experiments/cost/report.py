@@ -2,10 +2,9 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.common.report import looks, pages
-from experiments.common.report.figures import PERCENT, note_above, plain, save
+from experiments.common.report.figures import PERCENT, log_ticks, note_above, plain, save
 from experiments.common.report.tables import number, percent, statistics
 from experiments.common.study.content import Finished, read_arrays
 
@@ -59,9 +58,7 @@ def _draw(finished: Finished, what: str) -> None:
     )
     for axes in (left, right):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        log_ticks(axes.xaxis, "{x:g}")
         plain(axes)
     note_above(left, f"What accuracy costs: {what}", f"mean of {finished.replicates}")
     save(figure, finished.path / "cost.png")

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.common.report import looks
 from experiments.common.report.figures import (
     PERCENT,
     layer_style,
+    log_ticks,
     note_above,
     plain,
     save,
@@ -109,9 +110,7 @@ def _error_line(
 
 def _log_percent(axes: plt.Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PERCENT)
+    log_ticks(axes.yaxis, PERCENT)
 
 
 def _depth(layer: str) -> tuple[int, list[int]]:

@@ -12,9 +12,16 @@ matplotlib.use("Agg")  # Files only: a run must not require a display.
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.axis import Axis  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator  # noqa: E402
+from matplotlib.ticker import (  # noqa: E402
+    FuncFormatter,
+    LogFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
 from experiments.common import files  # noqa: E402
 from experiments.common.report import looks  # noqa: E402
@@ -157,6 +164,13 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def _epochs(axes: Axes) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def log_ticks(axis: Axis, formatter: Any) -> None:
+    """Ticks of a logarithmic axis: 1, 2 and 5 times the powers of ten, and no others."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(formatter)
 
 
 def note_above(axes: Axes, title: str, note: str) -> None:
