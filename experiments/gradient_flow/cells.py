@@ -39,7 +39,7 @@ TOGETHER = (
     ("shared_restart",),
     ("set", "set_plus"),
     ("rigl", "rigl_plus"),
-    ("snip", "grasp", "snip_global", "grasp_global"),
+    ("snip", "grasp", "snip_global", "grasp_global", "synflow"),
 )
 """Which methods are lanes of one program. Most of them need "prune"."""
 WATCHED = ("scratch", "scratch_plus", "rigl", "ticket")
@@ -138,26 +138,34 @@ def _shared(flow: Flow, name: str) -> Any:
 
 
 def _scored_masks(flow: Flow, name: str) -> Any:
-    settings = flow.settings
-    kind, _, scope = name.partition("_")
+    settings, apply = flow.settings, flow.lab.network.apply
+    prunable = methods.prunable(settings.dense)
     softened = functools.partial(flow.loss, temperature=settings.grasp_temperature)
-    score = {
-        "snip": functools.partial(jaxsparse.snip, flow.loss),
-        "grasp": functools.partial(jaxsparse.grasp, softened),
+    kind, _, scope = name.partition("_")
+
+    def by_flow(params: Any, batch: Examples) -> Any:
+        blank = jnp.zeros((1, *batch[0].shape[1:]))
+        synflow = lambda params: jaxsparse.synflow(apply, params, blank)  # noqa: E731
+        return jaxsparse.prune_iteratively(synflow, params, settings.sparsity, prunable=prunable)
+
+    def by_gradient(score: Any, loss: Any, params: Any, batch: Examples) -> Any:
+        return jaxsparse.prune(
+            score(loss, params, [batch]),
+            settings.sparsity,
+            scope=scope or "layer",
+            prunable=prunable,
+            signed=True,
+        )
+
+    one = {
+        "snip": functools.partial(by_gradient, jaxsparse.snip, flow.loss),
+        "grasp": functools.partial(by_gradient, jaxsparse.grasp, softened),
+        "synflow": by_flow,
     }[kind]
 
     @jax.jit
     def masks(origin: Any, batch: Examples) -> Any:
-        def one(params: Any) -> Any:
-            return jaxsparse.prune(
-                score(params, [batch]),
-                settings.sparsity,
-                scope=scope or "layer",
-                prunable=methods.prunable(settings.dense),
-                signed=True,
-            )
-
-        return jax.lax.map(one, origin)
+        return jax.lax.map(lambda params: one(params, batch), origin)
 
     return masks(flow.new(0), flow.scoring())
 

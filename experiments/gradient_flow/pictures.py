@@ -16,7 +16,7 @@ from jaxsparse.analysis import Spectrum
 
 _FAMILIES = (
     ("dense", "small_dense", "prune", "ticket"),
-    ("scratch", "scratch_plus", "snip", "snip_global", "grasp", "grasp_global"),
+    ("scratch", "scratch_plus", "snip", "snip_global", "grasp", "grasp_global", "synflow"),
     ("set", "set_plus", "rigl", "rigl_plus"),
 )
 _SPACES = {"sparse": "-", "dense": ":"}

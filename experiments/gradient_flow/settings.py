@@ -30,9 +30,11 @@ METHODS = (
     "snip_global",
     "grasp",
     "grasp_global",
+    "synflow",
 )
-"""The methods of the paper; "plus" is the sparse-aware initialization. "global" lets the weights of
-all layers compete, as SNIP and GraSP were published; the paper prunes every layer equally."""
+"""The methods of the paper, and SynFlow; "plus" is the sparse-aware initialization. "global" lets
+the weights of all layers compete, as SNIP, GraSP and SynFlow were published; the paper prunes every
+layer equally."""
 SHARED = ("shared_ticket", "shared_scratch", "shared_scratch_new", "shared_restart")
 """Replicates that differ only by the order of their examples, all with the mask of one pruning:
 from its ticket, from one other initialization, from one each, and from its solution. The pruning is
@@ -52,8 +54,8 @@ class Settings:
       warmup: steps in which the learning rate first rises linearly from 0.
       weight_decay: d of the penalty `d * sum(w^2)` over the kernels, as in the released code; it
         adds `2 * d * w` to their gradient, and nothing to that of biases.
-      scored_learning_rate: `learning_rate` for SNIP and GraSP.
-      scored_weight_decay: `weight_decay` for SNIP and GraSP.
+      scored_learning_rate: `learning_rate` for SNIP, GraSP and SynFlow.
+      scored_weight_decay: `weight_decay` for them.
       grasp_temperature: what the logits are divided by in the loss that GraSP's scores come from;
         200 in its authors' code. The value used in the paper was not released.
       every: steps from one mask update of SET and RigL to the next.
@@ -236,7 +238,7 @@ def algorithm(name: str) -> str:
         return name
     if name == "small_dense":
         return "dense"
-    return "scored" if name in ("snip", "grasp") else "fixed"
+    return "scored" if name in ("snip", "grasp", "synflow") else "fixed"
 
 
 def method(settings: Settings, kind: str, key: Any, masks: Any) -> Any:

@@ -71,7 +71,7 @@ def test_every_method_begins_where_it_says(made):
         assert counts[0] == counts[1] == jax.tree.map(lambda m: int(m[0].sum()), masks)
         assert not np.array_equal(flat(own), alive)
     total = sum(jax.tree.leaves(counts[0]))
-    for name in ("snip_global", "grasp_global"):
+    for name in ("snip_global", "grasp_global", "synflow"):
         own = jax.tree.map(lambda m: m.sum(axis=range(1, m.ndim)), starts[name][1])
         found = np.stack(jax.tree.leaves(own))
         assert abs(found.sum(0) - total).max() <= 1  # the layers round one by one
