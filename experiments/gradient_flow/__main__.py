@@ -19,7 +19,7 @@ from experiments.common.study.lab import Site
 from experiments.common.study.options import option
 from experiments.common.study.study import Group
 from experiments.gradient_flow import analyses, cells, lab, report
-from experiments.gradient_flow.settings import METHODS, PRESETS, SHARED, scaled
+from experiments.gradient_flow.settings import BY_NAME, METHODS, PRESETS, SHARED, scaled
 
 PROG = "python -m experiments.gradient_flow"
 
@@ -32,7 +32,7 @@ class Options(command.StudyOptions):
         "digits", "what to train: the paper's settings by name", choices=tuple(PRESETS)
     )
     method: str = option(
-        ",".join((*METHODS, *SHARED)),
+        ",".join(name for name in (*METHODS, *SHARED) if name not in BY_NAME),
         "methods, comma-separated; most need prune",
         was="methods",
     )

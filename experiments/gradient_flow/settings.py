@@ -35,6 +35,8 @@ METHODS = (
 """The methods of the paper, and SynFlow; "plus" is the sparse-aware initialization. "global" lets
 the weights of all layers compete, as SNIP, GraSP and SynFlow were published; the paper prunes every
 layer equally."""
+BY_NAME = ("synflow",)
+"""Those that the paper does not have: trained only when named."""
 SHARED = ("shared_ticket", "shared_scratch", "shared_scratch_new", "shared_restart")
 """Replicates that differ only by the order of their examples, all with the mask of one pruning:
 from its ticket, from one other initialization, from one each, and from its solution. The pruning is
