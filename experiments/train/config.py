@@ -118,6 +118,7 @@ def resolve(config: Config) -> Config:
             )
     method = methods.METHODS[config.method]
     without = [name for name in _UPDATES if name not in method.options]
+    without += [name for name in _SPARSE if name in method.own]
     for name in (*_SPARSE, *without) if method.dense else without:
         if getattr(config, name) not in (_DEFAULTS[name], 0.0):
             raise ValueError(f"{flag(name)} cannot be used with --method {config.method}.")

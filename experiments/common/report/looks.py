@@ -38,7 +38,7 @@ LOOKS = {
     "rigl": Look("RigL", "#0072B2"),
     "rigl_compressed": Look("RigL, compressed", "#0072B2", ":"),
     "rigl_blocks": Look("RigL, blocks of 16", "#56B4E9", ":"),
-    "srigl": Look("SRigL", "#0072B2", "-."),
+    "srigl": Look("SRigL", "#7F3C8D"),
     "rigl_plus": Look("RigL, sparse initialization", "#0072B2", "--"),
     "sparse_momentum": Look("sparse momentum", "#D55E00"),
     "sparse_momentum_compressed": Look("sparse momentum, compressed", "#D55E00", ":"),

@@ -27,6 +27,7 @@ class Method(NamedTuple):
         then part of the mask update, so that no other sparsity shares its compiled program.
       redistributes: whether weights move from layer to layer.
       by_rows: more options of `make` for a pattern that fixes the count of every layer.
+      own: options of `make` that belong to the method, whatever the command's are.
       compared: whether `compare` trains it by default.
       flops: the method whose costs `analysis.training_flops` uses for it; empty for its own name.
     """
@@ -36,6 +37,7 @@ class Method(NamedTuple):
     ramps: bool = False
     redistributes: bool = False
     by_rows: Mapping[str, Any] = {}
+    own: Mapping[str, Any] = {}
     compared: bool = False
     flops: str = ""
 
@@ -64,6 +66,12 @@ METHODS = {
         redistributes=True,
         by_rows={"redistribution": "none"},
         compared=True,
+    ),
+    "srigl": Method(
+        jaxsparse.rigl,
+        _DROPS,
+        own={"pattern": jaxsparse.fan_in, "min_salient": 0.3, "keep_units": "head"},
+        flops="rigl",
     ),
     "dynamic_reparameterization": Method(
         jaxsparse.dynamic_reparameterization, _WHEN, redistributes=True
@@ -170,16 +178,15 @@ def sparse_method(
         options["drop_fraction"] = jaxsparse.schedules.cosine(updates.drop_fraction, updates.stop)
     if pattern.by_rows:
         options |= method.by_rows
-    return method.make(
-        inner,
-        sparsity=sparsity,
-        key=key,
-        distribution=getattr(jaxsparse.distributions, distribution),
-        pattern=pattern,
-        prunable=prunable,
-        axes=axes,
-        **options | own,
-    )
+    options |= {
+        "sparsity": sparsity,
+        "key": key,
+        "distribution": getattr(jaxsparse.distributions, distribution),
+        "pattern": pattern,
+        "prunable": prunable,
+        "axes": axes,
+    }
+    return method.make(inner, **options | dict(method.own) | own)
 
 
 def storage(name: str, pattern: str) -> str:
