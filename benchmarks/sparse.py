@@ -43,7 +43,7 @@ CONVOLUTIONS = {  # channels in and out, side of the image, window, stride, batc
     "128 to 256, 32x32, stride 2": (128, 256, 32, 3, 2, 128),
     "128 to 256, 32x32, 1x1, stride 2": (128, 256, 32, 1, 2, 128),
 }
-BLOCKS = (64, 32)
+BLOCKS, SMALL = (64, 32), 16
 STEPS = {"networks": 10, "convolutions": 1}  # in a turn
 Calls = dict[str, Callable[[], None]]
 
@@ -117,8 +117,12 @@ def convolution(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]
     keys = jax.random.split(jax.random.key(0), 3)
     values = jax.random.normal(keys[0], (window, window, inputs, outputs))
     mask = jax.random.bernoulli(keys[1], 1 - sparsity, values.shape)
+    blocks = jaxsparse.random_masks(
+        3, {"kernel": values}, sparsity, pattern=jaxsparse.block(SMALL, SMALL)
+    )
     x = jax.random.normal(keys[2], (batch, side, side, inputs))
     kernel, strides = sparse.CSR.from_dense(values, mask), (stride, stride)
+    in_blocks = sparse.Block.from_dense(values, blocks, size=(SMALL, SMALL))
     pads = jax.lax.padtype_to_pads((side, side), (window, window), strides, "SAME")
     kept = Format(Layout((3, 1, 2, 0)), x.sharding)
 
@@ -129,14 +133,15 @@ def convolution(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]
     def masked(x: jax.Array, values: Any) -> jax.Array:
         return dense(x, jnp.where(mask, values, 0.0))
 
-    def csr(x: jax.Array, kernel: Any) -> jax.Array:
+    def own(x: jax.Array, kernel: Any) -> jax.Array:
         return kernel.convolve(x, strides=strides, padding=pads)
 
     calls, notes = {}, {}
     for form, function, weights, order in (
         ("dense", dense, values, x.format),
         ("masks", masked, values, x.format),
-        ("csr", csr, kernel, kept),
+        ("csr", own, kernel, kept),
+        (in_blocks.format, own, in_blocks, kept),
     ):
 
         def step(x: jax.Array, weights: Any, grads: Any, function: Any = function) -> Any:

@@ -48,6 +48,11 @@ class Step(NamedTuple):
         """The masks before the step; made on access, if the state stores bits."""
         return as_masks(self.state.masks)
 
+    @property
+    def grows_while_moving(self) -> bool:
+        """Whether weights may come to life in a step that moves those that lived before."""
+        return self.grows and not self.skips
+
 
 class Decision(NamedTuple):
     """What a rule decides at a step, before it is known whether the decision takes effect.

@@ -220,7 +220,7 @@ def _masked_step(
         # and `set_masks` leaves it as it was; the update may bring the weight to life.
         clean, some = _reset(optimizer, step, state.masks, state.inner_state, wanted, some)
         scored = functools.partial(_scored, optimizer, step, clean, rule.reads_dead)
-        compares = first_value is not None or (step.grows and not step.skips)
+        compares = first_value is not None or step.grows_while_moving
         decided = mask_update(step, rule, scored, wanted, some, compares)
         inner_state, _ = _reset(optimizer, step, decided.masks, clean, decided.fired, some)
     updates, inner_state = _inner_step(optimizer, step, decided.masks, inner_state)
@@ -288,7 +288,7 @@ def _emit(
             return u
         if value is not None:
             u = jnp.where(fired & ~before, value.astype(p.dtype) - p, u)
-        elif step.grows and not step.skips:
+        elif step.grows_while_moving:
             u = jnp.where(fired, jnp.where(before, u, -p), u)
         return jnp.where(mask, u, -p)
 

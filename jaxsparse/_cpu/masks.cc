@@ -80,6 +80,12 @@ struct Cut {
   int64_t rank, ties;
 };
 
+int64_t CountEqual(const uint32_t* keys, int count, uint32_t bound) {
+  int64_t equal = 0;
+  for (int i = 0; i < count; ++i) equal += keys[i] == bound;
+  return equal;
+}
+
 template <typename S>
 Cut FindCut(const Pieces& pieces, const S& scores, int64_t k) {
   // The digits of the k-th largest key, the most significant first.
@@ -127,7 +133,7 @@ void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool
     pieces.Each([&](int64_t p, int64_t first, int64_t last) {
       int64_t equal = 0;
       scores.EachRun(first, last, [&](const uint32_t* keys, int64_t, int count) {
-        for (int i = 0; i < count; ++i) equal += keys[i] == bound;
+        equal += CountEqual(keys, count, bound);
       });
       before[p + 1] = equal;
     });
@@ -136,8 +142,7 @@ void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool
   pieces.Each([&](int64_t p, int64_t first, int64_t last) {
     int64_t more = rank == ties ? size : rank - before[p];
     scores.EachRun(first, last, [&](const uint32_t* keys, int64_t at, int count) {
-      int64_t equal = 0;
-      for (int i = 0; i < count; ++i) equal += keys[i] == bound;
+      const int64_t equal = CountEqual(keys, count, bound);
       if (0 < more && more < equal) {
         for (int i = 0; i < count; ++i)
           mask[at + i] = keys[i] > bound || (keys[i] == bound && more-- > 0);

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -9,8 +10,11 @@ import jax.numpy as jnp
 
 from jaxsparse import patterns
 from jaxsparse.compiled import portable
-from jaxsparse.sparse import _kernels, _layout, _pallas
+from jaxsparse.sparse import _kernels, _layout, _pallas, _windows
+from jaxsparse.sparse._block_rows import rows_of
+from jaxsparse.sparse._csr import CSR
 from jaxsparse.sparse._trilinear import Shapes, Trilinear
+from jaxsparse.sparse._windows import Window
 from jaxsparse.types import Array, Axes, AxesSpec
 
 
@@ -178,6 +182,18 @@ class Block(_layout.Compressed):
         rows = _layout.as_rows(x, inputs)
         found = self._pair(_PRODUCT.product, via, rows, (rows.shape[0], outputs))
         return found.reshape(*x.shape[:-1], outputs)
+
+    def csr(self) -> CSR:
+        """The same kernel, for one layer, as a `CSR` with free places; its values are
+        differentiable functions of the values of this one."""
+        places, source = rows_of(self.places)
+        return CSR(self.values.ravel()[source], places)
+
+    def _convolution(self, x: Array, window: Window, shape: tuple[int, ...], via: str) -> Array:
+        compiled = self._form(via, jnp.promote_types(x.dtype, self.dtype)) == "compiled"
+        if compiled and math.prod(window.sizes) > 1 and self.values.size:
+            return self.csr()._convolution(x, window, shape, via)
+        return self.product(_windows.patches(x, window, shape[1:-1]), via=via)
 
     def _pair(self, product: Any, via: str, x: Array, shape: tuple[int, int]) -> Array:
         out = jnp.promote_types(x.dtype, self.dtype)

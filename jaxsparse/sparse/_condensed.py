@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxsparse.sparse import _layout
 from jaxsparse.sparse._csr import CSR, CSRPlaces
+from jaxsparse.sparse._windows import Window
 from jaxsparse.types import Array, Axes, AxesSpec
 
 
@@ -192,6 +193,9 @@ class Condensed(_layout.Compressed):
           [[2.0, 30.0]]
         """
         return self.csr().product(x, via=via)
+
+    def _convolution(self, x: Array, window: Window, shape: tuple[int, ...], via: str) -> Array:
+        return self.csr()._convolution(x, window, shape, via)
 
     def csr(self) -> CSR:
         """The same kernel, for one layer, as a `CSR` with free places; its values are

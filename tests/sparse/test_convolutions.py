@@ -187,12 +187,46 @@ def test_types_and_free_places(via):
     assert not of_values[-5:].any() and of_values[:-5].all()
 
 
-def test_blocks_and_other_formats_take_patches():
-    values, _, x = case((3, 3), (4, 6), (5, 5), 3)
-    mask = np.broadcast_to((np.arange(9) % 2 == 0).reshape(3, 3, 1, 1), values.shape)
-    kernel = sparse.Block.from_dense(values, mask, size=(4, 3))
-    found = jax.jit(lambda x: kernel.convolve(x, strides=(2, 2), padding=((1, 0), (0, 1))))(x)
-    close(found, reference(x, values, mask, (2, 2), ((1, 0), (0, 1))))
+FORMS = {
+    "blocks": lambda v, m, axes: sparse.Block.from_dense(v, m, size=(4, 2), axes=axes),
+    "blocks, free": lambda v, m, axes: sparse.Block.from_dense(
+        v, m, size=(4, 2), axes=axes, capacity=50
+    ),
+    "no block": lambda v, m, axes: sparse.Block.from_dense(v, m & False, size=(4, 2), axes=axes),
+    "condensed": lambda v, m, axes: sparse.Condensed.from_dense(v, m, axes=axes),
+}
+
+
+@pytest.mark.parametrize("axes", ["flax", "equinox"])
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("via", VIA)
+def test_other_formats_read_images_in_place(via, name, axes):
+    """They are multiplied as rows, and their gradients come back in their own order."""
+    values, _, x = case((3, 3), (8, 6), (5, 6), 64, axes=axes)
+    random, count = np.random.default_rng(1), 18 * 3
+    chosen = random.permuted(np.arange(count) < 20).reshape(18, 3)
+    if name == "condensed":
+        chosen = random.permuted(np.broadcast_to(np.arange(18)[:, None] < 5, (18, 3)), axis=0)
+    matrix = np.kron(chosen, np.ones((4, 2), bool))
+    mask = matrix.reshape(3, 3, 8, 6) if axes == "flax" else matrix.T.reshape(6, 8, 3, 3)
+    kernel = FORMS[name](values, mask, axes)
+    strides, padding = (2, 1), ((1, 1), (0, 1))
+
+    def convolve(x, living):
+        small = dataclasses.replace(kernel, values=living)
+        return small.convolve(x, strides=strides, padding=padding, via=via)
+
+    @jax.jit
+    def both(x, living, values):
+        found, pull = jax.vjp(convolve, x, living)
+        dense = functools.partial(reference, mask=kernel.mask, strides=strides, padding=padding)
+        want, back = jax.vjp(lambda x, values: dense(x, values, axes=axes), x, values)
+        of_x, of_living = pull(jnp.sin(found))
+        return (found, of_x, kernel.spread(of_living)), (want, *back(jnp.sin(want)))
+
+    jax.tree.map(close, *both(x, kernel.values, values))
+    in_place = "jaxsparse_csr_forward" in both.lower(x, kernel.values, values).as_text()
+    assert in_place == (via == "compiled" and name != "no block")
 
 
 @COMPILED
