@@ -97,6 +97,20 @@ def _leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes | None:
     return spec
 
 
+def assumed_axes(path: str, leaf: Any) -> Axes:
+    """The axes that the name and the shape indicate, as for `all_axes`; where they are ambiguous,
+    those of Flax.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> assumed_axes("query/kernel", jnp.ones((32, 4, 8)))
+      Axes(inputs=(0,), outputs=(1, 2), stacked=())
+      >>> assumed_axes("conv/kernel", jnp.ones((5, 4, 8)))
+      Axes(inputs=(1,), outputs=(2,), stacked=())
+    """
+    return leaf_axes(_recognized(path, tuple(leaf.shape)) or "flax", path, leaf)
+
+
 def check_axes(axes: AxesSpec, argument: str = "axes") -> None:
     """Raises for values that could fit no leaf, before any parameters are seen."""
     if axes is None or (callable(axes) and not isinstance(axes, type)):
@@ -212,8 +226,9 @@ def _guess(path: str, shape: tuple[int, ...]) -> str | Axes:
     if ndim > 5:
         ends = (ndim - 2,), (ndim - 1,)
         return Axes(*(ends if flax else ends[::-1]), tuple(range(ndim - 2)))
-    if flax and ndim in (3, 4) and module in (["query"], ["key"], ["value"], ["out"]):
-        return ("attention_out" if module == ["out"] else "qkv") + ("_stacked" if ndim == 4 else "")
+    part = re.fullmatch(r"(q|k|v|query|key|value)(_proj)?|(o|out)(_proj)?", "".join(module))
+    if flax and ndim in (3, 4) and part:
+        return ("qkv" if part[1] else "attention_out") + ("_stacked" if ndim == 4 else "")
     window = shape[: ndim - 2] if flax else shape[2:]
     if ndim == 2 or (ndim != 4 and all(size % 2 and size <= 11 for size in window)):
         return order

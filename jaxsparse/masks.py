@@ -213,8 +213,9 @@ def prunable_masks(masks: Masks, prunable: Prunable | None = None) -> dict[str, 
             )
         if lost_shapes(states):
             raise ValueError(
-                "the masks are packed, and a checkpoint that is restored without a template has "
-                "lost their shapes: use jaxsparse.get_masks(opt_state, params)."
+                "the masks are bits or places that have lost their shapes, as in an nnx.Optimizer "
+                "and in a checkpoint restored without a template: use "
+                "jaxsparse.get_masks(opt_state, params)."
             )
     if states and prunable is None:
         chosen = {path for state in states for path in state.sparse or _with_dead(state)}

@@ -122,7 +122,9 @@ def replaced(old: Masks, masks: Masks) -> Masks:
 ARRAYS = SparseState._fields[:-1]
 _NEEDED = frozenset(Declared._fields) - {"sparse"}
 VALUE = "/value"  # how the path of a Flax variable ends in a checkpoint without a template
-WORDS = "/words"  # and that of a packed mask, whose shape is lost
+LOST = {"words": jnp.uint8, "indices": jnp.int32}
+"""What is left of a packed mask, or of places, where a framework or a checkpoint without a template
+keeps a mapping in their place: one array of this type, without the shape of the mask."""
 
 
 class _Paths:
@@ -239,7 +241,7 @@ def _get(node: Any, name: str) -> Any:
 def masks_by_path(states: list[Declared]) -> dict[str, Array]:
     """The masks of all the states; a weight that several of them hold lives if it lives in all.
 
-    Bytes instead of booleans are bits without a shape: see `lost_shapes`.
+    Integers instead of booleans are bits or places without a shape: see `lost_shapes`.
     """
     found: dict[str, Array] = {}
     for state in states:
@@ -249,9 +251,17 @@ def masks_by_path(states: list[Declared]) -> dict[str, Array]:
 
 
 def lost_shapes(states: list[Declared]) -> bool:
-    """Whether masks are packed, and a checkpoint without a template has lost their shapes."""
+    """Whether masks are bits or places that have lost their shapes."""
     kept = [x for state in states for x in jax.tree.leaves(state.masks, is_leaf=tells_mask)]
-    return any(trees.is_array(x) and x.dtype == jnp.uint8 for x in kept)
+    return any(trees.is_array(x) and x.dtype != jnp.bool_ for x in kept)
+
+
+def has_lost_shape(node: Any) -> bool:
+    """Whether a node is what is left of a packed mask, or of places."""
+    if not isinstance(node, Mapping) or len(node) != 1:
+        return False
+    ((name, array),) = node.items()
+    return name in LOST and getattr(array, "dtype", None) == LOST[name]
 
 
 def tells_mask(node: Any) -> bool:
@@ -274,7 +284,8 @@ def kept_like(kept: Any, masks: Masks) -> Any:
 def _own_masks(state: Declared) -> dict[str, Array]:
     leaves = jax.tree.leaves_with_path(as_masks(state.masks))
     found = {trees.name(path): mask for path, mask in leaves if trees.is_array(mask)}
-    found = {path.removesuffix(WORDS): mask for path, mask in found.items()}
+    for name in LOST:
+        found = {path.removesuffix(f"/{name}"): mask for path, mask in found.items()}
     if state.sparse is None and all(path.endswith(VALUE) for path in found):
         return {path.removesuffix(VALUE): mask for path, mask in found.items()}
     return found

@@ -15,6 +15,7 @@ from jaxsparse.masks import apply, density, living
 from jaxsparse.meshes import mesh_sharding
 from jaxsparse.packed import unpacked
 from jaxsparse.recognition import as_float
+from jaxsparse.sparse._flat import FlatPlaces
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._states import holds_kernels, keeps_places, take_out
 from jaxsparse.state_tree import (
@@ -74,6 +75,8 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
             return jnp.ones(leaf.shape, bool)
         if found[path].dtype == jnp.uint8:
             return unpacked(found[path], leaf.shape)
+        if found[path].dtype == jnp.int32:
+            return FlatPlaces(found[path], leaf.shape).mask
         if found[path].shape != leaf.shape:
             raise ValueError(
                 f"the state's mask at {path!r} has shape {found[path].shape}, the parameter "
@@ -174,7 +177,7 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       at free places.
 
     Raises:
-      TypeError: `tx` is not a transformation.
+      TypeError: `tx` is not a transformation, or a leaf of `params` is not an array.
       ValueError: `tx` holds no sparse algorithm.
 
     Example:
@@ -185,6 +188,7 @@ def init(tx: Any, params: Params) -> tuple[Params, Any]:
       4
     """
     _check_transformation(tx, params)
+    _check_arrays(params)
     opt_state = tx.init(params)
     if not find(opt_state):
         raise ValueError(
@@ -298,6 +302,15 @@ def _not_zero_off(pairs: list[tuple[Array, Array]]) -> Array:
         count = living((leaf != jnp.zeros((), leaf.dtype)) & ~mask)
         total += jnp.minimum(count, most - total)
     return total
+
+
+def _check_arrays(params: Params) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=is_compressed):
+        if not is_compressed(leaf) and not trees.is_array(leaf):
+            raise TypeError(
+                f"params at {trees.name(path)!r} must be an array, got {leaf!r}. Leave out what is "
+                "not trained; of an Equinox model, pass eqx.filter(model, eqx.is_inexact_array)."
+            )
 
 
 def _check_transformation(tx: Any, params: Any) -> None:

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 
 from jaxsparse import rules, trees
 from jaxsparse.checks import check_number, check_size, traced
-from jaxsparse.sparse._flat import Flat
+from jaxsparse.packed import PackedMask
+from jaxsparse.sparse._flat import Flat, FlatPlaces
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._moving import compressed_leaves
 from jaxsparse.sparse._values import values
 from jaxsparse.sparse.compression import movable
+from jaxsparse.state_tree import has_lost_shape
 from jaxsparse.types import Array, AxesSpec, Masks, Params, Rule
 
 COMPRESSED, STATE = "compressed", "compressed_state"
@@ -104,6 +106,24 @@ def start(storage: Storage, rule: Rule, params: Params, masks: Masks) -> tuple[P
         lambda k, m: k.places if is_compressed(k) else m, kernels, masks, is_leaf=is_compressed
     )
     return values(kernels), places
+
+
+def regained(rule: Rule, masks: Any, params: Params) -> Any:
+    """What a state keeps as masks, with the packed masks and places that `nnx.Optimizer` has turned
+    into mappings."""
+    if not any(map(has_lost_shape, jax.tree.leaves(masks, is_leaf=has_lost_shape))):
+        return masks
+    leaves, treedef = jax.tree.flatten(params)
+
+    def leaf(kept: Any, p: Any, used: bool) -> Any:
+        if not has_lost_shape(kept):
+            return kept
+        if "words" in kept:
+            return PackedMask(kept["words"], p.shape, dense=not used)
+        return FlatPlaces(kept["indices"], p.shape)
+
+    used = rules.sparse_leaves(rule, params)
+    return treedef.unflatten(map(leaf, treedef.flatten_up_to(masks), leaves, used))
 
 
 def _kernels(storage: Storage, rule: Rule, params: Params, masks: Masks) -> Params:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import compressed, prng, rules, trees
+from jaxsparse.axes import assumed_axes
 from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
 from jaxsparse.mask_update import (
@@ -32,7 +33,7 @@ from jaxsparse.state_tree import (
     is_state,
     starting_masks,
 )
-from jaxsparse.storage import Storage, start, storage_of
+from jaxsparse.storage import Storage, regained, start, storage_of
 from jaxsparse.types import Array, AxesSpec, Key, Masks, Params, Rule
 
 
@@ -84,7 +85,8 @@ def sparsify(
         has no room for goes to the others; see `jaxsparse.sparse.fit`.
       window: with storage "compressed", how many steps before a mask update `rule.observe` sees;
         None means `rule.window`.
-      axes: with storage "compressed", what the axes of the kernels mean.
+      axes: with storage "compressed", what the axes of the kernels mean, as for
+        `jaxsparse.sparse.compress`.
       mask_storage: "bool": a byte for every weight. "packed": the state keeps a bit for every
         weight of a leaf that may be sparse and a byte for every dense leaf; masks, results and
         `get_masks` are the same. Only for storage "masked".
@@ -127,7 +129,7 @@ def sparsify(
         rule,
         room=room,
         window=window,
-        axes="flax" if axes is None else axes,
+        axes=assumed_axes if axes is None else axes,
         regrown_state=regrown_state,
         first_value=first_value,
         skip_update=skip_update,
@@ -174,6 +176,12 @@ def sparsify(
         patches: bool = False,
         **extra: Any,
     ) -> tuple[Params, SparseState]:
+        if params is None:
+            raise ValueError(
+                "update needs the parameters: call tx.update(grads, opt_state, params)."
+            )
+        _check_state(grads, state, params)
+        state = state._replace(masks=regained(rule, state.masks, params))
         params = _fitting(grads, state, params, kept)
         impl = jax.random.key_impl(prng.as_key(key))
         random = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.count)
@@ -300,16 +308,13 @@ def _emit(
     return jax.tree.map(leaf, step.params, updates, masks, before, used, first)
 
 
-def _fitting(grads: Params, state: Any, params: Params | None, kept: Storage | None) -> Params:
+def _fitting(grads: Params, state: SparseState, params: Params, kept: Storage | None) -> Params:
     """The parameters, without the parts that the masks do not have.
 
     Raises:
-      TypeError: arguments of the wrong kind, or in the wrong order.
-      ValueError: no parameters, or trees that differ from them.
+      TypeError: parameters that are not compressed where they should be, or the other way round.
+      ValueError: trees that differ from the parameters.
     """
-    if params is None:
-        raise ValueError("update needs the parameters: call tx.update(grads, opt_state, params).")
-    _check_state(grads, state, params)
     if kept is not None and kept.format is not None:
         compressed.check_compressed(grads, state, params)
         return params

@@ -240,3 +240,12 @@ def test_several_states_are_counted_together():
     assert found["density"] == (16 + 128) / (64 + 256) and found["off_mask"] == 0
     moved = jax.tree.map(lambda p: p + 1, params)
     assert jaxsparse.metrics(state, params=moved)["off_mask"] == 48 + 128
+
+
+@pytest.mark.parametrize("leaf", [1e-5, jax.nn.relu, "relu"])
+def test_a_model_with_more_than_arrays_cannot_start(leaf):
+    """An Equinox model that was not filtered failed only in the first update."""
+    tx = jaxsparse.rigl(optax.sgd(0.1), 0.5, key=0)
+    params = {"kernel": jnp.ones((4, 4)), "rest": leaf}
+    with pytest.raises(TypeError, match=r"'rest' must be an array.*eqx.filter"):
+        jaxsparse.init(tx, params)

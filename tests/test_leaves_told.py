@@ -67,13 +67,14 @@ def test_all_unclear_leaves_are_in_one_error_to_paste(call):
 
 def test_the_guess_says_what_it_reads():
     leaves = {"stack/w": shaped(12, 4, 6), "scan/query/kernel": shaped(5, 64, 4, 8)}
-    leaves["wide/kernel"] = shaped(3, 64, 32)
+    leaves |= {"wide/kernel": shaped(3, 64, 32), "attn/o_proj/w": shaped(4, 8, 32)}
     with pytest.raises(ValueError) as error:
         all_axes(None, leaves | {"query/kernel": shaped(16, 64, 8)})
     for line in (
         r'r"^stack/w$": "flax_stacked",  # (12, 4, 6): 12 stacked, 4 inputs, 6 outputs',
         r'r"^wide/kernel$": "flax",  # (3, 64, 32): 3 spatial, 64 inputs, 32 outputs',
         r'r"^query/kernel$": "qkv",  # (16, 64, 8): 16 inputs, 64 x 8 outputs',
+        r'r"^attn/o_proj/w$": "attention_out",  # (4, 8, 32): 4 x 8 inputs, 32 outputs',
     ):
         assert line in str(error.value)
     assert "scan" not in str(error.value)

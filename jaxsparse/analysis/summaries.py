@@ -50,10 +50,10 @@ def summary(params: Params, masks: Masks, *, prunable: Prunable | None = None) -
     rows: list[_Row] = []
     totals = {"all": (0, 0, 0), "prunable": (0, 0, 0)}
     counted = None
-    if find(masks):
-        counted = prunable_masks(masks, prunable)
+    if states := find(masks):
         _warn_of_dense(params, masks)
         masks = get_masks(masks, params)
+        counted = prunable_masks([state._replace(masks=masks) for state in states], prunable)
     leaves = trees.check_same(params, masks, "masks")
     check_masks(masks)
     for (path, leaf), mask in zip(jax.tree.leaves_with_path(params), leaves, strict=True):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsparse import trees
-from jaxsparse.axes import leaf_axes
+from jaxsparse.axes import assumed_axes, leaf_axes
 from jaxsparse.checks import check_regexes, check_size
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._channels import Channels
@@ -57,7 +57,7 @@ def compress(
     masks: Masks,
     *,
     format: str | Mapping[str, str] = "csr",
-    axes: AxesSpec = "flax",
+    axes: AxesSpec = None,
     batch: int = 128,
 ) -> Params:
     """Parameters in which each leaf with dead weights is stored as its living values.
@@ -72,7 +72,9 @@ def compress(
         fastest format that holds its mask, according to a table of costs: the one that ships, or
         what `python -m benchmarks.sparse --tune` measured on this machine. It takes "masked", a
         dense product with a mask, where no other is faster. `explain` gives the reasons.
-      axes: what the axes of the kernels mean. Layers along stacked axes share one format, with room
+      axes: what the axes of the kernels mean. By default a matrix, a convolution over images and a
+        kernel of Flax's attention are recognized by name and shape, and all others have the axes of
+        Flax, `(spatial..., inputs, outputs)`. Layers along stacked axes share one format, with room
         for the fullest of them; `kernel.layers()` is what `scan` takes apart.
       batch: for "auto": examples per product, times positions of a convolution.
 
@@ -100,6 +102,7 @@ def compress(
       (8, 8)
     """
     check_size("batch", batch, 1)
+    axes = assumed_axes if axes is None else axes
     find = _finder(
         format, batch, [trees.name(path) for path, _ in jax.tree.flatten_with_path(params)[0]]
     )

@@ -198,7 +198,7 @@ def test_linen():
     model = Model()
     params = jax.jit(model.init)(jax.random.key(0), X)["params"]
     masks = random_masks(params, 0.6)
-    small = sparse.compress(params, masks, axes=None)
+    small = sparse.compress(params, masks)
 
     def loss(params, x):
         return model.apply({"params": params}, x)
