@@ -170,3 +170,18 @@ def test_removal_warns_where_no_layer_is_named():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             jaxsparse.rigl(optax.sgd(0.1), 0.5, keep_units=keep, **options).init(params)
+
+
+def test_a_layer_that_the_distribution_leaves_dense_may_be_named():
+    params = {"fc": {"kernel": jnp.ones((400, 100))}, "head": {"kernel": jnp.ones((100, 2))}}
+    tx = jaxsparse.rigl(
+        optax.sgd(0.1),
+        0.9,
+        key=0,
+        pattern=jaxsparse.fan_in,
+        distribution=jaxsparse.erk,
+        min_salient=0.3,
+        keep_units="head",
+    )
+    masks = jaxsparse.get_masks(tx.init(params), params)
+    assert masks["head"]["kernel"].all() and not masks["fc"]["kernel"].all()

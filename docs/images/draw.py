@@ -138,30 +138,52 @@ def draw_methods():
         name: [(1 - float(s), *percent(cells[s])) for s in cells] for name, cells in found.items()
     }
     for name in curves:
-        figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        plot.plain(ax)
-        for other, curve in sorted(curves.items(), key=lambda item: item[0] == name):
-            look = {"color": GREY, "lw": 1.2}
-            if other == name:
-                look = {"color": LOOKS[name].colour, "lw": 2.2, "marker": "o", "ms": 5}
-            densities, means, errors = zip(*curve, strict=True)
-            ax.errorbar(densities, means, errors, **look)
-        ax.plot([], [], color=LOOKS[name].colour, lw=2.2, marker="o", label=LOOKS[name].label)
-        ax.plot([], [], color=GREY, label="the other methods")
-        ax.axhline(dense, color=DENSE, ls="--", lw=1.2, label="dense")
-        ax.set(xscale="log", yscale="log", xlabel="living weights", ylabel="test error")
-        ax.set_xticks([0.01, 0.02, 0.03, 0.04, 0.05, 0.1], ["1%", "2%", "3%", "4%", "5%", "10%"])
-        ax.set_yticks([2, 5, 10, 20, 50], ["2%", "5%", "10%", "20%", "50%"])
-        ax.minorticks_off()
-        ax.legend(frameon=False)
-        save(figure, f"methods/{name}.svg")
+        draw_method(name, curves, dense, [1, 2, 3, 4, 5, 10], [2, 5, 10, 20, 50])
+
+
+def draw_srigl():
+    """The same for SRigL, which another study has trained."""
+    found = json.loads((RESULTS / "compare/mnist/results.json").read_text())
+    dense, _ = percent(found.pop("dense"))
+    curves = {}
+    for cell, measures in found.items():
+        name, sparsity = cell.rsplit("-", 1)
+        curves.setdefault(name, []).append((1 - float(sparsity), *percent(measures)))
+    draw_method("srigl", curves, dense, [2, 5, 10], [1.5, 2, 3, 4])
+
+
+def draw_method(name, curves, dense, densities, errors):
+    """One method before all others.
+
+    Args:
+      name: of the method.
+      curves: `[(density, test error, its standard error)]` by method.
+      dense: test error of the dense network.
+      densities, errors: the ticks, in percent.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    plot.plain(ax)
+    for other, curve in sorted(curves.items(), key=lambda item: item[0] == name):
+        look = {"color": GREY, "lw": 1.2}
+        if other == name:
+            look = {"color": LOOKS[name].colour, "lw": 2.2, "marker": "o", "ms": 5}
+        ax.errorbar(*zip(*curve, strict=True), **look)
+    ax.plot([], [], color=LOOKS[name].colour, lw=2.2, marker="o", label=LOOKS[name].label)
+    ax.plot([], [], color=GREY, label="the other methods")
+    ax.axhline(dense, color=DENSE, ls="--", lw=1.2, label="dense")
+    ax.set(xscale="log", yscale="log", xlabel="living weights", ylabel="test error")
+    ax.set_xticks([n / 100 for n in densities], [f"{n}%" for n in densities])
+    ax.set_yticks(errors, [f"{n}%" for n in errors])
+    ax.minorticks_off()
+    ax.legend(frameon=False)
+    save(figure, f"methods/{name}.svg")
 
 
 def draw_pruning_before_training():
     figure, both = plt.subplots(1, 2, figsize=(8.6, 2.9), layout="constrained", sharey=True)
-    names = ["grasp", "grasp_global", "snip", "snip_global", "ticket", "prune"]
+    names = ["grasp", "grasp_global", "snip", "snip_global", "synflow", "ticket", "prune"]
     for ax, (folder, title) in zip(both, NETWORKS.items(), strict=True):
-        found = measured(f"gradient_flow/{folder}")
+        found = measured(f"gradient_flow/{folder}") | measured(f"gradient_flow/synflow_{folder}")
         for i, name in enumerate(names):
             error, spread = percent(found[name])
             ax.errorbar(error, i, xerr=spread, fmt="o", color=LOOKS[name].colour)
@@ -177,6 +199,7 @@ def draw_pruning_before_training():
 
 if __name__ == "__main__":
     draw_methods()
+    draw_srigl()
     draw_pruning_before_training()
     draw_schedules()
     draw_patterns()

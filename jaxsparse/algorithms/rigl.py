@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Unpack
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse import counts
+from jaxsparse import counts, trees
 from jaxsparse.algorithms._base import (
     SparseOptions,
     annealed,
@@ -234,14 +235,14 @@ def _regexes(keep_units: str | Sequence[str] | None, min_salient: float | None) 
 
 def _staying(plan: Plan, regexes: tuple[str, ...]) -> Any:
     """Whether each sparse leaf keeps all its units, as a tree."""
-    paths = [leaf.path for leaf in plan.sparse]
+    # A distribution such as erk may have left the named layer dense.
+    prunable = [trees.name(path) for path, may in jax.tree.leaves_with_path(plan.prunable) if may]
     for regex in regexes:
-        if plan.leaves and not any(re.search(regex, path) for path in paths):
+        if plan.leaves and not any(re.search(regex, path) for path in prunable):
             raise ValueError(
-                f"keep_units: {regex!r} matches no sparse leaf; the sparse leaves are "
-                f"{', '.join(paths)}."
+                f"keep_units: {regex!r} matches no prunable leaf; they are {', '.join(prunable)}."
             )
-    return plan.tree(any(re.search(regex, path) for regex in regexes) for path in paths)
+    return plan.tree(any(re.search(regex, leaf.path) for regex in regexes) for leaf in plan.sparse)
 
 
 def _with_removal(
