@@ -117,12 +117,12 @@ def convolution(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]
     keys = jax.random.split(jax.random.key(0), 3)
     values = jax.random.normal(keys[0], (window, window, inputs, outputs))
     mask = jax.random.bernoulli(keys[1], 1 - sparsity, values.shape)
-    blocks = jaxsparse.random_masks(
+    drawn = jaxsparse.random_masks(
         3, {"kernel": values}, sparsity, pattern=jaxsparse.block(SMALL, SMALL)
     )
     x = jax.random.normal(keys[2], (batch, side, side, inputs))
     kernel, strides = sparse.CSR.from_dense(values, mask), (stride, stride)
-    in_blocks = sparse.Block.from_dense(values, blocks, size=(SMALL, SMALL))
+    in_blocks = sparse.Block.from_dense(values, drawn["kernel"], size=(SMALL, SMALL))
     pads = jax.lax.padtype_to_pads((side, side), (window, window), strides, "SAME")
     kept = Format(Layout((3, 1, 2, 0)), x.sharding)
 

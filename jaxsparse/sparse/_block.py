@@ -191,7 +191,8 @@ class Block(_layout.Compressed):
 
     def _convolution(self, x: Array, window: Window, shape: tuple[int, ...], via: str) -> Array:
         compiled = self._form(via, jnp.promote_types(x.dtype, self.dtype)) == "compiled"
-        if compiled and math.prod(window.sizes) > 1 and self.values.size:
+        slides = math.prod(window.sizes + window.strides) > 1
+        if compiled and slides and self.values.size:
             return self.csr()._convolution(x, window, shape, via)
         return self.product(_windows.patches(x, window, shape[1:-1]), via=via)
 
