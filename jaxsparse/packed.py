@@ -68,7 +68,7 @@ def pack_leaves(masks: Masks, sparse: list[bool]) -> Any:
 def unpacked(words: Array, shape: tuple[int, ...]) -> Array:
     """The mask of a given shape from its bits, with any axes of replicates in front."""
     axis, lead = _axis(shape), words.shape[: words.ndim - len(shape)]
-    if axis is None or words.shape[axis] != -(-shape[axis] // 8):
+    if axis is None or [*words.shape[len(lead) :]] != _with(shape, axis, -(-shape[axis] // 8)):
         return jnp.broadcast_to(words != 0, (*lead, *shape))
     rows = 8 * words.shape[axis]
 

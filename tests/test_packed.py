@@ -194,3 +194,13 @@ def test_bits_lie_beside_the_parameters(kind):
 def test_what_cannot_be(options, match):
     with pytest.raises(ValueError, match=match):
         jaxsparse.rigl(optax.adam(0.1), 0.8, key=0, **options)
+
+
+@pytest.mark.parametrize("shape", [(8, 10), (3, 8), (4, 8, 5), (8,), (8, 1)])
+def test_a_dense_leaf_as_long_as_a_byte(shape):
+    """Its one byte is not taken for the bits of a packed axis."""
+    params = {"fc": jnp.ones((16, 16)), "head": jnp.ones(shape)}
+    tx = rigl("packed", prunable=lambda path, leaf: path == "fc")
+    params, state = jaxsparse.init(tx, params)
+    _, state = tx.update(params, state, params)
+    assert np.array_equal(jaxsparse.get_masks(state, params)["head"], np.ones(shape))
