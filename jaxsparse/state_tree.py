@@ -281,11 +281,15 @@ def kept_like(kept: Any, masks: Masks) -> Any:
     )
 
 
+def _path(path: str, mask: Array) -> str:
+    """The path of the mask that an array belongs to, if that is all that is left of it."""
+    lost = next((name for name, kind in LOST.items() if mask.dtype == kind), "")
+    return path.removesuffix(f"/{lost}")
+
+
 def _own_masks(state: Declared) -> dict[str, Array]:
     leaves = jax.tree.leaves_with_path(as_masks(state.masks))
-    found = {trees.name(path): mask for path, mask in leaves if trees.is_array(mask)}
-    for name in LOST:
-        found = {path.removesuffix(f"/{name}"): mask for path, mask in found.items()}
+    found = {_path(trees.name(path), mask): mask for path, mask in leaves if trees.is_array(mask)}
     if state.sparse is None and all(path.endswith(VALUE) for path in found):
         return {path.removesuffix(VALUE): mask for path, mask in found.items()}
     return found

@@ -249,3 +249,11 @@ def test_a_model_with_more_than_arrays_cannot_start(leaf):
     params = {"kernel": jnp.ones((4, 4)), "rest": leaf}
     with pytest.raises(TypeError, match=r"'rest' must be an array.*eqx.filter"):
         jaxsparse.init(tx, params)
+
+
+@pytest.mark.parametrize("name", ["indices", "words"])
+def test_a_leaf_may_be_named_like_a_part_of_a_stored_mask(name):
+    params = {"fc": {name: jnp.ones((4, 4))}}
+    state = jaxsparse.rigl(optax.sgd(0.1), 0.5, key=0).init(params)
+    assert int(jaxsparse.get_masks(state, params)["fc"][name].sum()) == 8
+    assert float(jaxsparse.density(state)) == 0.5
