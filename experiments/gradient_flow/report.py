@@ -39,7 +39,8 @@ def report(finished: Finished) -> str:
     _draw(path, config, results, f"{finished.replicates}: mean, and from lowest to highest")
     facts = [
         f"{note[0].upper()}{note[1:]}. {100 * config['sparsity']:g}% of the weights of every layer "
-        f"are zero. Data: {finished.description}.",
+        "are zero; if all layers compete (global, SynFlow), of all layers together. Data: "
+        f"{finished.description}.",
         f"Gradient norm: L2, not squared, of living weights and biases, without penalty, on "
         f"{config['flow_examples']:,} fixed training examples.",
         finished.made_by,

@@ -78,7 +78,7 @@ METHODS = {
     ),
     "deep_rewiring": Method(jaxsparse.deep_rewiring, ("noise",)),
 }
-"""The methods by name: every command can train them."""
+"""The methods by name: every command can train them (`srigl` where the last layer is prunable)."""
 
 
 def optimizer(
