@@ -43,7 +43,7 @@ CONVOLUTIONS = {  # channels in and out, side of the image, window, stride, batc
     "128 to 256, 32x32, stride 2": (128, 256, 32, 3, 2, 128),
     "128 to 256, 32x32, 1x1, stride 2": (128, 256, 32, 1, 2, 128),
 }
-BLOCKS, SMALL = (64, 32), 16
+BLOCKS, BLOCK = (64, 32), 16  # of networks, of convolutions
 STEPS = {"networks": 10, "convolutions": 1}  # in a turn
 Calls = dict[str, Callable[[], None]]
 
@@ -118,11 +118,11 @@ def convolution(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]
     values = jax.random.normal(keys[0], (window, window, inputs, outputs))
     mask = jax.random.bernoulli(keys[1], 1 - sparsity, values.shape)
     drawn = jaxsparse.random_masks(
-        3, {"kernel": values}, sparsity, pattern=jaxsparse.block(SMALL, SMALL)
+        3, {"kernel": values}, sparsity, pattern=jaxsparse.block(BLOCK, BLOCK)
     )
     x = jax.random.normal(keys[2], (batch, side, side, inputs))
     kernel, strides = sparse.CSR.from_dense(values, mask), (stride, stride)
-    in_blocks = sparse.Block.from_dense(values, drawn["kernel"], size=(SMALL, SMALL))
+    in_blocks = sparse.Block.from_dense(values, drawn["kernel"], size=(BLOCK, BLOCK))
     pads = jax.lax.padtype_to_pads((side, side), (window, window), strides, "SAME")
     kept = Format(Layout((3, 1, 2, 0)), x.sharding)
 

@@ -97,18 +97,20 @@ def _leaf_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes | None:
     return spec
 
 
-def assumed_axes(path: str, leaf: Any) -> Axes:
-    """The axes that the name and the shape indicate, as for `all_axes`; where they are ambiguous,
-    those of Flax.
+def kernel_axes(axes: AxesSpec, path: str, leaf: Any) -> Axes:
+    """The axes of one kernel; as for `leaf_axes`, but without `axes` an ambiguous leaf has those of
+    Flax.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> assumed_axes("query/kernel", jnp.ones((32, 4, 8)))
+      >>> kernel_axes(None, "query/kernel", jnp.ones((32, 4, 8)))
       Axes(inputs=(0,), outputs=(1, 2), stacked=())
-      >>> assumed_axes("conv/kernel", jnp.ones((5, 4, 8)))
+      >>> kernel_axes(None, "conv/kernel", jnp.ones((5, 4, 8)))
       Axes(inputs=(1,), outputs=(2,), stacked=())
     """
-    return leaf_axes(_recognized(path, tuple(leaf.shape)) or "flax", path, leaf)
+    if axes is None:
+        axes = _recognized(path, tuple(leaf.shape)) or "flax"
+    return leaf_axes(axes, path, leaf)
 
 
 def check_axes(axes: AxesSpec, argument: str = "axes") -> None:

@@ -13,11 +13,9 @@ from jaxsparse.checks import traced
 from jaxsparse.inner_state import project
 from jaxsparse.masks import apply, density, living
 from jaxsparse.meshes import mesh_sharding
-from jaxsparse.packed import unpacked
 from jaxsparse.recognition import as_float
-from jaxsparse.sparse._flat import FlatPlaces
 from jaxsparse.sparse._layout import is_compressed
-from jaxsparse.sparse._states import holds_kernels, keeps_places, take_out
+from jaxsparse.sparse._states import holds_kernels, keeps_places, take_out, with_shape
 from jaxsparse.state_tree import (
     VALUE,
     Declared,
@@ -25,7 +23,6 @@ from jaxsparse.state_tree import (
     field,
     find,
     is_state,
-    lost_shapes,
     masks_by_path,
     replace,
     replaced,
@@ -73,10 +70,8 @@ def get_masks(opt_state: Any, params: Params) -> Masks:
             return leaf
         if path not in found:
             return jnp.ones(leaf.shape, bool)
-        if found[path].dtype == jnp.uint8:
-            return unpacked(found[path], leaf.shape)
-        if found[path].dtype == jnp.int32:
-            return FlatPlaces(found[path], leaf.shape).mask
+        if found[path].dtype != jnp.bool_:
+            return with_shape(found[path], leaf.shape).mask
         if found[path].shape != leaf.shape:
             raise ValueError(
                 f"the state's mask at {path!r} has shape {found[path].shape}, the parameter "
@@ -269,9 +264,8 @@ def metrics(
       (0.25, 12)
     """
     states = _find(opt_state, params)
-    known = states
-    told = any(map(is_compressed, jax.tree.leaves(params, is_leaf=is_compressed)))
-    if told or (params is not None and lost_shapes(states)):
+    known, masks = states, None
+    if params is not None:
         masks = get_masks(states, params)
         known = [state._replace(masks=masks) for state in states]
 
@@ -286,12 +280,12 @@ def metrics(
         "last_update": jnp.max(latest),
         "postponed": functools.reduce(operator.add, each("postponed")),
     }
-    return found if params is None else found | {"off_mask": _off_mask(states, params)}
+    return found if params is None else found | {"off_mask": _off_mask(masks, params)}
 
 
-def _off_mask(states: list[Declared], params: Params) -> Array:
+def _off_mask(masks: Masks, params: Params) -> Array:
     leaves = jax.tree.leaves(params, is_leaf=is_compressed)
-    pairs = zip(leaves, jax.tree.leaves(get_masks(states, params)), strict=True)
+    pairs = zip(leaves, jax.tree.leaves(masks), strict=True)
     return _not_zero_off([pair for pair in pairs if trees.is_array(pair[0])])
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from jaxsparse import rules, trees
 from jaxsparse.checks import check_number, check_size, traced
-from jaxsparse.packed import PackedMask
-from jaxsparse.sparse._flat import Flat, FlatPlaces
+from jaxsparse.sparse._flat import Flat
 from jaxsparse.sparse._layout import is_compressed
 from jaxsparse.sparse._moving import compressed_leaves
+from jaxsparse.sparse._states import with_shape
 from jaxsparse.sparse._values import values
 from jaxsparse.sparse.compression import movable
 from jaxsparse.state_tree import has_lost_shape
@@ -118,9 +118,8 @@ def regained(rule: Rule, masks: Any, params: Params) -> Any:
     def leaf(kept: Any, p: Any, used: bool) -> Any:
         if not has_lost_shape(kept):
             return kept
-        if "words" in kept:
-            return PackedMask(kept["words"], p.shape, dense=not used)
-        return FlatPlaces(kept["indices"], p.shape)
+        (array,) = kept.values()
+        return with_shape(array, p.shape, dense=not used)
 
     used = rules.sparse_leaves(rule, params)
     return treedef.unflatten(map(leaf, treedef.flatten_up_to(masks), leaves, used))

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import compressed, prng, rules, trees
-from jaxsparse.axes import assumed_axes
 from jaxsparse.checks import check_choice, check_flag, check_function
 from jaxsparse.inner_state import reset_dead
 from jaxsparse.mask_update import (
@@ -129,7 +128,7 @@ def sparsify(
         rule,
         room=room,
         window=window,
-        axes=assumed_axes if axes is None else axes,
+        axes=axes,
         regrown_state=regrown_state,
         first_value=first_value,
         skip_update=skip_update,

@@ -140,10 +140,11 @@ def _fitting(mask: Array, axes: Axes) -> dict[str, int]:
 
 
 def _kind(format: str, convolution: bool) -> str:
-    blocks = format.startswith("block:")
+    name = format
     # Blocks of a window are multiplied as rows, as a constant fan-in is.
-    name = "csr" if format == "condensed" or (blocks and convolution) else format
-    if name.startswith("block:"):
+    if name == "condensed" or (convolution and name.startswith("block:")):
+        name = "csr"
+    elif name.startswith("block:"):
         sides = [int(n) for n in name.removeprefix("block:").split("x")]
         side = min(_BLOCKS, key=lambda known: abs(math.log(known / min(sides))))
         name = f"block:{side}x{side}"

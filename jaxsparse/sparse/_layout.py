@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse import trees
-from jaxsparse.axes import all_axes
+from jaxsparse.axes import kernel_axes
 from jaxsparse.sparse import _windows
 from jaxsparse.sparse._places import (
     Layer,
@@ -267,7 +267,7 @@ def checked(
         raise ValueError(f"mask at {path!r} must have the shape {values.shape}, got {mask.shape}.")
     if capacity is None and isinstance(mask, jax.core.Tracer):
         raise TypeError(f"capacity must be given, because the mask at {path!r} is traced.")
-    return values, mask, all_axes(axes, {path: values})[path]
+    return values, mask, kernel_axes(axes, path, values)
 
 
 def as_rows(x: Array, size: int, name: str = "x", what: str = "inputs") -> Array:

@@ -5,10 +5,11 @@ from typing import Any
 import jax
 
 from jaxsparse import trees
-from jaxsparse.sparse._flat import is_place
+from jaxsparse.packed import PackedMask
+from jaxsparse.sparse._flat import FlatPlaces, is_place
 from jaxsparse.sparse._layout import is_compressed
-from jaxsparse.state_tree import field, is_state, replace
-from jaxsparse.types import Params
+from jaxsparse.state_tree import LOST, field, is_state, replace
+from jaxsparse.types import Array, Params
 
 
 def nodes(opt_state: Any) -> list[Any]:
@@ -30,6 +31,21 @@ def keeps_places(opt_state: Any) -> bool:
 def own_places(opt_state: Any) -> bool:
     """Whether a state holds the places itself."""
     return any(_places(_masks(node)) for node in nodes(opt_state))
+
+
+def with_shape(
+    array: Array, shape: tuple[int, ...], dense: bool = False
+) -> PackedMask | FlatPlaces:
+    """The packed mask, or the places, of which only this array is left; see `LOST`.
+
+    Args:
+      array: its type tells which of them.
+      shape: of the mask.
+      dense: as for `PackedMask`.
+    """
+    if array.dtype == LOST["words"]:
+        return PackedMask(array, shape, dense)
+    return FlatPlaces(array, shape)
 
 
 def take_out(params: Params, opt_state: Any) -> tuple[Params, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsparse import trees
-from jaxsparse.axes import assumed_axes, leaf_axes
+from jaxsparse.axes import kernel_axes
 from jaxsparse.checks import check_regexes, check_size
 from jaxsparse.sparse._block import Block
 from jaxsparse.sparse._channels import Channels
@@ -102,7 +102,6 @@ def compress(
       (8, 8)
     """
     check_size("batch", batch, 1)
-    axes = assumed_axes if axes is None else axes
     find = _finder(
         format, batch, [trees.name(path) for path, _ in jax.tree.flatten_with_path(params)[0]]
     )
@@ -204,7 +203,7 @@ def _maker(format: str, batch: int) -> _Maker:
 
 
 def _fastest(batch: int, values: Array, mask: Array, *, axes: AxesSpec, path: str) -> Any:
-    format = choose(mask, leaf_axes(axes, path, values), batch).format
+    format = choose(mask, kernel_axes(axes, path, values), batch).format
     return _maker(format, batch)(values, mask, axes=axes, path=path)
 
 
