@@ -2,19 +2,24 @@
 
     python -m benchmarks.sparse
     python -m benchmarks.sparse --table convolutions --sparsity 0.95
+    python -m benchmarks.sparse --table inference --sparsity 0.95
     python -m benchmarks.sparse --tune     # the costs by which format="auto" chooses
 
 Networks: forward, both gradients, SGD; donated, ten steps per turn, as in training: right after
 another program, a step would not find in the cache what it left there. Convolutions: forward and
 both gradients, with images in the layout that XLA gives them between two convolutions of the same
-kind. Everything is float32, taking turns within one run. Bytes are those of the stored parameters,
-values and places, and the peak of the compiled program besides its arguments.
+kind. Inference: the forward pass of the same networks, ten calls per turn, each waited for;
+"file" is what `sparse.export.save` writes and `load` reads. Everything is float32, taking turns
+within one run. Bytes are those of the stored parameters, values and places, and the peak of the
+compiled program besides its arguments.
 """
 
 import argparse
 import functools
 import itertools
+import os
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,17 +48,27 @@ CONVOLUTIONS = {  # channels in and out, side of the image, window, stride, batc
     "128 to 256, 32x32, stride 2": (128, 256, 32, 3, 2, 128),
     "128 to 256, 32x32, 1x1, stride 2": (128, 256, 32, 1, 2, 128),
 }
+INFERENCE = {
+    f"{name}, batch {batch}": (sizes, batch)
+    for name, (sizes, _) in NETWORKS.items()
+    for batch in (1, 32, 256)
+}
 BLOCKS, BLOCK = (64, 32), 16  # of networks, of convolutions
-STEPS = {"networks": 10, "convolutions": 1}  # in a turn
+STEPS = {"networks": 10, "convolutions": 1, "inference": 10}  # in a turn
 Calls = dict[str, Callable[[], None]]
 
 
-def loss(params: Mapping[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean squared error; `@` accepts both arrays and compressed kernels."""
+def predict(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    """What the network gives; `@` accepts both arrays and compressed kernels."""
     *hidden, last = params.values()
     for kernel in hidden:
         x = jax.nn.relu(x @ kernel)
-    return jnp.mean((x @ last - y) ** 2)
+    return x @ last
+
+
+def loss(params: Mapping[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean squared error."""
+    return jnp.mean((predict(params, x) - y) ** 2)
 
 
 def kernels(sizes: Sequence[int], keys: jax.Array) -> dict[str, jax.Array]:
@@ -75,39 +90,78 @@ def training(tx: optax.GradientTransformation, state: tuple, *rest: Any) -> tupl
     return call, program.memory_analysis().temp_size_in_bytes
 
 
-def network(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]]:
-    """The calls of each form, and the bytes that each keeps and needs."""
-    sizes, batch = NETWORKS[name]
-    keys = jax.random.split(jax.random.key(0), len(sizes) + 2)
+def in_formats(
+    sizes: Sequence[int], sparsity: float, keys: jax.Array
+) -> tuple[dict[str, jax.Array], Any, dict[str, Any]]:
+    """The parameters of a network, their unstructured masks, and both in every format."""
     params = kernels(sizes, keys)
-    examples = [
-        jax.random.normal(keys[-2], (batch, sizes[0])),
-        jax.random.normal(keys[-1], (batch, sizes[-1])),
-    ]
-    tx, copy = optax.sgd(0.1), functools.partial(jax.tree.map, jnp.copy)
 
     def random(**pattern: Any) -> Any:
         every = {"prunable": lambda path, leaf: True, "axes": "flax"}
         return jaxsparse.random_masks(3, params, sparsity, **every, **pattern)
 
     masks = random()
-    fixed = jaxsparse.fixed(tx, masks=masks)
-    forms = {
-        "dense": (tx, (copy(params), tx.init(params)), params),
-        "masks": (fixed, jaxsparse.init(fixed, params), (params, masks)),
-    }
     compressed = {"csr": sparse.compress(params, masks)}
     for block in BLOCKS:
         if all(n % block == 0 for n in sizes):
             chosen = random(pattern=jaxsparse.block(block, block))
             form = f"block:{block}x{block}"
             compressed[form] = sparse.compress(params, chosen, format=form)
+    return params, masks, compressed
+
+
+def network(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]]:
+    """The calls of each form, and the bytes that each keeps and needs."""
+    sizes, batch = NETWORKS[name]
+    keys = jax.random.split(jax.random.key(0), len(sizes) + 2)
+    params, masks, compressed = in_formats(sizes, sparsity, keys)
+    examples = [
+        jax.random.normal(keys[-2], (batch, sizes[0])),
+        jax.random.normal(keys[-1], (batch, sizes[-1])),
+    ]
+    tx, copy = optax.sgd(0.1), functools.partial(jax.tree.map, jnp.copy)
+    fixed = jaxsparse.fixed(tx, masks=masks)
+    forms = {
+        "dense": (tx, (copy(params), tx.init(params)), params),
+        "masks": (fixed, jaxsparse.init(fixed, params), (params, masks)),
+    }
     for form, small in compressed.items():
         forms[form] = tx, (copy(small), tx.init(small)), small
     calls, notes = {}, {}
     for form, (wrapped, state, kept) in forms.items():
         calls[form], peak = training(wrapped, state, *examples)
         notes[form] = [size(sparse.nbytes(kept)), size(peak)]
+    return calls, notes
+
+
+def inference(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]]:
+    """The same for the forward pass, in this process and from a file."""
+    sizes, batch = INFERENCE[name]
+    keys = jax.random.split(jax.random.key(0), len(sizes) + 1)
+    params, _, compressed = in_formats(sizes, sparsity, keys)
+    x = jax.random.normal(keys[-1], (batch, sizes[0]))
+    calls, notes = {}, {}
+
+    def add(form: str, function: Callable[..., Any], weights: Any, *given: Any) -> None:
+        program = jax.jit(function).lower(*given).compile()
+        calls[form] = lambda: [jax.block_until_ready(program(*given)) for _ in range(timed)]
+        notes[form] = [
+            size(sparse.nbytes(weights)),
+            size(program.memory_analysis().temp_size_in_bytes),
+        ]
+
+    timed = STEPS["inference"]
+    for form, weights in {"dense": params, **compressed}.items():
+        add(form, predict, weights, weights, x)
+    with tempfile.TemporaryDirectory() as folder:
+        for form, weights, via in (
+            ("dense, file", params, "portable"),
+            ("csr, file", compressed["csr"], "portable"),
+            ("csr, file, jaxlib's product", compressed["csr"], "xla"),
+        ):
+            path = os.path.join(folder, "function")
+            sparse.export.save(path, predict, weights, x, kernels=via)
+            add(form, sparse.export.load(path), weights, x)
     return calls, notes
 
 
@@ -160,7 +214,11 @@ def convolution(name: str, sparsity: float) -> tuple[Calls, dict[str, list[str]]
     return calls, notes
 
 
-TABLES = {"networks": (NETWORKS, network), "convolutions": (CONVOLUTIONS, convolution)}
+TABLES = {
+    "networks": (NETWORKS, network),
+    "convolutions": (CONVOLUTIONS, convolution),
+    "inference": (INFERENCE, inference),
+}
 
 
 def measured(table: str, name: str, sparsity: float, turns: int) -> list[dict[str, Any]]:
@@ -172,7 +230,7 @@ def measured(table: str, name: str, sparsity: float, turns: int) -> list[dict[st
     for form, seconds in spent.items():
         kept, peak = notes[form]
         row = {"": f"{name}, {100 * sparsity:g}%, {form}"}
-        row["ms a step"] = f"{1000 * statistics.median(seconds) / STEPS[table]:.2f}"
+        row["ms"] = f"{1000 * statistics.median(seconds) / STEPS[table]:.2f}"
         row["times as fast as dense"] = f"{1 / ratio(seconds, spent['dense']):.1f}"
         rows.append(row | {"bytes kept": kept, "peak bytes": peak})
     return rows
@@ -181,7 +239,7 @@ def measured(table: str, name: str, sparsity: float, turns: int) -> list[dict[st
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", default=",".join(TABLES), help="networks, convolutions")
+    parser.add_argument("--table", default=",".join(TABLES), help="comma-separated (default: all)")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--sparsity", default="0.8,0.9,0.95,0.98")
     parser.add_argument("--turns", type=int, default=15)

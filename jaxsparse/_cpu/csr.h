@@ -118,13 +118,29 @@ template <int P, int V>
 inline void ProductTile(const Rows& w, const Tile& t, int64_t o, const float* x, float* y) {
   const int32_t* starts = w.starts + o * w.taps;
   if constexpr (V == 0) {
-    std::fill_n(y, t.length, 0.0f);
+    if (t.length == 1) {  // one example: vectors run along the weights
+      Vec sums = {};
+      float rest = 0;
+      for (const auto& [a, b] : t.taps) {
+        int64_t k = starts[a];
+        for (; k + kLanes <= starts[b]; k += kLanes) {
+          Vec from;
+          for (int i = 0; i < kLanes; ++i) from[i] = x[w.columns[k + i] * w.unit];
+          sums += Load(w.values + k) * from;
+        }
+        for (; k < starts[b]; ++k) rest += w.values[k] * x[w.columns[k] * w.unit];
+      }
+      *y = Sum(sums) + rest;
+      return;
+    }
+    float sum[kLanes] = {};
     for (const auto& [a, b] : t.taps)
       for (int64_t k = starts[a]; k < starts[b]; ++k) {
         const float* from = x + w.columns[k] * w.unit;
         const float value = w.values[k];
-        for (int i = 0; i < t.length; ++i) y[i] += value * from[i];
+        for (int i = 0; i < t.length; ++i) sum[i] += value * from[i];
       }
+    std::copy_n(sum, t.length, y);
   } else {
     const int64_t step = t.in_step;
     Vec sum[P][V] = {};
