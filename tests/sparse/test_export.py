@@ -199,21 +199,33 @@ def test_2_4_of_the_pattern_and_of_convolutions():
         export.from_2_4(small._replace(indices=jnp.zeros_like(small.indices)), values.shape)
 
 
+@pytest.mark.parametrize("examples", [3, 5])
 @pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize("density", [0.0, 0.3])
-def test_portable_products(density, fixed):
+def test_portable_products(density, fixed, examples):
+    """A few examples skip zeros, more make the kernel dense."""
+    x = X[:examples]
     values, mask = random_kernel(density=density)
     kernel = sparse.CSR.from_dense(values, mask, capacity=None if fixed else 40)
     with sparse.kernels("portable"):
-        found, pull = jax.vjp(jax.jit(lambda x: x @ kernel), X)
+        found, pull = jax.vjp(jax.jit(lambda x: x @ kernel), x)
         (of_x,) = pull(found)
-        text = jax.jit(lambda x: x @ kernel).lower(X).as_text()
+        text = jax.jit(lambda x: x @ kernel).lower(x).as_text()
     assert "custom_call" not in text
-    want = np.asarray(X) @ np.where(mask, values, 0)
+    want = np.asarray(x) @ np.where(mask, values, 0)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(of_x, want @ np.where(mask, values, 0).T, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="kernel must be one of"):
         sparse.kernels("fast")
+
+
+def test_memory_of_a_file(tmp_path):
+    """Many examples need less than one copy of the dense kernel beside what the file holds."""
+    values, mask = random_kernel((64, 128), density=0.05)
+    kernel, x = sparse.CSR.from_dense(values, mask), jnp.ones((256, 64))
+    export.save(tmp_path / "net", lambda k, x: x @ k, kernel, x)
+    found = jax.jit(export.load(tmp_path / "net")).lower(x).compile().memory_analysis()
+    assert found.temp_size_in_bytes <= values.nbytes
 
 
 @pytest.mark.parametrize("kernels", ["portable", "xla"])

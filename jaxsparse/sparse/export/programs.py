@@ -37,10 +37,11 @@ def save(
       params: its parameters, compressed or not; they become constants of the program.
       *args: examples of the other arguments, arrays or `jax.ShapeDtypeStruct`, whose shapes may be
         symbolic (`jax.export.symbolic_shape`), for example to allow any batch size.
-      kernels: "portable" for XLA operations only; in csr they are worthwhile for single examples,
-        but for many examples they are slower than a dense product. "xla" takes jaxlib's own sparse
-        product on a CPU, which is fast for many examples; the reader must
-        `import jax.experimental.sparse`, and JAX guarantees the product for no other version.
+      kernels: "portable" for XLA operations only; for up to four examples they skip the zeros of a
+        csr kernel, for more or a symbolic number of examples they make it dense, once, when the
+        reader compiles. "xla" takes jaxlib's own sparse product on a CPU, which is fast for many
+        examples; the reader must `import jax.experimental.sparse`, and JAX guarantees the product
+        for no other version.
       platforms: such as ("cpu", "cuda", "tpu"); None for the platform of this process.
 
     Raises:
