@@ -4,20 +4,28 @@
     python -m benchmarks.sparse_training --table state
 
 `updates`: RigL on an MLP 1024-4096-1024, batch 128, Adam, 95%: a step, a step with a mask update,
-and the bytes of the compiled step, which contains both. `state`: the optimizer step alone, Adam,
-90%, ResNet-50 shapes, with dense parameters and `storage="compressed_state"`: in any loop, or with
-the living weights written in place. Everything takes turns within one run, donated; medians.
+and the bytes of the compiled step, which contains both. `process`: the memory that the system
+reports for a process that trains in one form: what it holds between steps and its peak during them,
+beside what is left when parameters and state are deleted (Linux with glibc). `state`: the optimizer
+step alone, Adam, 90%, ResNet-50 shapes, with dense parameters and `storage="compressed_state"`: in
+any loop, or with the living weights written in place. Everything but `process` takes turns within
+one run, donated; medians.
 """
 
 import argparse
+import ctypes
 import functools
+import gc
+import itertools
 import math
+import multiprocessing
+import re
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import jaxsparse
@@ -28,6 +36,7 @@ from experiments.common.report.tables import markdown
 from jaxsparse import sparse
 
 SIZES, BATCH = NETWORKS["MLP"]
+WEIGHTS = sum(map(math.prod, itertools.pairwise(SIZES)))
 BLOCK = 64
 Program = tuple[Callable[[], None], Any]
 
@@ -38,37 +47,44 @@ def program(step: Callable[..., Any], state: Any, *rest: Any) -> Program:
     return chain(compiled, state, *rest), compiled.memory_analysis()
 
 
-def updates(turns: int) -> list[list[str]]:
-    """A row for each storage: the step, the step with a mask update, and its bytes."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = kernels(SIZES, keys)
-    examples = [jax.random.normal(keys[2 + i], (BATCH, SIZES[i])) for i in (0, -1)]
+def forms() -> dict[str, Any]:
+    """RigL in every storage. Masks change in every other call, after a first one."""
     inner, block = optax.adam(1e-3), jaxsparse.block(BLOCK, BLOCK)
-    # The first call is a warm-up; after it, masks change in every other call.
     rigl = functools.partial(jaxsparse.rigl, inner, 0.95, key=0, every=2, axes="flax")
-    forms = {
+    blocks = f"compressed:block:{BLOCK}x{BLOCK}"
+    return {
         "dense": inner,
         "RigL, masks": rigl(),
         "RigL, csr": rigl(storage="compressed"),
-        f"RigL, blocks of {BLOCK}": rigl(
-            storage=f"compressed:block:{BLOCK}x{BLOCK}", pattern=block
-        ),
+        f"RigL, blocks of {BLOCK}": rigl(storage=blocks, pattern=block),
     }
+
+
+def training(name: str) -> Program:
+    """A training step of the MLP in one of the forms."""
+    tx = forms()[name]
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = kernels(SIZES, keys)
+    examples = [jax.random.normal(keys[2 + i], (BATCH, SIZES[i])) for i in (0, -1)]
+    begun = (params, tx.init(params)) if name == "dense" else jaxsparse.init(tx, params)
+    train = sparse.train_step(loss, tx)
+    return program(lambda *args: train(*args)[:2], begun, *examples)
+
+
+def updates(turns: int) -> list[list[str]]:
+    """A row for each storage: the step, the step with a mask update, and its bytes."""
     calls, memory = {}, {}
-    for name, tx in forms.items():
-        copy = jax.tree.map(jnp.copy, params)
-        state = (copy, tx.init(copy)) if name == "dense" else jaxsparse.init(tx, copy)
-        train = sparse.train_step(loss, tx)
-        call, memory[name] = program(lambda *args, train=train: train(*args)[:2], state, *examples)
-        call()
+    for name in forms():
+        call, memory[name] = training(name)
+        call()  # a warm-up
         calls[name] = call
         if name != "dense":
             calls[f"{name} with an update"] = call
     spent = take_turns(calls, turns)
-    size, rows = sum(p.size for p in params.values()), []
+    rows = []
     for name, found in memory.items():
         more = spent.get(f"{name} with an update")
-        kept, beside = found.argument_size_in_bytes / size, found.temp_size_in_bytes / size
+        kept, beside = found.argument_size_in_bytes / WEIGHTS, found.temp_size_in_bytes / WEIGHTS
         rows.append(
             [
                 name,
@@ -81,6 +97,43 @@ def updates(turns: int) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def process(turns: int) -> list[list[str]]:
+    """A row for each storage: what its process holds, and its peak."""
+    fresh = multiprocessing.get_context("spawn")  # nothing is inherited
+    rows = []
+    for name in forms():
+        with fresh.Pool(1) as pool:
+            held, peak = pool.apply(resident, (name, turns))
+        rows.append([name, f"{held / WEIGHTS:.1f}", f"{peak / WEIGHTS:.1f}"])
+    return rows
+
+
+def resident(name: str, turns: int) -> tuple[int, int]:
+    """Resident bytes of this process after some steps, and their peak during a few more."""
+    call, _ = training(name)
+    for _ in range(3):  # both kinds of steps
+        call()
+    held = _in_use()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    for _ in range(turns):
+        call()
+    peak = _status("VmHWM")
+    del call
+    rest = _in_use()  # the program and its compiler
+    return held - rest, peak - rest
+
+
+def _in_use() -> int:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # returns what is free to the system
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    (line,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(line)
 
 
 def state(turns: int) -> list[list[str]]:
@@ -129,6 +182,7 @@ TABLES: dict[str, tuple[Callable[[int], list[list[str]]], list[str]]] = {
             "both",
         ],
     ),
+    "process": (process, ["", "bytes a weight: held", "peak"]),
     "state": (state, ["", "ms", "times the dense step", "bytes of state a weight"]),
 }
 
@@ -136,7 +190,7 @@ TABLES: dict[str, tuple[Callable[[int], list[list[str]]], list[str]]] = {
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", default=",".join(TABLES), help="comma-separated (default: both)")
+    parser.add_argument("--table", default=",".join(TABLES), help="comma-separated (default: all)")
     parser.add_argument("--turns", type=int, default=9)
     args = parser.parse_args()
     for name in args.table.split(","):
