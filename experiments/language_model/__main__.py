@@ -19,7 +19,7 @@ from experiments.common.study.lab import Site
 from experiments.common.study.options import option, parse
 from experiments.common.study.study import Group
 from experiments.language_model import cells, layout, logs, plan, report
-from experiments.language_model.settings import DEFAULT, PRESETS, Settings
+from experiments.language_model.settings import DEFAULT, OPTIMIZERS, PRESETS, Settings
 from experiments.language_model.settings import cells as cells_of
 
 PROG = "python -m experiments.language_model"
@@ -36,6 +36,7 @@ class Options(command.StudyOptions):
     text: str | None = option(
         None, "any file, whose bytes are the text (default: tiny_shakespeare)"
     )
+    optimizer: str = option("adamw", "of every run", choices=tuple(OPTIMIZERS))
     steps: int | None = option(None, "steps of every run (default: the preset's)")
     batch_size: int | None = option(None, "windows per step (default: the preset's)")
     learning_rate: float | None = option(None, "after the warm-up (default: the preset's)")
@@ -113,7 +114,7 @@ def _settings(options: Options) -> tuple[Settings, list[str], tuple[float, ...]]
     settings = PRESETS[options.preset]
     given = {
         name: getattr(options, name)
-        for name in ("text", "steps", "batch_size", "learning_rate")
+        for name in ("text", "optimizer", "steps", "batch_size", "learning_rate")
         if getattr(options, name) is not None
     }
     shape = settings.architecture

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from optax import contrib
 
 from experiments.common.training import methods
 from experiments.language_model.decoder import Architecture, smaller
@@ -80,8 +81,9 @@ def parse(name: str) -> Cell:
 class Settings:
     """A decoder, its text, and one recipe for all methods.
 
-    AdamW with a warm-up over the first twentieth of the run and a cosine down to a tenth of the
-    rate, gradients clipped to a norm of 1. Only kernels decay, and only kernels are sparse, all to
+    A warm-up over the first twentieth of the run and a cosine down to a tenth of the rate,
+    gradients clipped to a norm of 1. AdamW, or Muon for the kernels of layers, with updates as
+    large as AdamW's, and Adam for the rest. Only kernels decay, and only kernels are sparse, all to
     the same sparsity: embedding, norms and output layer stay dense.
 
     Attributes:
@@ -91,6 +93,7 @@ class Settings:
       steps: of every run.
       learning_rate: after the warm-up.
       text: "tiny_shakespeare", or the path of a file.
+      optimizer: one of `OPTIMIZERS`.
       weight_decay: of the kernels.
       every: steps from one mask update to the next.
       validate: steps from one measurement to the next; divides `steps`.
@@ -102,6 +105,7 @@ class Settings:
     steps: int
     learning_rate: float
     text: str = "tiny_shakespeare"
+    optimizer: str = "adamw"
     weight_decay: float = 0.1
     every: int = 50
     validate: int = 100
@@ -147,20 +151,20 @@ class Settings:
             return whole
         return smaller(whole, whole.weights - round(cell.sparsity * whole.sparse_weights))
 
-    def optimizer(self) -> optax.GradientTransformation:
+    def inner(self) -> optax.GradientTransformation:
         """The inner optimizer of every method."""
         peak = self.learning_rate
         rate = optax.warmup_cosine_decay_schedule(
             0, peak, max(1, self.steps // 20), self.steps, peak / 10
         )
-        adamw = optax.adamw(rate, b2=0.99, weight_decay=self.weight_decay, mask=_kernels)
-        return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+        chosen = OPTIMIZERS[self.optimizer](rate, self.weight_decay)
+        return optax.chain(optax.clip_by_global_norm(1.0), chosen)
 
     def method(self, cell: Cell, key: Any) -> optax.GradientTransformationExtraArgs:
         """The optimizer of a cell; the key draws its masks."""
         return methods.sparse_method(
             cell.table_name,
-            self.optimizer(),
+            self.inner(),
             key=key,
             sparsity=cell.sparsity or 0.0,
             distribution="uniform",
@@ -173,6 +177,33 @@ class Settings:
 
 def _kernels(params: Any) -> Any:
     return jax.tree.map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
+
+
+def _matrices(params: Any) -> Any:
+    """The kernels of the layers, `(layers, in, out)`: one matrix for each layer."""
+    each = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree.map(
+        lambda kernel, leaf: each if kernel and leaf.ndim == 3 else None, _kernels(params), params
+    )
+
+
+def _adamw(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
+    return optax.adamw(rate, b2=0.99, weight_decay=decay, mask=_kernels)
+
+
+def _muon(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
+    return contrib.muon(
+        rate,
+        weight_decay=decay,
+        weight_decay_mask=_kernels,
+        adam_b2=0.99,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,
+    )
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+"""By name: what makes one from a schedule and a weight decay."""
 
 
 def cells(

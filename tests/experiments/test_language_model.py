@@ -1,5 +1,6 @@
 """The study of a language model: its text, its cells, its plan and its command line."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -17,7 +18,7 @@ from experiments.common.study.content import read_arrays, read_results
 from experiments.common.training import loop
 from experiments.language_model import __main__ as language_model
 from experiments.language_model import cells, data, plan
-from experiments.language_model.decoder import Architecture
+from experiments.language_model.decoder import Architecture, make_decoder
 from experiments.language_model.logs import Log
 from experiments.language_model.settings import PRESETS, TICKET, Cell, Settings, parse
 
@@ -44,6 +45,31 @@ def test_masks_are_switched_once_and_where_they_should():
     assert run(state, 2, 6).opt_state.masks["kernel"].mean() == 1.0
     assert run(state, 5, 6).opt_state.masks["kernel"].mean() == 0.5
     assert calls == [(0, 4), (4, 6), (2, 4), (4, 6), (5, 6)]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_muon_takes_the_matrix_of_each_layer(sparsity):
+    """The kernels of layers move along orthogonal matrices, all else by Adam; masks hold."""
+    settings = dataclasses.replace(TINY, optimizer="muon", weight_decay=0.0)
+    params = make_decoder(SMALLEST)[1](jax.random.key(0))
+    tx = settings.method(Cell("fixed", sparsity, 0), jax.random.key(1))
+    params, state = jaxsparse.init(tx, params)
+    grads = random_like(params, 2)
+    for _ in range(2):  # the rate of the first step is 0
+        updates, state = jax.jit(tx.update)(grads, state, params)
+    up, norm = updates["blocks"]["up"]["kernel"][...], updates["norm"]["scale"][...]
+    np.testing.assert_allclose(jnp.abs(norm), jnp.abs(norm).max(), rtol=1e-3)  # Adam's signs
+    assert (up == 0).mean() == sparsity
+    if sparsity == 0:
+        singular = jnp.linalg.svd(up, compute_uv=False)  # of each layer
+        assert singular.shape == (2, 16) and (singular.max(1) < 2 * singular.min(1)).all()
+
+
+def random_like(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    drawn = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 BYTES = bytes(range(32, 127)) * 60
