@@ -4,14 +4,32 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.common.models.registry import MODELS
 from experiments.common.study.options import flag, identity, option
 from experiments.common.training import methods
 
-EPOCHS = {"digits": 40, "other": 20}
-BATCH_SIZES = {"digits": 24, "other": 100}
+
+class Recipe(NamedTuple):
+    """What is used where the command line says nothing."""
+
+    optimizer: str
+    epochs: int
+    batch_size: int
+
+
+RECIPES = {
+    "digits": Recipe("momentum", 40, 24),
+    "characters": Recipe("adamw", 4, 8),
+    "other": Recipe("momentum", 20, 100),
+}
+
+
+def _default(name: str) -> str:
+    digits, characters, other = (getattr(recipe, name) for recipe in RECIPES.values())
+    first = "" if digits == other else f"{digits} on digits, "
+    return f"default: {first}{characters} for characters, else {other}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +80,18 @@ class Config:
         "share of the living weights that a mask update replaces at first, in [0, 1]; annealed to "
         "0 at --stop (default: the method's own)",
     )
-    optimizer: str = option(
-        "momentum", "momentum is SGD with Nesterov momentum 0.9", choices=methods.OPTIMIZERS
+    optimizer: str | None = option(
+        None,
+        f"momentum is SGD with Nesterov momentum 0.9 ({_default('optimizer')})",
+        choices=methods.OPTIMIZERS,
     )
     learning_rate: float | None = option(
         None, "at the first step, above 0 (default: sgd and momentum 0.1, adam and adamw 0.001)"
     )
     schedule: str = option("cosine", "how the learning rate changes", choices=methods.SCHEDULES)
     weight_decay: float = option(5e-4, "added to the gradient; by adamw to the update")
-    epochs: int | None = option(
-        None,
-        f"passes over the training set (default: {EPOCHS['digits']} on digits, else "
-        f"{EPOCHS['other']})",
-    )
-    batch_size: int | None = option(
-        None,
-        f"examples a step (default: {BATCH_SIZES['digits']} on digits, else "
-        f"{BATCH_SIZES['other']})",
-    )
+    epochs: int | None = option(None, f"passes over the training set ({_default('epochs')})")
+    batch_size: int | None = option(None, f"examples a step ({_default('batch_size')})")
     validation: int = option(0, "training examples to set aside and also evaluate on")
     seeds: int = option(3, "replicates, each with its own weights, masks and order of examples")
     seed: int = option(0, "seed of the first replicate; the others count up from it")
@@ -129,14 +141,18 @@ def resolve(config: Config) -> Config:
         sparsity = 0.0
     elif sparsity is None:
         sparsity = 1 - int(n_of_m[1]) / int(n_of_m[2]) if n_of_m else 0.9
-    kind = "digits" if config.dataset == "digits" else "other"
+    characters = config.model == "character_transformer"
+    kind = "digits" if config.dataset == "digits" else "characters" if characters else "other"
+    recipe = RECIPES[kind]
+    optimizer = _given(config.optimizer, recipe.optimizer)
     config = dataclasses.replace(
         config,
         sparsity=sparsity,
         distribution=_given(config.distribution, "uniform" if n_of_m else "erk"),
-        learning_rate=_given(config.learning_rate, methods.LEARNING_RATES[config.optimizer]),
-        epochs=_given(config.epochs, EPOCHS[kind]),
-        batch_size=_given(config.batch_size, BATCH_SIZES[kind]),
+        optimizer=optimizer,
+        learning_rate=_given(config.learning_rate, methods.LEARNING_RATES[optimizer]),
+        epochs=_given(config.epochs, recipe.epochs),
+        batch_size=_given(config.batch_size, recipe.batch_size),
     )
     for name, fits, allowed in _RANGES:
         value = getattr(config, name)
