@@ -59,6 +59,8 @@ def top_k_mask(
 def kth_largest(scores: Array, k: int | Array) -> Array:
     """The k-th largest score, a scalar of the scores' type (0.0 for either zero).
 
+    It is a constant for gradients.
+
     Args:
       scores: floating array of any shape, not empty.
       k: rank in [1, n]; may be traced, and is then clipped to that range.
@@ -72,7 +74,7 @@ def kth_largest(scores: Array, k: int | Array) -> Array:
       >>> kth_largest(jnp.array([1.0, 3.0, 2.0]), 2)
       Array(2., dtype=float32)
     """
-    scores = check_array("scores", scores, jnp.floating)
+    scores = jax.lax.stop_gradient(check_array("scores", scores, jnp.floating))
     if scores.size == 0:
         raise ValueError("kth_largest: `scores` is empty; it needs at least one element.")
     check_rank(k, scores.size, least=1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from jaxsparse import sparse
 from jaxsparse.sparse import _pallas
@@ -62,8 +63,11 @@ def test_lowers_for_a_device_that_is_not_here(device, dtype):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (*operands(kernel, 8), kernel)
     )
     call = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}[device]
+    # From JAX 0.12 on, Triton wants to know the device that it compiles for.
+    h100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu") if device == "cuda" else None
     stable = [jax.export.DisabledSafetyCheck.custom_call(call)]  # Triton's is not promised to be
-    exported = jax.export.export(run, platforms=[device], disabled_checks=stable)(*args)
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=h100)):
+        exported = jax.export.export(run, platforms=[device], disabled_checks=stable)(*args)
     assert exported.mlir_module().count(f"custom_call @{call}") == 3
 
 
