@@ -11,6 +11,7 @@ those of an idle machine of the same kind.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.shapes import CONVOLUTIONS
+from benchmarks.shapes import NETWORKS as PERCEPTRONS
 from experiments.common.report.tables import markdown
 
 VGG_16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
-CONVOLUTIONS = {  # channels in and out, side of the image, window, stride, batch
-    "64, 32x32": (64, 64, 32, 3, 1, 64),
-    "128, 16x16": (128, 128, 16, 3, 1, 64),
-    "256, 8x8": (256, 256, 8, 3, 1, 64),
-    "512, 4x4": (512, 512, 4, 3, 1, 64),
-}
 
 
 def perceptron(*sizes: int) -> nn.Module:
@@ -98,8 +95,10 @@ def wrn_16_8() -> nn.Module:
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Sequence[int], int]] = {
-    "MLP": (lambda: perceptron(1024, 4096, 1024), (1024,), 128),
-    "lenet_300_100": (lambda: perceptron(784, 300, 100, 10), (784,), 100),
+    **{
+        name: (functools.partial(perceptron, *sizes), sizes[:1], batch)
+        for name, (sizes, batch) in PERCEPTRONS.items()
+    },
     "lenet_5_caffe": (lenet_5_caffe, (1, 28, 28), 100),
     "vgg_16_d": (vgg_16_d, (3, 32, 32), 128),
     "wrn_16_8": (wrn_16_8, (3, 32, 32), 128),
@@ -159,7 +158,7 @@ def main() -> None:
         found = milliseconds(training(make, shape, batch), args.turns)
         rows.append([f"{name}, batch {batch}", f"{found:.1f}"])
     for name, sizes in CONVOLUTIONS.items():
-        rows.append([f"3x3, {name}", f"{milliseconds(convolving(*sizes), args.turns):.1f}"])
+        rows.append([name, f"{milliseconds(convolving(*sizes), args.turns):.1f}"])
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     print(markdown(["", "ms a step"], rows))
 

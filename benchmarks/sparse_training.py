@@ -29,7 +29,8 @@ import jax
 import optax
 
 import jaxsparse
-from benchmarks.sparse import NETWORKS, kernels, loss
+from benchmarks.shapes import NETWORKS
+from benchmarks.sparse import kernels, loss
 from benchmarks.step import SHAPES, weights
 from benchmarks.timing import chain, optimizer_step, ratio, step_in_place, take_turns
 from experiments.common.report.tables import markdown

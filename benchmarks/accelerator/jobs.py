@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from benchmarks import sparse, step
+from benchmarks import shapes, step
 from benchmarks.accelerator import measures
 from benchmarks.accelerator.measures import Transformer
 from benchmarks.accelerator.queue import Job, measurement, study
@@ -61,7 +61,7 @@ FULL = Sizes(
     methods=[name for name in step.NAMES if name not in ("dense", "fixed", step.OBVIOUS)],
     trained=("fixed", "rigl"),
     types=("float32", "bfloat16"),
-    compressed=dict.fromkeys(sparse.NETWORKS, (0.9, 0.95, 0.98)),
+    compressed=dict.fromkeys(shapes.NETWORKS, (0.9, 0.95, 0.98)),
 )
 """The transformer has 98 million parameters."""
 TINY = Sizes(
