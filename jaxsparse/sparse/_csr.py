@@ -67,13 +67,16 @@ class CSRPlaces(_layout.Places):
         return self.inputs.shape[-1:]
 
     def gather_layer(self, matrix: Array) -> Array:
-        rows, units = _rows_of(self), matrix.shape[1]
+        rows = _portable.rows(self.ends, len(self.inputs))
+        units = matrix.shape[1]
         found = matrix[self.inputs, jnp.minimum(rows, units - 1)]
         return jnp.where(rows < units, found, jnp.zeros((), found.dtype))
 
     def spread_layer(self, values: Array) -> Array:
         matrix = jnp.zeros(_layout.sizes(self.shape, self.axes), values.dtype)
-        return matrix.at[self.inputs, _rows_of(self)].set(values, mode="drop")
+        return matrix.at[self.inputs, _portable.rows(self.ends, len(self.inputs))].set(
+            values, mode="drop"
+        )
 
 
 @functools.partial(
@@ -211,7 +214,7 @@ def _of_values(static: _Static, shapes: Shapes, places: CSRPlaces, x: Array, g: 
     if fast:
         operands, sizes = (places.ends, places.inputs, x, g), window.numbers()
         return _kernels.call("csr_values", shapes.values, *operands, batched=(2, 3), sizes=sizes)
-    rows = _rows_of(places)
+    rows = _portable.rows(places.ends, len(places.inputs))
     found = (g.T @ x)[jnp.minimum(rows, g.shape[1] - 1), places.inputs]
     living = jnp.arange(len(places.inputs), dtype=jnp.int32) < places.ends[-1]
     return jnp.where(living, found, jnp.zeros((), found.dtype))
@@ -224,13 +227,3 @@ def _ends(bits: Bits, rows: int, columns: int) -> Array:
     """How many weights live before each row, and in total."""
     before = bits.rank(jnp.arange(rows, dtype=jnp.int32) * columns)
     return jnp.append(before, bits.alive)
-
-
-def _rows_of(places: CSRPlaces) -> Array:
-    """The output of each weight; the number of outputs where there is no weight."""
-    units, capacity = len(places.ends) - 1, len(places.inputs)
-    begins = jnp.where(places.ends[:-1] < places.ends[1:], places.ends[:-1], capacity)
-    numbers = jnp.arange(units, dtype=jnp.int32)
-    firsts = jnp.zeros(capacity, jnp.int32).at[begins].set(numbers, mode="drop")
-    living = jnp.arange(capacity, dtype=jnp.int32) < places.ends[-1]
-    return jnp.where(living, jax.lax.cummax(firsts), units)

@@ -19,13 +19,27 @@ def product(ends: Array, columns: Array, values: Array, x: Array) -> Array:
     few = isinstance(x.shape[1], int) and x.shape[1] <= _FEW
     if few and isinstance(ends, np.ndarray):
         return _padded(ends, np.asarray(columns), values, x)
-    library = np if isinstance(ends, np.ndarray) else jnp
-    rows = library.searchsorted(ends[1:], library.arange(len(columns)), side="right")
+    of = rows(ends, len(columns))
     if few:
         products = values[:, None] * x[columns]
-        return jax.ops.segment_sum(products, rows, len(ends) - 1, indices_are_sorted=True)
+        return jax.ops.segment_sum(products, of, len(ends) - 1, indices_are_sorted=True)
     dense = jnp.zeros((len(ends) - 1, x.shape[0]), values.dtype)
-    return dense.at[rows, columns].set(values, mode="drop") @ x
+    return dense.at[of, columns].set(values, mode="drop") @ x
+
+
+def rows(ends: Array, capacity: int) -> Array:
+    """The row of each weight; the number of rows where there is no weight.
+
+    Fixed rows are counted here: XLA would fold the constants at compile time, one by one.
+    """
+    units = len(ends) - 1
+    if isinstance(ends, np.ndarray):
+        return np.searchsorted(ends[1:], np.arange(capacity), side="right").astype(np.int32)
+    begins = jnp.where(ends[:-1] < ends[1:], ends[:-1], capacity)
+    numbers = jnp.arange(units, dtype=jnp.int32)
+    firsts = jnp.zeros(capacity, jnp.int32).at[begins].set(numbers, mode="drop")
+    living = jnp.arange(capacity, dtype=jnp.int32) < ends[-1]
+    return jnp.where(living, jax.lax.cummax(firsts), units)
 
 
 def _padded(ends: np.ndarray, columns: np.ndarray, values: Array, x: Array) -> Array:
