@@ -10,7 +10,7 @@ from experiments.common.report import looks, pages
 from experiments.common.report.figures import note_above, plain, save
 from experiments.common.report.tables import Statistics, count, number, statistics
 from experiments.common.study.content import Finished, read_arrays
-from experiments.language_model.settings import LIFTED, TICKET, TIME, Cell, parse
+from experiments.language_model.settings import LIFTED, SMALL, TICKET, TIME, Cell, parse
 
 _HEADER = [
     *("", "living weights", "validation loss", "bits per byte", "test loss"),
@@ -94,9 +94,11 @@ def _time(finished: Finished, cell: Cell) -> float | None:
     if method == "dense":
         return 1.0
     timed = [one for one in map(parse, finished.results) if one.seed is None]
-    # The time of steps with masks hardly depends on the sparsity: it is measured at one of them.
     own = [one for one in timed if one.method == method]
-    exact = [one for one in own if one.sparsity == cell.sparsity] or own
+    exact = [one for one in own if one.sparsity == cell.sparsity]
+    if not exact and method != SMALL:
+        # The time of steps with masks hardly depends on the sparsity: it is measured at one.
+        exact = own
     return float(np.median(finished.results[exact[0].name]["time"])) if exact else None
 
 
