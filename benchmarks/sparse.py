@@ -1,4 +1,4 @@
-"""Training steps and convolutions on compressed kernels, compared with dense and masked ones.
+"""Training steps, convolutions and forward passes on compressed kernels, against dense ones.
 
     python -m benchmarks.sparse
     python -m benchmarks.sparse --table convolutions --sparsity 0.95

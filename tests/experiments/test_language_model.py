@@ -54,7 +54,7 @@ def test_muon_takes_the_matrix_of_each_layer(sparsity):
     params = make_decoder(SMALLEST)[1](jax.random.key(0))
     tx = settings.method(Cell("fixed", sparsity, 0), jax.random.key(1))
     params, state = jaxsparse.init(tx, params)
-    grads = random_like(params, 2)
+    grads = optax.tree.random_like(jax.random.key(2), params)
     for _ in range(2):  # the rate of the first step is 0
         updates, state = jax.jit(tx.update)(grads, state, params)
     up, norm = updates["blocks"]["up"]["kernel"][...], updates["norm"]["scale"][...]
@@ -63,13 +63,6 @@ def test_muon_takes_the_matrix_of_each_layer(sparsity):
     if sparsity == 0:
         singular = jnp.linalg.svd(up, compute_uv=False)  # of each layer
         assert singular.shape == (2, 16) and (singular.max(1) < 2 * singular.min(1)).all()
-
-
-def random_like(tree, seed):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
 
 
 BYTES = bytes(range(32, 127)) * 60
