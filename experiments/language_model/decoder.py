@@ -136,8 +136,12 @@ class Block(nnx.Module):
         self.down = linear(a.hidden, a.width, into)
 
     def __call__(self, stream: Array) -> Array:
+        windows, width = stream.shape[:-1], stream.shape[-1]
+        # Kernels see matrices: XLA multiplies stacks of them more slowly in the backward pass.
+        stream = stream.reshape(-1, width)
+
         def heads(features: Array, count: int) -> Array:
-            return features.reshape(*features.shape[:-1], count, -1)
+            return features.reshape(*windows, count, -1)
 
         normed = self.attention_norm(stream)
         attended = jax.nn.dot_product_attention(
@@ -148,7 +152,8 @@ class Block(nnx.Module):
         )
         stream = stream + self.out(attended.reshape(stream.shape))
         normed = self.forward_norm(stream)
-        return stream + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
+        stream = stream + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
+        return stream.reshape(*windows, width)
 
 
 class Decoder(nnx.Module):
