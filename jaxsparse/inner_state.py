@@ -39,54 +39,51 @@ def reset_dead(
       waits for it may overwrite them.
     """
     leaves, treedef = jax.tree.flatten(inner_state)
-    owners = weights(inner_state, params, sparse)
-    if not owners:
+    owned = weights(inner_state, params, sparse)
+    if not owned:
         return inner_state, some
 
     def reset(_: Array, carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
         initial, alive = jax.tree.leaves(fresh()), jax.tree.leaves(as_masks(masks))
         return [
             jnp.where(alive[w], leaf, jnp.where(fired, initial[i].astype(leaf.dtype), leaf))
-            for (i, w), leaf in zip(owners.items(), carry[0], strict=True)
+            for (i, w), leaf in zip(owned.items(), carry[0], strict=True)
         ], jnp.asarray(True)
 
-    start = [leaves[i] for i in owners], jnp.asarray(False)
+    start = [leaves[i] for i in owned], jnp.asarray(False)
     carry, some = lax.fori_loop(0, some.astype(jnp.int32), reset, start)
-    for i, leaf in zip(owners, carry, strict=True):
+    for i, leaf in zip(owned, carry, strict=True):
         leaves[i] = leaf
     return jax.tree.unflatten(treedef, leaves), some
 
 
 def weights(inner_state: Any, params: Params, sparse: list[bool]) -> dict[int, int]:
     """Which leaves of the state belong to sparse leaves of the parameters, and to which of them."""
-    found = [
-        _weight(path, leaf, params, sparse) for path, leaf in jax.tree.leaves_with_path(inner_state)
-    ]
-    return {i: w for i, w in enumerate(found) if w is not None}
+    find = owners(params)
+    found = {}
+    for i, (path, leaf) in enumerate(jax.tree.leaves_with_path(inner_state)):
+        if trees.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            owner = find(path, leaf)
+            if owner is not None and sparse[owner]:
+                found[i] = owner
+    return found
 
 
-def _weight(path: tuple[Any, ...], leaf: Array, params: Params, sparse: list[bool]) -> int | None:
-    """Which sparse leaf of `params` a leaf of state belongs to."""
-    if not (trees.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)):
-        return None
-    owner = owner_of(path, leaf, params)
-    return owner if owner is not None and sparse[owner] else None
+def owners(params: Params) -> Callable[[tuple[Any, ...], Any], int | None]:
+    """A function `(path, leaf) -> index` that says which leaf of `params` an array of another tree
+    belongs to: its path ends with that leaf's, and its last axes have that leaf's shape (a history
+    of updates has one more axis in front)."""
+    leaves = {path: (i, p) for i, (path, p) in enumerate(jax.tree.leaves_with_path(params))}
 
+    def find(path: tuple[Any, ...], leaf: Any) -> int | None:
+        endings = (path[start:] for start in range(len(path) + 1))  # the longest first
+        found = next((leaves[ending] for ending in endings if ending in leaves), None)
+        if found is None or not trees.is_array(leaf):
+            return None
+        i, p = found
+        return i if leaf.shape[leaf.ndim - p.ndim :] == p.shape else None
 
-def owner_of(path: tuple[Any, ...], leaf: Any, params: Params) -> int | None:
-    """Which leaf of `params` an array of another tree belongs to: its path ends with that leaf's,
-    and its last axes have that leaf's shape (a history of updates has one more axis in front)."""
-    best, depth = None, -1
-    for i, (ending, p) in enumerate(jax.tree.leaves_with_path(params)):
-        same = (
-            trees.is_array(leaf)
-            and len(ending) <= len(path)
-            and path[len(path) - len(ending) :] == ending
-        )
-        if same and len(ending) > depth:
-            best = i if leaf.shape[leaf.ndim - p.ndim :] == p.shape else None
-            depth = len(ending)
-    return best
+    return find
 
 
 def project(inner_state: Any, fresh: Any, params: Params, masks: Masks) -> Any:

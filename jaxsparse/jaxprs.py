@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxsparse import trees
@@ -12,6 +13,7 @@ from jaxsparse.checks import traced
 from jaxsparse.types import Array
 
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_ARRAY = object()
 
 
 class Scan(NamedTuple):
@@ -33,24 +35,28 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
     On a CPU, XLA computes the first stage of many leaves before any later stage, and keeps the
     results of all of them. Leaves whose functions are compiled apart are computed one after the
-    other, each in the memory of the one before.
+    other, each in the memory of the one before. Calls that differ only in the values of arrays are
+    traced once.
     """
+    traced_before: dict[Any, Callable[..., Any]] = {}
 
     def call(*given: Any) -> Any:
         leaves, treedef = jax.tree.flatten(given)
-        arrays = [x for x in leaves if isinstance(x, jax.Array)]
+        arrays = [x for x in leaves if isinstance(x, jax.Array | np.ndarray)]
         if jax.default_backend() != "cpu" or not any(map(traced, arrays)):
             return function(*given)
+        static = tuple(_ARRAY if isinstance(x, jax.Array | np.ndarray) else x for x in leaves)
+        key = treedef, static, tuple(map(type, static))  # True is not 1 here
 
-        @jax.jit
         def run(arrays: list[Array]) -> Any:
             found = iter(arrays)
-            mixed = [next(found) if isinstance(x, jax.Array) else x for x in leaves]
+            mixed = [next(found) if x is _ARRAY else x for x in static]
             with set_xla_metadata(inlineable="true"):
                 return function(*treedef.unflatten(mixed))
 
+        compiled = traced_before.setdefault(key, jax.jit(run))
         with set_xla_metadata(inlineable="false"):
-            return run(arrays)
+            return compiled(arrays)
 
     return call
 

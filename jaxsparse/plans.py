@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsparse import jaxprs, trees
+from jaxsparse import jaxprs, prng, trees
 from jaxsparse.checks import traced
 from jaxsparse.distributions import target_count
 from jaxsparse.masks import full_mask, living, living_each
+from jaxsparse.meshes import on_one_device
 from jaxsparse.packed import PackedMask
 from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select
 from jaxsparse.scores import drawn
-from jaxsparse.selection import global_top_k_masks
+from jaxsparse.selection import global_top_k_masks, kernels
 from jaxsparse.state_tree import as_masks
 from jaxsparse.types import Array, Axes, Key, Masks, Params, Scores
 
@@ -167,8 +168,13 @@ class Plan(NamedTuple):
         return self.sparse[0].granularity
 
     def tree(self, values: Iterable[Any]) -> Any:
-        """A tree of one value for every sparse leaf, with None for the dense ones."""
-        found = iter(values)
+        """A tree of one value for every sparse leaf, with None for the dense ones. The values of
+        an array are read where `each` or `map` reads them."""
+        found = iter(
+            [Later(_element, (values, jnp.int32(i))) for i in range(len(values))]
+            if isinstance(values, jax.Array)
+            else values
+        )
         return self.treedef.unflatten(leaf and next(found) for leaf in self.leaves)
 
     def zip(self, *values: Any) -> list[tuple[Any, ...]]:
@@ -185,8 +191,11 @@ class Plan(NamedTuple):
           apart: whether leaves are computed one after the other, each in the memory of the one
             before.
         """
-        call = jaxprs.apart(_call) if apart else _call
-        return [call(function, *found) for found in self.zip(*values)]
+        if not apart:
+            return [_call(function, *found) for found in self.zip(*values)]
+        call = jaxprs.apart(_call)
+        # Leaves that differ only in their names are computed by one program.
+        return [call(function, leaf._replace(path=""), *x) for leaf, *x in self.zip(*values)]
 
     def later(self, function: Callable[..., Array], tree: Any, *others: Any) -> Any:
         """Like `map`, but each result is computed where `each` or `map` reads it."""
@@ -202,7 +211,13 @@ class Plan(NamedTuple):
 
     def draws(self, key: Key, params: Params) -> Any:
         """Random scores, computed later; those of `scores.random_scores`."""
-        return self.later(lambda leaf, p: drawn(key, leaf.path, p), params)
+        keys = prng.leaf_keys(key, [leaf.path for leaf in self.sparse])
+        kind = jax.random.key_impl(keys)
+
+        def draw(_: LeafPlan, p: Array, data: Array) -> Array:
+            return drawn(jax.random.wrap_key_data(data, impl=kind), p)
+
+        return self.later(draw, params, self.tree(jax.random.key_data(keys)))
 
     def map(
         self,
@@ -259,6 +274,16 @@ class Plan(NamedTuple):
         if jax.tree_util.all_leaves([sparsity]):
             return self.tree(leaf.target_count(sparsity) for leaf in self.sparse)
         return self.tree(self.each(LeafPlan.target_count, sparsity))
+
+    def tabulated(self, counts: Sequence[Counts]) -> Array:
+        """The counts of several moments in the rows of one array, int32."""
+        if self.scope == "global":
+            return jnp.array(counts, jnp.int32)
+        return jnp.array([[count for _, count in self.zip(each)] for each in counts], jnp.int32)
+
+    def counts_in(self, row: Array) -> Counts:
+        """The counts in a row of `tabulated`."""
+        return row if self.scope == "global" else self.tree(row)
 
     def weights(self, counts: Counts, params: Params) -> Any:
         """The number of weights that live at `counts`, including all weights of dense leaves: a
@@ -338,15 +363,24 @@ def _call(function: Callable[..., Any], leaf: LeafPlan, *given: Any) -> Any:
     return packed.like(found) if packed and same else found
 
 
+def _element(_: LeafPlan, values: Array, index: Array) -> Array:
+    return (_by_kernel if kernels.exist() else _by_slice)(values, index)
+
+
+def _by_slice(values: Array, index: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(values, index, keepdims=False)
+
+
+# XLA would compile a program for every place in the values.
+_by_kernel = on_one_device(
+    kernels.row, _by_slice, lambda values, _: jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
+)
+
+
 def _read(leaf: LeafPlan, given: Any) -> Any:
     if isinstance(given, Later):
         return given.function(leaf, *(_read(leaf, x) for x in given.leaves))
     return given.mask if isinstance(given, PackedMask) else given
-
-
-def counts_over_time(counts: Sequence[Counts]) -> Counts:
-    """Stacks the counts of several moments along a new first axis, int32."""
-    return jax.tree.map(lambda *moments: jnp.array(moments, jnp.int32), *counts)
 
 
 def remembered(plan: Callable[[Params], Plan]) -> Callable[[Params], Plan]:

@@ -1,6 +1,7 @@
 """Random keys: every kind that users have, and one stream per leaf."""
 
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,4 +38,15 @@ def as_key(key: Key) -> Array:
 
 def leaf_key(key: Array, path: str) -> Array:
     """The random stream of one leaf, folded by its path and so independent of the other leaves."""
-    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return jax.random.fold_in(key, _number(path))
+
+
+def leaf_keys(key: Array, paths: Sequence[str]) -> Array:
+    """The random streams of several leaves, as one array of keys."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(
+        key, np.array([_number(path) for path in paths], np.uint32)
+    )
+
+
+def _number(path: str) -> int:
+    return zlib.crc32(path.encode())

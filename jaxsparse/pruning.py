@@ -20,10 +20,10 @@ from jaxsparse.checks import (
 from jaxsparse.distributions import uniform
 from jaxsparse.masks import apply, check_masks, full_mask
 from jaxsparse.patterns import Pattern, unstructured
-from jaxsparse.plans import Counts, Plan, counts_over_time
+from jaxsparse.plans import Plan
 from jaxsparse.scores import magnitude, random_scores
 from jaxsparse.targets import ShapeOptions, Target
-from jaxsparse.types import AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
+from jaxsparse.types import Array, AxesSpec, Distribution, Key, Masks, Params, Prunable, Scores
 
 
 def prune(
@@ -228,17 +228,18 @@ def prune_iteratively(
     target = Target(sparsity, scope=scope, **options).checked()
     plan = target.plan(params)
     steps = [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds)] + [sparsity]
-    counts = counts_over_time([plan.counts(s) for s in steps])
+    table = plan.tabulated([plan.counts(s) for s in steps])
 
     def whole(survivors: Masks) -> Masks:
         return plan.map(lambda _, leaf, mask: mask, params, survivors, dense=full_mask)
 
-    def one_round(survivors: Masks, counts: Counts) -> tuple[Masks, None]:
+    def one_round(survivors: Masks, row: Array) -> tuple[Masks, None]:
+        counts = plan.counts_in(row)
         masks = plan.select(score(apply(params, whole(survivors))), counts, survivors)
         return plan.tree(mask for _, mask in plan.zip(masks)), None
 
     everything = plan.tree(full_mask(leaf) for _, leaf in plan.zip(params))
-    survivors, _ = jax.lax.scan(one_round, everything, counts, length=rounds)
+    survivors, _ = jax.lax.scan(one_round, everything, table)
     masks = whole(survivors)
     return _report_collapse(plan, masks) if scope == "global" else masks
 

@@ -89,7 +89,7 @@ def drop_and_grow(
     check_movable(plan)
     shares = mean_shares(plan, masks, importance)
     dropped = limited_drop_counts(plan, masks, shares, fraction)
-    survivors = drop(plan, masks, drop_scores, dropped)
+    survivors = drop(plan, masks, drop_scores, plan.tree(dropped))
     return grow(plan, survivors, grow_scores, shared_counts(plan, masks, survivors, shares))
 
 
@@ -117,9 +117,8 @@ def drop(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     def one(leaf: LeafPlan, mask: Array, score: Array, left: Array) -> Array:
         return in_one_row(leaf).select(score, left, mask)
 
-    left = plan.map(
-        lambda _, alive, count: alive - count, plan.tree(plan.count_alive(masks)), counts
-    )
+    alive = plan.tree(plan.count_alive(masks))
+    left = plan.later(lambda _, alive, count: alive - count, alive, counts)
     return plan.map(one, masks, scores, left, apart=True)
 
 
@@ -186,16 +185,17 @@ def count_shares(plan: Plan, masks: Masks) -> Array:
     return _normalised(jnp.stack(found).astype(jnp.float32))
 
 
-def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float | Array) -> Counts:
-    """`ceil(fraction * living groups)` per leaf; a leaf more than 0.8 dense with more than an
-    average share drops at most a fraction equal to its sparsity."""
+def limited_drop_counts(plan: Plan, masks: Masks, shares: Array, fraction: float | Array) -> Array:
+    """`ceil(fraction * living groups)` of every sparse leaf, int32 of shape (leaves,); a leaf more
+    than 0.8 dense with more than an average share drops at most a fraction equal to its
+    sparsity."""
     alive, size = plan.count_alive(masks), jnp.array(plan.groups(), jnp.int32)
     least = jnp.array([leaf.least * leaf.groups.rows for leaf in plan.sparse], jnp.int32)
     wanted = counts.ceil(alive, counts.share(fraction))
     limited = counts.ceil(alive, counts.Share(size - alive, jnp.maximum(size, 1)))
     nearly_full = (size - alive < -(-size // 5)) & (shares > 1 / len(plan.sparse))
     wanted = jnp.where(nearly_full, jnp.minimum(wanted, limited), wanted)
-    return plan.tree(jnp.clip(wanted, 0, jnp.maximum(alive - least, 0)))
+    return jnp.clip(wanted, 0, jnp.maximum(alive - least, 0))
 
 
 def shared_counts(

@@ -54,11 +54,11 @@ def random_scores(key: Key, params: Params) -> Scores:
       (2, 3)
     """
     key = prng.as_key(key)
-    return _floats(lambda path, p: drawn(key, path, p), params, what="params")
+    return _floats(lambda path, p: drawn(prng.leaf_key(key, path), p), params, what="params")
 
 
-def drawn(key: Key, path: str, leaf: Array) -> Array:
-    """The random scores of one leaf."""
+def drawn(key: Array, leaf: Array) -> Array:
+    """The random scores of one leaf, from its own key."""
     sharding = None
     if (
         isinstance(leaf, jax.Array)
@@ -66,9 +66,7 @@ def drawn(key: Key, path: str, leaf: Array) -> Array:
         and not leaf.is_fully_replicated
     ):
         sharding = leaf.sharding
-    return jax.jit(jax.random.uniform, static_argnums=1, out_shardings=sharding)(
-        prng.leaf_key(key, path), leaf.shape
-    )
+    return jax.jit(jax.random.uniform, static_argnums=1, out_shardings=sharding)(key, leaf.shape)
 
 
 def gradient(grads: Params) -> Scores:

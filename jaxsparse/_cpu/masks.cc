@@ -1,4 +1,4 @@
-// XLA custom calls that make masks and count them.
+// XLA custom calls that make masks, count them and read their counts.
 //
 // The mask of the k largest scores is exact and needs no sorted copy: as scores are read, they become
 // unsigned keys of the same order; two passes count the halves of the keys, a third writes the mask.
@@ -198,6 +198,14 @@ ffi::Error KthKey(ffi::ThreadPool pool, ffi::AnyBuffer scores, Count k,
   });
 }
 
+// A row of an array.
+ffi::Error Row(ffi::AnyBuffer rows, Count index, ffi::Result<ffi::AnyBuffer> row) {
+  const size_t bytes = row->size_bytes();
+  const auto* first = static_cast<const char*>(rows.untyped_data());
+  std::memcpy(row->untyped_data(), first + *index.typed_data() * bytes, bytes);
+  return ffi::Error::Success();
+}
+
 // Calls f(array, first, last) for pieces of all arrays, and returns the sum for each array.
 template <typename Size, typename F>
 std::vector<int64_t> Sums(ffi::ThreadPool pool, int64_t arrays, Size size, F f) {
@@ -301,6 +309,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(top_k_mask, TopKMask,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kth_key, KthKey,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Count>()
+                                  .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(row, Row,
+                              ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<Count>()
                                   .Ret<ffi::AnyBuffer>());

@@ -10,7 +10,7 @@ import optax
 from jaxsparse.algorithms._base import WrapOptions, sparse_tree, split
 from jaxsparse.checks import check_count, check_options, traced
 from jaxsparse.masks import full_masks
-from jaxsparse.plans import Counts, Plan, counts_over_time, remembered
+from jaxsparse.plans import Counts, Plan, remembered
 from jaxsparse.schedules import cubic, periodic
 from jaxsparse.targets import PruneOptions, Target
 from jaxsparse.transform import sparsify
@@ -124,10 +124,9 @@ def gradual_rule(
         key: Array, count: Array, masks: Masks, params: Params, grads: Params, state: Any
     ) -> tuple[Masks, Any]:
         plan = planned(params)
-        table = counts_over_time([counts(plan, ramp(t)) for t in moments])
+        table = plan.tabulated([counts(plan, ramp(t)) for t in moments])
         moment = jnp.where(count >= stop, len(moments) - 1, (count - start) // every)
-        now = jax.tree.map(lambda column: column[moment], table)
-        return plan.select(plan.sizes(params), now, masks), state
+        return plan.select(plan.sizes(params), plan.counts_in(table[moment]), masks), state
 
     def alive(params: Params, count: int) -> Any:
         plan, done = planned(params), [t for t in moments if t <= count]

@@ -3,7 +3,6 @@
 import math
 from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -230,12 +229,11 @@ def sparse_momentum_rule(
         shares = count_shares(plan, masks) if by_count else mean_shares(plan, masks, by)
         dropped = limited_drop_counts(plan, masks, shares, fraction)
         if drop_by == "magnitude":
-            survivors = drop(plan, masks, plan.sizes(params), dropped)
+            survivors = drop(plan, masks, plan.sizes(params), plan.tree(dropped))
         elif drop_by == "sign":
             survivors = drop_signs(plan, masks, params, fraction)
         else:
-            total = sum(jax.tree.leaves(dropped))
-            survivors = drop_globally(plan, masks, plan.sizes(params), total)
+            survivors = drop_globally(plan, masks, plan.sizes(params), jnp.sum(dropped))
         if growth == "global":
             missing = lost(plan, masks, survivors)
             return grow_globally(plan, survivors, size, missing), averages

@@ -12,7 +12,7 @@ from jaxsparse.compaction._facts import Facts
 from jaxsparse.compaction._program import Value, difference, program
 from jaxsparse.compaction._removal import families, find_folds, remove
 from jaxsparse.compaction._units import Units
-from jaxsparse.inner_state import owner_of
+from jaxsparse.inner_state import owners
 from jaxsparse.masks import check_masks
 from jaxsparse.types import Masks, Params
 
@@ -50,10 +50,10 @@ class Compacted(NamedTuple):
           >>> small.take(optax.adam(1e-3).init(params))[0].mu["hidden"].shape
           (4, 3)
         """
-        keep = jax.tree.structure(self.before).flatten_up_to(self.keep)
+        keep, find = jax.tree.structure(self.before).flatten_up_to(self.keep), owners(self.before)
 
         def leaf(path: tuple[Any, ...], value: Any) -> Any:
-            owner = owner_of(path, value, self.before)
+            owner = find(path, value)
             return value if owner is None else _cut(value, keep[owner])
 
         return jax.tree.map_with_path(leaf, tree)

@@ -10,7 +10,7 @@ from jaxsparse import compiled
 from jaxsparse.selection import _rank_keys
 from jaxsparse.types import Array
 
-_TARGETS = ("top_k_mask", "kth_key", "living", "all_finite")
+_TARGETS = ("top_k_mask", "kth_key", "living", "all_finite", "row")
 _SCORES = ("float32", "bfloat16", "float16")
 
 
@@ -47,6 +47,11 @@ def born(*masks: Array) -> Array:
 def all_finite(*arrays: Array) -> Array:
     """Whether no number of these float32 arrays is infinite or NaN."""
     return _call("all_finite", (), jnp.bool_, *arrays)
+
+
+def row(rows: Array, index: Array) -> Array:
+    """A row of an array."""
+    return _call("row", rows.shape[1:], rows.dtype, rows, index)
 
 
 def _call(name: str, shape: Sequence[int], dtype: Any, *operands: Array) -> Array:
