@@ -1,8 +1,5 @@
-"""The plan of a net: for every leaf, whether it is sparse, in which pattern, and how many weights
-live. Plans are made from shapes and Python numbers while tracing, so they add nothing to a step.
-"""
+"""The plan of all leaves, which maps functions over the sparse ones."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,13 +12,12 @@ from jaxsparse import jaxprs, prng, trees
 from jaxsparse.checks import traced
 from jaxsparse.distributions import target_count
 from jaxsparse.masks import full_mask, living, living_each
-from jaxsparse.meshes import on_one_device
-from jaxsparse.packed import PackedMask
-from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select
+from jaxsparse.plans._later import Later, call, elements
+from jaxsparse.plans._leaf import LeafPlan
 from jaxsparse.scores import drawn
-from jaxsparse.selection import global_top_k_masks, kernels
+from jaxsparse.selection import global_top_k_masks
 from jaxsparse.state_tree import as_masks
-from jaxsparse.types import Array, Axes, Key, Masks, Params, Scores
+from jaxsparse.types import Array, Key, Masks, Params, Scores
 
 Counts = Any
 """Numbers of groups of weights: a tree in the structure of the parameters, with one number for
@@ -44,94 +40,6 @@ def limited_to(capacities: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         _CAPACITIES.reset(token)
-
-
-class Later(NamedTuple):
-    """An array of one leaf that is computed where it is used, so that few exist at a time.
-
-    Attributes:
-      function: `(leaf plan, *leaves) -> array`.
-      leaves: the leaves that it reads.
-    """
-
-    function: Callable[..., Array]
-    leaves: tuple[Any, ...]
-
-
-class LeafPlan(NamedTuple):
-    """What is decided about one leaf that may be sparse.
-
-    Attributes:
-      path: the leaf's name, such as `"fc1/kernel"`.
-      shape: its shape.
-      pattern: which weights live or die together.
-      axes: what its axes mean; empty if neither the pattern nor `units` needs them.
-      groups: rows, columns and weights per group.
-      least: the minimum number of groups that each row keeps.
-      units: the axes, if every output unit must keep a weight; None if units may be empty.
-      strict: whether a leaf that would be empty is an error.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    pattern: Pattern
-    axes: Axes
-    groups: Groups
-    least: int
-    units: Axes | None = None
-    strict: bool = False
-
-    @property
-    def granularity(self) -> int:
-        """The step, in weights, by which the leaf grows or shrinks: one group in every row."""
-        return self.groups.rows * self.groups.size
-
-    def target_count(self, sparsity: float | Array) -> int | Array:
-        """The number of living groups per row at a sparsity."""
-        if self.pattern.fixed is not None:
-            return self._fixed(self.pattern.fixed, sparsity)
-        count = target_count(self.groups.columns, sparsity)
-        if not isinstance(count, int):
-            return jnp.clip(count, self.least, self.groups.columns)
-        if count < 1 and self.strict:
-            raise ValueError(
-                f"sparsity {sparsity} leaves no weight of {self.path!r}; lower it, or let "
-                "min_alive keep some."
-            )
-        if count < self.least:
-            warnings.warn(
-                f"sparsity {sparsity} leaves {count} in {self.path!r}; min_alive keeps "
-                f"{self.least}.",
-                stacklevel=2,
-            )
-        return min(max(count, self.least), self.groups.columns)
-
-    def select(self, scores: Array, k: int | Array, where: Array | None = None) -> Array:
-        """The mask of the `k` best groups of every row; see `jaxsparse.patterns.select`."""
-        if self.units is None:
-            return select(self.pattern, self.axes, scores, k, where)
-        safe = select(fan_in, self.units, scores, 1, where)  # the best of every output unit
-        others = ~safe if where is None else where & ~safe
-        left = k - living(safe)
-        return safe | select(self.pattern, self.axes, scores, left, others)
-
-    def alive_groups(self, mask: Array) -> Array:
-        """The mask of the groups that live."""
-        return group_mask(self.pattern, self.axes, mask)
-
-    def count_alive(self, mask: Array, by_rows: bool = False) -> Array:
-        """Living groups of a mask, an int32 scalar, or one per row."""
-        groups = self.alive_groups(mask)
-        return jnp.sum(groups, -1, dtype=jnp.int32) if by_rows else living(groups)
-
-    def _fixed(self, n: int, sparsity: float | Array) -> int:
-        m = self.groups.columns
-        if not traced(sparsity) and target_count(m, sparsity) != n:
-            raise ValueError(
-                f"sparsity {sparsity} at {self.path!r} cannot be reached: pattern "
-                f"{self.pattern.name} keeps {n} of {m}; ask for sparsity={1 - n / m}."
-            )
-        return n
 
 
 class Plan(NamedTuple):
@@ -170,11 +78,7 @@ class Plan(NamedTuple):
     def tree(self, values: Iterable[Any]) -> Any:
         """A tree of one value for every sparse leaf, with None for the dense ones. The values of
         an array are read where `each` or `map` reads them."""
-        found = iter(
-            [Later(_element, (values, jnp.int32(i))) for i in range(len(values))]
-            if isinstance(values, jax.Array)
-            else values
-        )
+        found = iter(elements(values) if isinstance(values, jax.Array) else values)
         return self.treedef.unflatten(leaf and next(found) for leaf in self.leaves)
 
     def zip(self, *values: Any) -> list[tuple[Any, ...]]:
@@ -192,10 +96,10 @@ class Plan(NamedTuple):
             before.
         """
         if not apart:
-            return [_call(function, *found) for found in self.zip(*values)]
-        call = jaxprs.apart(_call)
+            return [call(function, *found) for found in self.zip(*values)]
+        run = jaxprs.apart(call)
         # Leaves that differ only in their names are computed by one program.
-        return [call(function, leaf._replace(path=""), *x) for leaf, *x in self.zip(*values)]
+        return [run(function, leaf._replace(path=""), *x) for leaf, *x in self.zip(*values)]
 
     def later(self, function: Callable[..., Array], tree: Any, *others: Any) -> Any:
         """Like `map`, but each result is computed where `each` or `map` reads it."""
@@ -354,33 +258,6 @@ class Plan(NamedTuple):
 
     def _flat(self, tree: Any) -> list[Any]:
         return [None] * len(self.leaves) if tree is None else self.treedef.flatten_up_to(tree)
-
-
-def _call(function: Callable[..., Any], leaf: LeafPlan, *given: Any) -> Any:
-    found = function(leaf, *(_read(leaf, x) for x in given))
-    packed = next((x for x in given if isinstance(x, PackedMask)), None)
-    same = packed and trees.is_array(found) and (found.shape, found.dtype) == (leaf.shape, bool)
-    return packed.like(found) if packed and same else found
-
-
-def _element(_: LeafPlan, values: Array, index: Array) -> Array:
-    return (_by_kernel if kernels.exist() else _by_slice)(values, index)
-
-
-def _by_slice(values: Array, index: Array) -> Array:
-    return jax.lax.dynamic_index_in_dim(values, index, keepdims=False)
-
-
-# XLA would compile a program for every place in the values.
-_by_kernel = on_one_device(
-    kernels.row, _by_slice, lambda values, _: jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
-)
-
-
-def _read(leaf: LeafPlan, given: Any) -> Any:
-    if isinstance(given, Later):
-        return given.function(leaf, *(_read(leaf, x) for x in given.leaves))
-    return given.mask if isinstance(given, PackedMask) else given
 
 
 def remembered(plan: Callable[[Params], Plan]) -> Callable[[Params], Plan]:
