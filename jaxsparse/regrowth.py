@@ -176,7 +176,7 @@ def mean_shares(plan: Plan, masks: Masks, values: Params) -> Array:
         total = jnp.sum(jnp.where(mask, value, 0).astype(jnp.float32))
         return total / jnp.maximum(alive, 1)
 
-    return _normalised(jnp.stack(plan.each(mean, masks, values)))
+    return _normalised(jnp.stack(plan.each(mean, masks, values, apart=True)))
 
 
 def count_shares(plan: Plan, masks: Masks) -> Array:
