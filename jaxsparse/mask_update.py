@@ -189,12 +189,13 @@ def decide(step: Step, rule: Rule, params: Params, wanted: Array, before: Masks)
       before: the old masks, or a copy, for the churn.
     """
     old, observed = step.state.masks, step.observed
+    params, finite = _checked(step, params)
     renew = automatic(_update_of(rule, old), (old, observed))
     masks, rule_state = renew(step.key, step.state.count, old, params, step.grads, observed)
     masks = _replace_sparse(step.sparse, old, masks)
     churn = _churn(step.sparse, before, masks)
-    sources = _only(step.sparse, params, step.grads)
-    return Decision(masks, rule_state, wanted & _finite(sources) & _finite([observed]), churn)
+    finite &= _finite(_only(step.sparse, step.grads)) & _finite([observed])
+    return Decision(masks, rule_state, wanted & finite, churn)
 
 
 def _update_of(rule: Rule, kept: Any) -> RuleUpdate:
@@ -228,6 +229,41 @@ def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]
 def _only(sparse: list[bool], *found: Any) -> list[Array]:
     leaves = [jax.tree.leaves(tree, is_leaf=tells_mask) for tree in found]
     return [x for each in leaves for x, used in zip(each, sparse, strict=True) if used]
+
+
+def _checked(step: Step, params: Params) -> tuple[Params, Array]:
+    """The parameters that masks are scored on, and whether those of all sparse leaves are finite.
+
+    XLA computes first what needs nothing else, and so the scored parameters of all leaves. Here
+    each leaf waits until the one before is checked: by the time that its own are computed, masks
+    are being made from those before, whose memory is then free.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    given = treedef.flatten_up_to(step.params)
+    sparse = [i for i, used in enumerate(step.sparse) if used]
+    computed = [i for i in sparse if leaves[i] is not given[i]]
+    finite = _finite([leaves[i] for i in sparse if leaves[i] is given[i]])
+    if not kernels.exist() or any(leaves[i].dtype != jnp.float32 for i in computed):
+        return params, finite & _finite([leaves[i] for i in computed])
+    before = jnp.asarray(True)
+    for i in computed:
+        leaf = jnp.where(before, leaves[i], jnp.zeros_like(leaves[i]))
+        leaves[i], flag, before = _check(leaf)
+        finite &= flag
+    return treedef.unflatten(leaves), finite
+
+
+def _check_by_kernel(array: Array) -> tuple[Array, Array, Array]:
+    same, finite = kernels.checked(array)
+    return same, finite, finite
+
+
+_check = on_one_device(
+    _check_by_kernel,
+    lambda array: (array, _none_infinite(array), jnp.asarray(True)),
+    lambda array: (array, *2 * [jax.ShapeDtypeStruct((), jnp.bool_)]),
+)
+"""The same array, whether it is finite, and True for whoever waits for that."""
 
 
 def _finite(found: list[Any]) -> Array:

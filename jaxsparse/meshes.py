@@ -51,10 +51,8 @@ def automatic(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
 
 
 def on_one_device(
-    one: Callable[..., Array],
-    several: Callable[..., Array],
-    result: Callable[..., jax.ShapeDtypeStruct],
-) -> Callable[..., Array]:
+    one: Callable[..., Any], several: Callable[..., Any], result: Callable[..., Any]
+) -> Callable[..., Any]:
     """A function of arrays that takes another form if they are on a single CPU device.
 
     The form is chosen when a program is compiled for its devices, so that forms that cannot be
@@ -64,39 +62,42 @@ def on_one_device(
     Args:
       one: the form for a single CPU device.
       several: the form for everything else.
-      result: returns, for the same arguments, the shape and type of what both return.
+      result: returns, for the same arguments, the shape and type of what both return, an array or
+        a tuple of arrays.
     """
 
-    def call(*args: Array) -> Array:
+    def call(*args: Array) -> Any:
         if varying_axes(args):
             return several(*args)
         kinds = {"one": one, "several": several, "result": result}
-        return _form.bind(*map(lax.stop_gradient, args), **kinds)
+        found = _form.bind(*map(lax.stop_gradient, args), **kinds)
+        return tuple(found) if isinstance(result(*args), tuple) else found[0]
 
     return call
 
 
 _form = Primitive("on_one_device")
+_form.multiple_results = True
 _form.def_impl(jax.jit(_form.bind, static_argnames=("one", "several", "result")))
 
 
 @_form.def_abstract_eval
 def _(*args: Any, result: Any, **_: Any) -> Any:
-    found = result(*args)
-    return jax.core.ShapedArray(found.shape, found.dtype)
+    return [jax.core.ShapedArray(x.shape, x.dtype) for x in jax.tree.leaves(result(*args))]
 
 
-def _map(args: Any, dims: Any, **kinds: Any) -> tuple[Array, int]:
+def _map(args: Any, dims: Any, **kinds: Any) -> tuple[list[Array], list[int]]:
     moved = [d is not None for d in dims]
     args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
 
-    def each(given: list[Array]) -> Array:
+    def each(given: list[Array]) -> list[Array]:
         rest = iter(given)
         return _form.bind(
             *(next(rest) if m else x for x, m in zip(args, moved, strict=True)), **kinds
         )
 
-    return lax.map(each, [x for x, m in zip(args, moved, strict=True) if m]), 0
+    found = lax.map(each, [x for x, m in zip(args, moved, strict=True) if m])
+    return found, [0] * len(found)
 
 
 def _lower(context: Any, *args: Any, one: Any, several: Any, result: Any) -> Any:
@@ -105,17 +106,18 @@ def _lower(context: Any, *args: Any, one: Any, several: Any, result: Any) -> Any
     single = getattr(devices, "num_devices", 0) == 1
     single |= manual is not None and manual == frozenset(devices.mesh.axis_names)
     exported = module.lowering_parameters.for_export
-    function = one if single and not exported else several
-    return mlir.lower_fun(function, multiple_results=False)(context, *args)
+    return _lowered(one if single and not exported else several)(context, *args)
+
+
+def _lowered(function: Callable[..., Any]) -> Callable[..., Any]:
+    return mlir.lower_fun(lambda *args: jax.tree.leaves(function(*args)), multiple_results=True)
 
 
 batching.primitive_batchers[_form] = _map
 mlir.register_lowering(_form, _lower, platform="cpu")
 mlir.register_lowering(
     _form,
-    lambda context, *args, one, several, result: mlir.lower_fun(several, multiple_results=False)(
-        context, *args
-    ),
+    lambda context, *args, one, several, result: _lowered(several)(context, *args),
 )
 
 

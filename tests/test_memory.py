@@ -18,11 +18,24 @@ def program(step, *args):
 
 
 @pytest.mark.skipif(not kernels.exist(), reason="no compiled kernel")
-@pytest.mark.parametrize(("form", "limit"), [("bool", 2.0), ("packed", 1.5)])
-def test_a_mask_update_needs_the_memory_of_one_leaf(form, limit):
-    """Masks of all leaves, a byte or a bit for every weight; scores of one leaf at a time."""
+@pytest.mark.parametrize(
+    ("method", "form", "limit"),
+    [
+        ("rigl", "bool", 2.0),
+        ("rigl", "packed", 1.5),
+        ("gradual", "bool", 2.5),
+        ("sparse_momentum", "bool", 3.2),
+        ("sparse_evolution", "bool", 4.5),
+    ],
+)
+def test_a_mask_update_needs_the_memory_of_few_leaves(method, form, limit):
+    """Masks of all leaves, a byte or a bit for every weight, the old ones beside the new where both
+    are read; scores of few leaves at a time, 0.5 bytes per weight for each of eight."""
     params = {f"layer{i}": jax.ShapeDtypeStruct(s, jnp.float32) for i, s in enumerate(SHAPES)}
-    tx = jaxsparse.rigl(optax.adam(1e-3), 0.9, key=0, every=10, axes="flax", mask_storage=form)
+    when = {"start": 0, "stop": 90} if method == "gradual" else {"key": 0}
+    tx = getattr(jaxsparse, method)(
+        optax.adam(1e-3), 0.9, every=10, axes="flax", mask_storage=form, **when
+    )
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)

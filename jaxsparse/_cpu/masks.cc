@@ -265,6 +265,19 @@ ffi::Error Living(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Result<Cou
 }
 
 // Whether all numbers of all arrays are finite.
+bool Finite(ffi::ThreadPool pool, const std::vector<const float*>& data,
+            const std::vector<int64_t>& sizes) {
+  const auto sums = Sums(
+      pool, data.size(), [&](int64_t a) { return sizes[a]; },
+      [&](int64_t a, int64_t first, int64_t last) {
+        const uint32_t* bits = reinterpret_cast<const uint32_t*>(data[a]);
+        int32_t sum = 0;
+        for (int64_t i = first; i < last; ++i) sum += (bits[i] & 0x7f800000) == 0x7f800000;
+        return sum;
+      });
+  return std::all_of(sums.begin(), sums.end(), [](int64_t n) { return n == 0; });
+}
+
 ffi::Error AllFinite(ffi::ThreadPool pool, ffi::RemainingArgs args,
                      ffi::Result<Flag> found) {
   std::vector<const float*> data;
@@ -275,15 +288,14 @@ ffi::Error AllFinite(ffi::ThreadPool pool, ffi::RemainingArgs args,
     data.push_back(array->typed_data());
     sizes.push_back(array->element_count());
   }
-  const auto sums = Sums(
-      pool, data.size(), [&](int64_t a) { return sizes[a]; },
-      [&](int64_t a, int64_t first, int64_t last) {
-        const uint32_t* bits = reinterpret_cast<const uint32_t*>(data[a]);
-        int32_t sum = 0;
-        for (int64_t i = first; i < last; ++i) sum += (bits[i] & 0x7f800000) == 0x7f800000;
-        return sum;
-      });
-  *found->typed_data() = std::all_of(sums.begin(), sums.end(), [](int64_t n) { return n == 0; });
+  *found->typed_data() = Finite(pool, data, sizes);
+  return ffi::Error::Success();
+}
+
+// The same array, in its own memory, and whether all its numbers are finite.
+ffi::Error Checked(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> array,
+                   ffi::Result<ffi::Buffer<ffi::F32>> same, ffi::Result<Flag> found) {
+  *found->typed_data() = Finite(pool, {array.typed_data()}, {int64_t(array.element_count())});
   return ffi::Error::Success();
 }
 
@@ -298,6 +310,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(all_finite, AllFinite,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
+                                  .Ret<Flag>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(checked, Checked,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<Flag>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(top_k_mask, TopKMask,
                               ffi::Ffi::Bind()

@@ -10,7 +10,7 @@ from jaxsparse import compiled
 from jaxsparse.selection import _rank_keys
 from jaxsparse.types import Array
 
-_TARGETS = ("top_k_mask", "kth_key", "living", "all_finite", "row")
+_TARGETS = ("top_k_mask", "kth_key", "living", "all_finite", "checked", "row")
 _SCORES = ("float32", "bfloat16", "float16")
 
 
@@ -47,6 +47,16 @@ def born(*masks: Array) -> Array:
 def all_finite(*arrays: Array) -> Array:
     """Whether no number of these float32 arrays is infinite or NaN."""
     return _call("all_finite", (), jnp.bool_, *arrays)
+
+
+def checked(array: Array) -> tuple[Array, Array]:
+    """The same float32 array, in the same memory if nothing else reads it there, and whether all
+    its numbers are finite."""
+    kinds = [jax.ShapeDtypeStruct(array.shape, array.dtype), jax.ShapeDtypeStruct((), jnp.bool_)]
+    same, finite = jax.ffi.ffi_call(
+        "jaxsparse_checked", kinds, vmap_method="sequential", input_output_aliases={0: 0}
+    )(array)
+    return same, finite
 
 
 def row(rows: Array, index: Array) -> Array:
