@@ -149,7 +149,7 @@ def deep_rewiring_rule(
             return mask & (s * _sign(p) >= 0)
 
         survivors = plan.map(steady, masks, params, signs)
-        drawn = dropped_last(plan, random_scores(key, params), masks, survivors)
+        drawn = dropped_last(plan, plan.draws(key, params), masks, survivors)
         grown = grow(plan, survivors, drawn, refill_counts(plan, masks, survivors))
         if sign == "free":
             signs = plan.map(_left, signs, params, survivors)

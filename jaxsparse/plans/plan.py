@@ -93,7 +93,7 @@ class Plan(NamedTuple):
           function: the function to call.
           values: trees with its arguments.
           apart: whether leaves are computed one after the other, each in the memory of the one
-            before.
+            before. The leaf plans that the function sees have no path then.
         """
         if not apart:
             return [call(function, *found) for found in self.zip(*values)]
