@@ -292,6 +292,35 @@ def test_the_compiled_kernel_marks_what_xla_marks(dtype, size):
             np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.parametrize("n", [2**15, 200_000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_scores_agree_with_a_stable_sort(dtype, n):
+    """So many that the compiled kernel, where there is one, starts from a sample."""
+    rng = np.random.default_rng(n)
+    for x in random_scores(rng, jnp.dtype(dtype), (6, n)):
+        where = rng.random(n) < 0.3
+        for k in (1, n // 1000, n // 10, n // 2, n - 1):
+            mask, value = top_k_mask(x, k, where=where), kth_largest(x, k)
+            assert np.array_equal(mask, reference.top_k_mask(x, k, where)), k
+            assert same_number(np.asarray(value), reference.kth_largest(x, k)), k
+
+
+@pytest.mark.parametrize("n", [2**15, 200_000])
+def test_a_sample_that_misleads(n):
+    """The scores that the compiled kernel looks at first are unlike all others."""
+    places, random = [], 1
+    count = min(n // 64, 2**14)
+    for i in range(count):
+        random = (random * 6364136223846793005 + 1442695040888963407) % 2**64
+        places.append(n * i // count + (random >> 33) % (n // count))
+    rng = np.random.default_rng(n)
+    for shift in (-10, 10, np.where(np.arange(count) % 2, -10, 10)):
+        x = rng.standard_normal(n).astype(np.float32)
+        x[places] += shift
+        for k in (n // 100, n // 2, n - n // 100):
+            assert np.array_equal(top_k_mask(x, k), reference.top_k_mask(x, k)), (shift, k)
+
+
 def test_no_compiled_kernel_in_what_is_exported_or_sharded(sharded):
     mask = jax.jit(lambda scores: top_k_mask(scores, 5))
     scores = jnp.arange(64.0).reshape(8, 8)

@@ -1,13 +1,9 @@
 // XLA custom calls that make masks, count them and read their counts.
-//
-// The mask of the k largest scores is exact and needs no sorted copy: as scores are read, they become
-// unsigned keys of the same order; two passes count the halves of the keys, a third writes the mask.
 
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
-#include "threads.h"
+#include "select.h"
 
 namespace {
 
@@ -15,145 +11,6 @@ using Mask = ffi::Buffer<ffi::PRED>;
 using Counts = ffi::Buffer<ffi::S32, 1>;
 using Flag = ffi::Buffer<ffi::PRED, 0>;
 using Count = ffi::Buffer<ffi::S32, 0>;
-
-constexpr int64_t kPiece = 1 << 16;  // one thread counts at least this many scores
-constexpr int64_t kFew = 1 << 17;    // with fewer scores, histograms of 2^16 bins cost more
-constexpr int kRun = 64;
-
-// Keys of floats with E bits of exponent: 0 = not eligible, 1 = NaN, zeros are equal.
-template <typename Bits, int kExponent>
-struct Scores {
-  static constexpr int kBits = 8 * sizeof(Bits);
-  static constexpr uint32_t kSign = uint32_t(1) << (kBits - 1), kAll = 2 * kSign - 1;
-  static constexpr uint32_t kInfinity = ((uint32_t(1) << kExponent) - 1) << (kBits - 1 - kExponent);
-
-  const Bits* bits;
-  const uint8_t* where;  // null if all are eligible
-
-  static uint32_t Key(uint32_t bits) {
-    const uint32_t size = bits & (kSign - 1);
-    const uint32_t key = bits & kSign && size ? ~bits & kAll : size | kSign;
-    return size > kInfinity ? 1 : key;
-  }
-
-  // Calls f(keys, at, count) for one run after another, with the keys of scores at, at + 1, ...
-  template <typename F>
-  void EachRun(int64_t first, int64_t last, F f) const {
-    uint32_t keys[kRun];
-    for (int64_t at = first; at < last; at += kRun) {
-      const int count = std::min<int64_t>(kRun, last - at);
-      for (int i = 0; i < count; ++i) keys[i] = Key(bits[at + i]);
-      if (where)
-        for (int i = 0; i < count; ++i) keys[i] &= -uint32_t(where[at + i]);
-      f(keys, at, count);
-    }
-  }
-};
-
-// The last bin such that it and those after it hold at least k; k becomes the rank within it.
-int64_t LastReaching(const std::vector<int32_t>& counts, int64_t bins, int64_t& k) {
-  int64_t bin = bins - 1;
-  for (; bin > 0 && counts[bin] < k; --bin) k -= counts[bin];
-  return bin;
-}
-
-// Equal pieces of an array, each for one thread.
-struct Pieces {
-  ffi::ThreadPool& pool;
-  int64_t size, count;
-
-  Pieces(ffi::ThreadPool& pool, int64_t size)
-      : pool(pool), size(size), count(std::clamp<int64_t>(size / kPiece, 1, pool.num_threads())) {}
-
-  // Calls f(piece, first, last) for all of them.
-  template <typename F>
-  void Each(F f) const {
-    InParallel(pool, count, size,
-               [&](int64_t p) { f(p, size * p / count, size * (p + 1) / count); });
-  }
-};
-
-// The k-th largest key, how many of those equal to it are among the k largest, and how many there
-// are. The bound is 0 if fewer than k scores are eligible.
-struct Cut {
-  uint32_t bound;
-  int64_t rank, ties;
-};
-
-int64_t CountEqual(const uint32_t* keys, int count, uint32_t bound) {
-  int64_t equal = 0;
-  for (int i = 0; i < count; ++i) equal += keys[i] == bound;
-  return equal;
-}
-
-template <typename S>
-Cut FindCut(const Pieces& pieces, const S& scores, int64_t k) {
-  // The digits of the k-th largest key, the most significant first.
-  const int digit = pieces.size < kFew ? 11 : 16;
-  Cut cut{0, k, 0};
-  for (int high = S::kBits; high > 0; high -= digit) {
-    const int low = std::max(high - digit, 0);
-    const uint32_t bins = uint32_t(1) << (high - low), bound = cut.bound;
-    std::vector<std::vector<int32_t>> found(pieces.count);
-    pieces.Each([&](int64_t p, int64_t first, int64_t last) {
-      found[p].assign(bins + kRun, 0);  // the last kRun for ineligible scores
-      int32_t* counts = found[p].data();
-      scores.EachRun(first, last, [&](const uint32_t* keys, int64_t, int count) {
-        if (high == S::kBits) {
-          for (int i = 0; i < count; ++i) ++counts[keys[i] ? keys[i] >> low : bins + i];
-          return;
-        }
-        bool any = false;
-        for (int i = 0; i < count; ++i) any |= keys[i] >> high == bound;
-        if (!any) return;
-        for (int i = 0; i < count; ++i)
-          if (keys[i] >> high == bound && keys[i]) ++counts[(keys[i] >> low) & (bins - 1)];
-      });
-    });
-    for (int64_t p = 1; p < pieces.count; ++p)
-      for (uint32_t b = 0; b < bins; ++b) found[0][b] += found[p][b];
-    const int64_t bin = LastReaching(found[0], bins, cut.rank);
-    cut.bound = bound << (high - low) | bin;
-    cut.ties = found[0][bin];
-  }
-  return cut;
-}
-
-template <typename S>
-void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool* mask) {
-  const Pieces pieces(pool, size);
-  const Cut cut = FindCut(pieces, scores, k);
-  const bool few = cut.bound == 0;  // fewer are eligible than requested
-  const uint32_t bound = few ? 1 : cut.bound;
-  const int64_t ties = cut.ties, rank = few ? ties : cut.rank;
-
-  // Of equal scores the first ones count: every piece must know how many precede it.
-  std::vector<int64_t> before(pieces.count + 1, 0);
-  if (rank < ties) {
-    pieces.Each([&](int64_t p, int64_t first, int64_t last) {
-      int64_t equal = 0;
-      scores.EachRun(first, last, [&](const uint32_t* keys, int64_t, int count) {
-        equal += CountEqual(keys, count, bound);
-      });
-      before[p + 1] = equal;
-    });
-    for (int64_t p = 0; p < pieces.count; ++p) before[p + 1] += before[p];
-  }
-  pieces.Each([&](int64_t p, int64_t first, int64_t last) {
-    int64_t more = rank == ties ? size : rank - before[p];
-    scores.EachRun(first, last, [&](const uint32_t* keys, int64_t at, int count) {
-      const int64_t equal = CountEqual(keys, count, bound);
-      if (0 < more && more < equal) {
-        for (int i = 0; i < count; ++i)
-          mask[at + i] = keys[i] > bound || (keys[i] == bound && more-- > 0);
-        return;
-      }
-      const uint32_t least = more > 0 ? bound : bound + 1;
-      for (int i = 0; i < count; ++i) mask[at + i] = keys[i] >= least;
-      if (more > 0) more -= equal;
-    });
-  });
-}
 
 // Calls f(scores) with scores of the type that the buffer has.
 template <typename F>
