@@ -23,6 +23,7 @@ from experiments.language_model.settings import DEFAULT, OPTIMIZERS, PRESETS, Se
 from experiments.language_model.settings import cells as cells_of
 
 PROG = "python -m experiments.language_model"
+_FIELDS = ("text", "optimizer", "steps", "batch_size", "learning_rate", "every", "pattern")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Options(command.StudyOptions):
     steps: int | None = option(None, "steps of every run (default: the preset's)")
     batch_size: int | None = option(None, "windows per step (default: the preset's)")
     learning_rate: float | None = option(None, "after the warm-up (default: the preset's)")
+    every: int | None = option(
+        None, "steps from one mask update to the next (default: the preset's)"
+    )
+    pattern: str | None = option(
+        None, "of the sparse kernels: unstructured (the default), channel, fan_in, N:M or block:RxC"
+    )
     compute: str | None = option(
         None,
         "type of the products; parameters are float32 (default: the preset's)",
@@ -112,11 +119,7 @@ def prepare(options: Options) -> command.Study:
 
 def _settings(options: Options) -> tuple[Settings, list[str], tuple[float, ...]]:
     settings = PRESETS[options.preset]
-    given = {
-        name: getattr(options, name)
-        for name in ("text", "optimizer", "steps", "batch_size", "learning_rate")
-        if getattr(options, name) is not None
-    }
+    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
     shape = settings.architecture
     if options.compute is not None:
         shape = dataclasses.replace(shape, compute=options.compute)

@@ -96,6 +96,7 @@ class Settings:
       optimizer: one of `OPTIMIZERS`.
       weight_decay: of the kernels.
       every: steps from one mask update to the next.
+      pattern: of the masks, as `methods.pattern` reads it.
       validate: steps from one measurement to the next; divides `steps`.
     """
 
@@ -108,6 +109,7 @@ class Settings:
     optimizer: str = "adamw"
     weight_decay: float = 0.1
     every: int = 50
+    pattern: str = "unstructured"
     validate: int = 100
 
     @property
@@ -127,6 +129,7 @@ class Settings:
     def check(self) -> None:
         """Raises ValueError if a setting cannot be trained."""
         self.architecture.check()
+        methods.pattern(self.pattern)
         for name in ("context", "batch_size", "steps", "every", "validate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -168,7 +171,7 @@ class Settings:
             key=key,
             sparsity=cell.sparsity or 0.0,
             distribution="uniform",
-            pattern=methods.pattern("unstructured"),
+            pattern=methods.pattern(self.pattern),
             prunable=PRUNABLE,
             updates=self.updates(cell),
             axes="flax_stacked",
