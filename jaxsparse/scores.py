@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from jaxsparse import prng, trees
 from jaxsparse.checks import check_function
+from jaxsparse.meshes import on_one_device
 from jaxsparse.recognition import sparse_leaves
+from jaxsparse.selection import kernels
 from jaxsparse.types import Array, Key, Params, Prunable, Scores
 
 __all__ = ["gradient", "grasp", "magnitude", "random_scores", "saliency", "snip", "synflow"]
@@ -59,14 +61,34 @@ def random_scores(key: Key, params: Params) -> Scores:
 
 def drawn(key: Array, leaf: Array) -> Array:
     """The random scores of one leaf, from its own key."""
-    sharding = None
     if (
         isinstance(leaf, jax.Array)
         and not isinstance(leaf, jax.core.Tracer)
         and not leaf.is_fully_replicated
     ):
-        sharding = leaf.sharding
-    return jax.jit(jax.random.uniform, static_argnums=1, out_shardings=sharding)(key, leaf.shape)
+        sharded = jax.jit(jax.random.uniform, static_argnums=1, out_shardings=leaf.sharding)
+        return sharded(key, leaf.shape)
+    kind = jax.random.key_impl(key)
+    return _uniform(leaf.shape, kind, _has_kernel(kind))(jax.random.key_data(key))
+
+
+def _has_kernel(kind: Any) -> bool:
+    """Whether a compiled kernel draws the numbers of such keys: those of JAX's defaults."""
+    default = kind == "threefry2x32" and jax.threefry_partitionable.value
+    return default and jnp.result_type(float) == jnp.float32 and kernels.exist()
+
+
+@functools.cache
+def _uniform(shape: tuple[int, ...], kind: Any, by_kernel: bool) -> Callable[[Array], Array]:
+    """`jax.random.uniform` of the data of a key."""
+
+    def draw(data: Array) -> Array:
+        return jax.random.uniform(jax.random.wrap_key_data(data, impl=kind), shape)
+
+    if not by_kernel:
+        return jax.jit(draw)
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return on_one_device(lambda data: kernels.uniform(data, shape), draw, lambda _: result)
 
 
 def gradient(grads: Params) -> Scores:

@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxsparse
+from jaxsparse.scores import drawn
 from tests import reference
 
 
@@ -150,3 +151,25 @@ def test_random_scores_have_a_stream_for_each_path():
     jitted = jax.jit(lambda key: jaxsparse.random_scores(key, tree))(5)
     assert np.array_equal(jitted["a"], found["a"])
     assert not np.array_equal(jaxsparse.random_scores(6, tree)["a"], found["a"])
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("shape", [(), (1,), (8191,), (3, 2731), (100_003,)])
+def test_random_scores_are_uniform_numbers_of_jax(impl, shape):
+    """A compiled kernel, where there is one, draws the same ones, in pieces."""
+    key, leaf = jax.random.key(len(shape), impl=impl), jnp.zeros(shape, jnp.bfloat16)
+    keys = jax.random.split(key, 3)
+    found = jax.vmap(lambda key: drawn(key, leaf))(keys)
+    assert np.array_equal(found, jax.vmap(lambda key: jax.random.uniform(key, shape))(keys))
+    assert np.array_equal(drawn(key, leaf), jax.random.uniform(key, shape))
+
+
+def test_random_scores_follow_the_settings_of_jax():
+    key, leaf = jax.random.key(3), jnp.zeros(7)
+    for name, value in (("jax_enable_x64", True), ("jax_threefry_partitionable", False)):
+        before = getattr(jax.config, name)
+        jax.config.update(name, value)
+        try:
+            assert np.array_equal(drawn(key, leaf), jax.random.uniform(key, (7,)))
+        finally:
+            jax.config.update(name, before)

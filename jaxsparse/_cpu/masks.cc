@@ -1,13 +1,15 @@
-// XLA custom calls that make masks, count them and read their counts.
+// XLA custom calls that make masks, draw scores for them, count them and read their counts.
 
 #include <cstring>
 #include <vector>
 
+#include "random.h"
 #include "select.h"
 
 namespace {
 
 using Mask = ffi::Buffer<ffi::PRED>;
+using Key = ffi::Buffer<ffi::U32, 1>;
 using Counts = ffi::Buffer<ffi::S32, 1>;
 using Flag = ffi::Buffer<ffi::PRED, 0>;
 using Count = ffi::Buffer<ffi::S32, 0>;
@@ -53,6 +55,13 @@ ffi::Error KthKey(ffi::ThreadPool pool, ffi::AnyBuffer scores, Count k,
     bits = FindCut(pieces, found, *k.typed_data()).bound;
     std::memcpy(key->untyped_data(), &bits, sizeof(bits));
   });
+}
+
+// Random scores in [0, 1), from the two words of a key.
+ffi::Error Uniform(ffi::ThreadPool pool, Key key,
+                   ffi::Result<ffi::Buffer<ffi::F32>> scores) {
+  Draw(pool, key.typed_data(), scores->element_count(), scores->typed_data());
+  return ffi::Error::Success();
 }
 
 // A row of an array.
@@ -187,6 +196,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(kth_key, KthKey,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<Count>()
                                   .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(uniform, Uniform,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Key>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(row, Row,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()

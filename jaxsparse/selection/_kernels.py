@@ -1,4 +1,4 @@
-"""Compiled kernels that make masks and count them, for one CPU device."""
+"""Compiled kernels that make masks, draw scores and count, for one CPU device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jaxsparse import compiled
 from jaxsparse.selection import _rank_keys
 from jaxsparse.types import Array
 
-_TARGETS = ("top_k_mask", "kth_key", "living", "all_finite", "checked", "row")
+_TARGETS = ("top_k_mask", "kth_key", "living", "all_finite", "checked", "row", "uniform")
 _SCORES = ("float32", "bfloat16", "float16")
 
 
@@ -32,6 +32,12 @@ def top_k_mask(k: Array, scores: Array, where: Array) -> Array:
 def kth_key(k: Array, scores: Array) -> Array:
     """The rank key of the `k`-th largest score, for k in [1, n]."""
     return _call("kth_key", (), _rank_keys.kind(scores.dtype), scores, k)
+
+
+def uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    """The float32 numbers of `jax.random.uniform` with JAX's default generator, from the two words
+    of a key."""
+    return _call("uniform", shape, jnp.float32, key)
 
 
 def living(*masks: Array) -> Array:
