@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxsparse.checks import check_size
 from jaxsparse.meshes import automatic
 from jaxsparse.selection import top_k_mask
+from jaxsparse.selection.top_k import grown_mask
 from jaxsparse.types import Array, Axes
 
 
@@ -240,9 +241,16 @@ def select(
     return automatic(choose, scores)(scores, k, where)
 
 
+def grow(pattern: Pattern, axes: Axes, mask: Array, scores: Array, k: int | Array) -> Array:
+    """A mask and the `k` best groups off it of every row; arguments as for `select`."""
+    if pattern.gather is not unstructured.gather:  # a pattern may be a copy, its functions are not
+        return mask | select(pattern, axes, scores, k, ~mask)
+    return automatic(grown_mask, mask)(mask, scores, k)
+
+
 def group_mask(pattern: Pattern, axes: Axes, mask: Array) -> Array:
     """The mask of the groups that are fully alive."""
-    if pattern.gather is unstructured.gather:  # a pattern may be a copy, its functions are not
+    if pattern.gather is unstructured.gather:
         return mask
     # A mean of zeros is exactly zero; a mean of ones need not be exactly one.
     return pattern.gather((~mask).astype(jnp.float32), axes) == 0

@@ -146,11 +146,7 @@ def drop_signs(plan: Plan, masks: Masks, params: Params, fraction: float | Array
 
 def grow(plan: Plan, masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """Brings the highest-scored dead groups of every leaf (or row) to life."""
-
-    def one(leaf: LeafPlan, mask: Array, score: Array, count: Array) -> Array:
-        return mask | leaf._replace(units=None).select(score, count, ~mask)
-
-    return plan.map(one, masks, scores, counts, apart=True)
+    return plan.map(LeafPlan.grow, masks, scores, counts, apart=True)
 
 
 def drop_globally(plan: Plan, masks: Masks, scores: Scores, total: int | Array) -> Masks:

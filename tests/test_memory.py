@@ -21,11 +21,11 @@ def program(step, *args):
 @pytest.mark.parametrize(
     ("method", "form", "limit"),
     [
-        ("rigl", "bool", 2.0),
+        ("rigl", "bool", 1.7),
         ("rigl", "packed", 1.5),
         ("gradual", "bool", 2.5),
         ("sparse_momentum", "bool", 3.2),
-        ("sparse_evolution", "bool", 4.5),
+        ("sparse_evolution", "bool", 3.6),
     ],
 )
 def test_a_mask_update_needs_the_memory_of_few_leaves(method, form, limit):

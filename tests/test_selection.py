@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsparse import compiled
 from jaxsparse.selection import _cut, global_top_k_masks, kernels, kth_largest, top_k_mask
+from jaxsparse.selection.top_k import grown_mask
 from tests import reference
 
 BATCH = 500
@@ -302,6 +303,7 @@ def test_many_scores_agree_with_a_stable_sort(dtype, n):
         for k in (1, n // 1000, n // 10, n // 2, n - 1):
             mask, value = top_k_mask(x, k, where=where), kth_largest(x, k)
             assert np.array_equal(mask, reference.top_k_mask(x, k, where)), k
+            assert np.array_equal(grown_mask(~where, x, k), ~where | mask), k
             assert same_number(np.asarray(value), reference.kth_largest(x, k)), k
 
 

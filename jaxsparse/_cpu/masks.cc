@@ -16,9 +16,9 @@ using Count = ffi::Buffer<ffi::S32, 0>;
 
 // Calls f(scores) with scores of the type that the buffer has.
 template <typename F>
-ffi::Error OfType(ffi::AnyBuffer buffer, const uint8_t* where, F f) {
+ffi::Error OfType(ffi::AnyBuffer buffer, const void* where, F f) {
   const auto with = [&](auto scores) {
-    scores.where = where;
+    scores.where = static_cast<const uint8_t*>(where);
     f(scores);
     return ffi::Error::Success();
   };
@@ -32,17 +32,21 @@ ffi::Error OfType(ffi::AnyBuffer buffer, const uint8_t* where, F f) {
 }
 
 // `where` is empty if all scores are eligible.
-ffi::Error TopKMask(ffi::ThreadPool pool, ffi::AnyBuffer scores, Mask where,
-                    Count k, ffi::Result<Mask> mask) {
-  const int64_t size = scores.element_count(), count = *k.typed_data();
-  const auto* among = static_cast<const uint8_t*>(where.untyped_data());
-  bool* out = mask->typed_data();
-  if (count <= 0) {
-    std::fill_n(out, size, false);
-    return ffi::Error::Success();
-  }
-  return OfType(scores, where.element_count() == size ? among : nullptr, [&](const auto& found) {
-    Select(pool, found, size, std::min(count, size), out);
+ffi::Error TopKMask(ffi::ThreadPool pool, ffi::AnyBuffer scores, Mask where, Count k,
+                    ffi::Result<Mask> mask) {
+  const int64_t size = scores.element_count();
+  const void* among = where.element_count() == size ? where.untyped_data() : nullptr;
+  return OfType(scores, among, [&](auto found) {
+    Select(pool, found, size, *k.typed_data(), mask->typed_data());
+  });
+}
+
+// The mask, in its own memory, with the k largest scores off it.
+ffi::Error GrownMask(ffi::ThreadPool pool, ffi::AnyBuffer scores, Mask mask, Count k,
+                     ffi::Result<Mask> same) {
+  return OfType(scores, same->typed_data(), [&](auto found) {
+    found.grows = true;
+    Select(pool, found, scores.element_count(), *k.typed_data(), same->typed_data());
   });
 }
 
@@ -184,6 +188,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(checked, Checked,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<Flag>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(top_k_mask, TopKMask,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Mask>()
+                                  .Arg<Count>()
+                                  .Ret<Mask>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(grown_mask, GrownMask,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()

@@ -33,6 +33,7 @@ struct Scores {
 
   const Bits* bits;
   const uint8_t* where;  // null if all are eligible
+  bool grows = false;    // those off `where` are eligible, and those of `where` are marked, too
 
   static uint32_t Key(uint32_t bits) {
     const uint32_t size = bits & (kSign - 1);
@@ -40,7 +41,7 @@ struct Scores {
     return size > kInfinity ? 1 : key;
   }
 
-  uint32_t At(int64_t i) const { return where && !where[i] ? 0 : Key(bits[i]); }
+  uint32_t At(int64_t i) const { return where && where[i] == grows ? 0 : Key(bits[i]); }
 
   // Calls f(keys, at, count) for one run after another, with the keys of scores at, at + 1, ...
   template <typename F>
@@ -50,7 +51,7 @@ struct Scores {
       const int count = std::min<int64_t>(kRun, last - at);
       for (int i = 0; i < count; ++i) keys[i] = Key(bits[at + i]);
       if (where)
-        for (int i = 0; i < count; ++i) keys[i] &= -uint32_t(where[at + i]);
+        for (int i = 0; i < count; ++i) keys[i] &= -uint32_t(where[at + i] ^ uint8_t(grows));
       f(keys, at, count);
     }
   }
@@ -245,8 +246,12 @@ std::vector<int64_t> EqualInPieces(const Pieces& pieces, const S& scores, uint32
 
 template <typename S>
 void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool* mask) {
+  if (k <= 0) {
+    if (!scores.grows) std::fill_n(mask, size, false);
+    return;
+  }
   const Pieces pieces(pool, size);
-  Cut cut = FindCut(pieces, scores, k);
+  Cut cut = FindCut(pieces, scores, std::min(k, size));
   const bool few = cut.bound == 0;  // fewer are eligible than requested
   const uint32_t bound = few ? 1 : cut.bound;
   const int64_t ties = cut.ties, rank = few ? ties : cut.rank;
@@ -261,14 +266,18 @@ void Select(ffi::ThreadPool pool, const S& scores, int64_t size, int64_t k, bool
     int64_t more = rank == ties ? size : rank - before[p];
     scores.EachRun(first, last, [&](const uint32_t* keys, int64_t at, int count) {
       const int64_t equal = rank < ties ? CountEqual(keys, count, bound) : 0;
+      bool chosen[kRun];
       if (0 < more && more < equal) {
         for (int i = 0; i < count; ++i)
-          mask[at + i] = keys[i] > bound || (keys[i] == bound && more-- > 0);
-        return;
+          chosen[i] = keys[i] > bound || (keys[i] == bound && more-- > 0);
+      } else {
+        const uint32_t least = more > 0 ? bound : bound + 1;
+        for (int i = 0; i < count; ++i) chosen[i] = keys[i] >= least;
+        if (more > 0) more -= equal;
       }
-      const uint32_t least = more > 0 ? bound : bound + 1;
-      for (int i = 0; i < count; ++i) mask[at + i] = keys[i] >= least;
-      if (more > 0) more -= equal;
+      if (scores.grows)
+        for (int i = 0; i < count; ++i) chosen[i] |= mask[at + i];
+      std::copy_n(chosen, count, mask + at);
     });
   });
 }

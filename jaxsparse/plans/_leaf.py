@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxsparse.checks import traced
 from jaxsparse.distributions import target_count
 from jaxsparse.masks import living
-from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, select
+from jaxsparse.patterns import Groups, Pattern, fan_in, group_mask, grow, select
 from jaxsparse.types import Array, Axes
 
 
@@ -68,6 +68,10 @@ class LeafPlan(NamedTuple):
         others = ~safe if where is None else where & ~safe
         left = k - living(safe)
         return safe | select(self.pattern, self.axes, scores, left, others)
+
+    def grow(self, mask: Array, scores: Array, k: int | Array) -> Array:
+        """A mask and the `k` best groups off it of every row, whichever units they belong to."""
+        return grow(self.pattern, self.axes, mask, scores, k)
 
     def alive_groups(self, mask: Array) -> Array:
         """The mask of the groups that live."""

@@ -9,7 +9,7 @@ is reshaped, so on a sharded array only counts cross devices.
 - `top_k`: masks of the largest scores, and the k-th largest itself.
 - `_cut`: the search for the cut-off.
 - `_rank_keys`: scores as integers, and the order among ties.
-- `kernels`: compiled kernels for one CPU device, which select and which count masks.
+- `kernels`: compiled kernels for one CPU device, which select, draw scores and count masks.
 """
 
 from jaxsparse.selection import _kernels as kernels

@@ -56,6 +56,13 @@ def top_k_mask(
     return _masks([scores], [where], k)[0]
 
 
+def grown_mask(mask: Array, scores: Array, k: int | Array) -> Array:
+    """A mask and the `k` largest scores off it; see `top_k_mask`."""
+    if _kernels.select(scores):
+        return _grown(jnp.asarray(k, jnp.int32), scores, mask)
+    return mask | top_k_mask(scores, k, where=~mask)
+
+
 def kth_largest(scores: Array, k: int | Array) -> Array:
     """The k-th largest score, a scalar of the scores' type (0.0 for either zero).
 
@@ -159,6 +166,13 @@ _mask = on_one_device(
     _kernels.top_k_mask,
     _mask_of_one,
     lambda k, scores, where: jax.ShapeDtypeStruct(scores.shape, jnp.bool_),
+)
+
+
+_grown = on_one_device(
+    _kernels.grown_mask,
+    lambda k, scores, mask: mask | _mask_of_one(k, scores, ~mask),
+    lambda k, scores, mask: jax.ShapeDtypeStruct(scores.shape, jnp.bool_),
 )
 
 
