@@ -35,18 +35,19 @@ STEP = {"sgd": 1.15, "momentum": 1.15, "adamw": 1.10}
 UPDATE = {"rigl": 12.0, "sparse_evolution": 15.0, "sparse_momentum": 15.0}
 
 
-def step(leaves: str, most: float, turns: int) -> Iterator[Row]:
+def step(leaves: str, most: float, turns: int, masks: str) -> Iterator[Row]:
     """The optimizer step, a mask update, and the memory of both.
 
     Args:
       leaves: a key of `SHAPES`.
       most: the goal for the temporary bytes per weight.
       turns: timed calls.
+      masks: the `mask_storage` of all methods.
     """
     shapes = SHAPES[leaves]
     size = sum(map(math.prod, shapes))
     for optimizer, goal in STEP.items():
-        found = measure(OPTIMIZERS[optimizer], shapes, ["fixed", *MOVING], turns, STEPS)
+        found = measure(OPTIMIZERS[optimizer], shapes, ["fixed", *MOVING], turns, STEPS, masks)
         dense = found.pop("dense").step
         for name, cost in found.items():
             what = f"{leaves}, {optimizer}, {name}"
@@ -59,29 +60,29 @@ def step(leaves: str, most: float, turns: int) -> Iterator[Row]:
                 yield f"{what}: compiling, s", 5, cost.compiling
 
 
-def init(_: int) -> Iterator[Row]:
+def init(_: int, masks: str) -> Iterator[Row]:
     """The memory of drawing masks and applying them."""
     shapes = SHAPES["resnet50"]
     size, params = sum(map(math.prod, shapes)), weights(shapes, 0)
     for name in ("fixed", *MOVING):
-        tx = variant(name, OPTIMIZERS["momentum"], 100)
+        tx = variant(name, OPTIMIZERS["momentum"], 100, mask_storage=masks)
         made = jax.jit(lambda params, tx=tx: jaxsparse.init(tx, params), donate_argnums=0)
         memory = made.lower(params).compile().memory_analysis()
         yield f"resnet50, {name}: init, bytes per weight", 2, memory.temp_size_in_bytes / size
 
 
-def leaves(_: int) -> Iterator[Row]:
+def leaves(_: int, masks: str) -> Iterator[Row]:
     """The time to compile a step of 500 leaves of 10 shapes."""
     shapes = [(64, 32 * (1 + i % 10)) for i in range(500)]
     params = weights(shapes, 0)
-    tx = variant("rigl", OPTIMIZERS["momentum"], 100)
+    tx = variant("rigl", OPTIMIZERS["momentum"], 100, mask_storage=masks)
     state = tx.init(params)
     began = time.perf_counter()
     jax.jit(optimizer_step(tx), donate_argnums=(0, 1)).lower(params, state, params).compile()
     yield "500 leaves of 10 shapes, rigl: compiling, s", 10, time.perf_counter() - began
 
 
-def select(turns: int) -> Iterator[Row]:
+def select(turns: int, _: str) -> Iterator[Row]:
     """Selection of a tenth of 1e7 scores."""
     n = 10_000_000
     for dtype, zeros, threshold, mask in (
@@ -98,13 +99,14 @@ def select(turns: int) -> Iterator[Row]:
         yield f"{what}: mask, passes", mask, found["top_k_mask"] / passes
 
 
-def replicates(turns: int) -> Iterator[Row]:
+def replicates(turns: int, masks: str) -> Iterator[Row]:
     """Five replicates under `vmap`, with four mask updates in 200 steps, beside static masks."""
     sizes, batch, steps, every = (784, 300, 100, 10), 100, 200, 40
     shapes = list(zip(sizes, sizes[1:], strict=False))
     inputs = jax.random.normal(jax.random.key(0), (batch, sizes[0]))
     labels = jnp.arange(batch) % sizes[-1]
-    when = {"every": every, "start": every, "stop": steps}
+    stored = {"mask_storage": masks}
+    when = {"every": every, "start": every, "stop": steps} | stored
 
     def loss(params: Any) -> jax.Array:
         x = inputs
@@ -114,7 +116,7 @@ def replicates(turns: int) -> Iterator[Row]:
         return optax.softmax_cross_entropy_with_integer_labels(x, labels).mean()
 
     def run(name: str) -> Callable[[], Any]:
-        options = when if METHODS[name].moves else {}
+        options = when if METHODS[name].moves else stored
 
         def one(seed: jax.Array) -> Any:
             tx = METHODS[name].make(OPTIMIZERS["momentum"], sparsity=SPARSITY, key=seed, **options)
@@ -137,7 +139,7 @@ def replicates(turns: int) -> Iterator[Row]:
         yield f"5 replicates, {name}: a run, times static", 1.5, ratio(spent[name], spent["fixed"])
 
 
-PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
+PARTS: dict[str, Callable[[int, str], Iterator[Row]]] = {
     "resnet50": partial(step, "resnet50", 2),
     "vit_b_16": partial(step, "vit_b_16", 3),
     "init": init,
@@ -153,13 +155,14 @@ def main() -> None:
     )
     parser.add_argument("--part", default=",".join(PARTS), help="comma-separated (default: all)")
     parser.add_argument("--turns", type=int, default=9, help="timed turns (default 9)")
+    parser.add_argument("--mask-storage", choices=("bool", "packed"), default="bool")
     args = parser.parse_args()
     unknown = set(args.part.split(",")) - set(PARTS)
     if unknown:
         parser.error(f"--part must be among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     print(markdown(["", "goal: at most", "measured", ""], []), flush=True)
     for part in args.part.split(","):
-        for what, goal, found in PARTS[part](args.turns):
+        for what, goal, found in PARTS[part](args.turns, args.mask_storage):
             met = "met" if found <= goal else "missed"
             print(f"| {what} | {goal:g} | {found:.2f} | {met} |", flush=True)
 

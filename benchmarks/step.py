@@ -128,10 +128,10 @@ def variant(
 
 
 def variants(
-    inner: optax.GradientTransformation, every: int
+    inner: optax.GradientTransformation, every: int, **more: str
 ) -> dict[str, optax.GradientTransformation]:
     """All optimizers by name, and the naive one."""
-    return {name: variant(name, inner, every) for name in METHODS} | {
+    return {name: variant(name, inner, every, **more) for name in METHODS} | {
         OBVIOUS: obvious(inner, every)
     }
 
@@ -165,6 +165,7 @@ def measure(
     names: Sequence[str],
     turns: int,
     times: int = 1,
+    masks: str = "bool",
 ) -> dict[str, Cost]:
     """Times optimizer steps, including the dense ones; they take turns.
 
@@ -174,10 +175,11 @@ def measure(
       names: of `variants`.
       turns: timed calls; a fifth of them, but at least 3, for the variant that sorts.
       times: steps per call. Each is dispatched before the previous one has ended, as in training.
+      masks: the `mask_storage` of all methods.
     """
     grads, calls, programs, compiling = weights(shapes, 1), {}, {}, {}
     # The first call is a warm-up; after it, no masks change in every other call.
-    made = variants(inner, 2 * times)
+    made = variants(inner, 2 * times, mask_storage=masks)
     for name in dict.fromkeys(["dense", *names]):
         params = weights(shapes, 0)
         state = made[name].init(params)
@@ -215,6 +217,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="momentum")
     parser.add_argument("--leaves", choices=SHAPES, default="resnet50")
     parser.add_argument("--method", default=",".join(NAMES), help="comma-separated (default: all)")
+    parser.add_argument("--mask-storage", choices=("bool", "packed"), default="bool")
     parser.add_argument("--turns", type=int, default=15, help="timed turns of steps (default 15)")
     renamed(parser, "--methods", "--method")
     args = parser.parse_args()
@@ -224,7 +227,9 @@ def main() -> None:
             parser.error(f"--method must be among {', '.join(NAMES)}, got {name!r}")
     shapes = SHAPES[args.leaves]
     total = sum(map(math.prod, shapes))
-    print(f"{total:,} weights, {args.optimizer}")
+    print(f"{total:,} weights, {args.optimizer}, masks: {args.mask_storage}")
+    inner = OPTIMIZERS[args.optimizer]
+    found = measure(inner, shapes, names, args.turns, masks=args.mask_storage)
     header = ["variant", "ms", "times the dense step", "mask update, ms", "compile, s"]
     rows = [
         [
@@ -235,7 +240,7 @@ def main() -> None:
             f"{cost.compiling:.1f}",
             f"{cost.temporary / total:.1f}",
         ]
-        for name, cost in measure(OPTIMIZERS[args.optimizer], shapes, names, args.turns).items()
+        for name, cost in found.items()
     ]
     print(markdown([*header, "temporary bytes a weight"], rows))
 
