@@ -11,6 +11,7 @@ from jax import lax
 from jaxsparse import counts, rules, trees
 from jaxsparse.masks import check_boolean, living_each
 from jaxsparse.meshes import automatic, on_one_device
+from jaxsparse.packed import pack_where_local
 from jaxsparse.selection import kernels
 from jaxsparse.state_tree import SparseState, as_masks, kept_like, tells_mask
 from jaxsparse.types import Array, Masks, Params, Rule, RuleUpdate
@@ -151,15 +152,13 @@ def mask_update(
     old, observed = step.state.masks, step.observed
 
     def copied() -> Masks:
-        # Both branches make it by a select, which XLA does not take for the old masks themselves:
-        # the new ones can then overwrite those in place. Where none are new, nobody reads it.
-        if not compares:
-            return ()
-        return jax.tree.map(lambda bits: jnp.where(some, bits, jnp.zeros_like(bits)), old)
+        # The new masks overwrite the old ones in place, of which nothing is left but bits.
+        return pack_where_local(old, step.sparse) if compares else ()
 
     def attempt() -> tuple[Masks, Any, Array, Array, Masks]:
-        before = copied()
-        new = decide(step, rule, scored(), wanted, before if compares else old)
+        # Made by a select, a copy is not taken for the old masks themselves, where these are bits.
+        before = jax.tree.map(lambda x: jnp.where(some, x, jnp.zeros_like(x)), copied())
+        new = decide(step, rule, scored(), wanted)
         # The churn is always finite, but waiting for it lets the select, as the last reader of the
         # old masks, overwrite them in place; otherwise every step would copy them.
         last = new.fired & jnp.isfinite(new.churn)
@@ -167,7 +166,9 @@ def mask_update(
         return masks, rule_state, new.fired, new.churn, before
 
     def nothing() -> tuple[Masks, Any, Array, Array, Masks]:
-        return old, observed, jnp.zeros_like(wanted), jnp.zeros_like(step.state.churn), copied()
+        # Nobody reads a copy then. XLA knows what is zero, and does not make it first.
+        before = jax.tree.map(lambda x: x & jnp.zeros_like(x), copied())
+        return old, observed, jnp.zeros_like(wanted), jnp.zeros_like(step.state.churn), before
 
     masks, rule_state, fired, churn, before = lax.cond(some, attempt, nothing)
     return MaskUpdate(
@@ -180,20 +181,19 @@ def mask_update(
     )
 
 
-def decide(step: Step, rule: Rule, params: Params, wanted: Array, before: Masks) -> Decision:
+def decide(step: Step, rule: Rule, params: Params, wanted: Array) -> Decision:
     """What the rule decides for these parameters, which are zero off the old masks.
 
     Args:
       step, rule, wanted: as for `mask_update`.
       params: the parameters that masks are scored on.
-      before: the old masks, or a copy, for the churn.
     """
     old, observed = step.state.masks, step.observed
     params, finite = _checked(step, params)
     renew = automatic(_update_of(rule, old), (old, observed))
     masks, rule_state = renew(step.key, step.state.count, old, params, step.grads, observed)
     masks = _replace_sparse(step.sparse, old, masks)
-    churn = _churn(step.sparse, before, masks)
+    churn = _churn(step.sparse, old, masks)
     finite &= _finite(_only(step.sparse, step.grads)) & _finite([observed])
     return Decision(masks, rule_state, wanted & finite, churn)
 

@@ -65,6 +65,23 @@ def pack_leaves(masks: Masks, sparse: list[bool]) -> Any:
     )
 
 
+def pack_where_local(masks: Masks, sparse: list[bool]) -> Any:
+    """Like `pack_leaves`, but masks that are packed already stay so, and those that a mesh of these
+    devices might divide within a byte stay booleans."""
+
+    def local(shape: tuple[int, ...]) -> bool:
+        devices, axis = jax.device_count(), _axis(shape)
+        return devices == 1 or (axis is not None and shape[axis] % (8 * devices) == 0)
+
+    def one(mask: Any, used: bool) -> Any:
+        if not trees.is_array(mask) or not local(mask.shape):
+            return mask
+        return PackedMask.of(mask, dense=not used)
+
+    leaves, treedef = jax.tree.flatten(masks, is_leaf=lambda x: isinstance(x, PackedMask))
+    return treedef.unflatten(map(one, leaves, sparse))
+
+
 def unpacked(words: Array, shape: tuple[int, ...]) -> Array:
     """The mask of a given shape from its bits, with any axes of replicates in front."""
     axis, lead = _axis(shape), words.shape[: words.ndim - len(shape)]

@@ -24,13 +24,13 @@ def program(step, *args):
         ("rigl", "bool", 1.7),
         ("rigl", "packed", 1.5),
         ("gradual", "bool", 2.5),
-        ("sparse_momentum", "bool", 3.2),
-        ("sparse_evolution", "bool", 3.6),
+        ("sparse_momentum", "bool", 2.2),
+        ("sparse_evolution", "bool", 2.7),
     ],
 )
 def test_a_mask_update_needs_the_memory_of_few_leaves(method, form, limit):
-    """Masks of all leaves, a byte or a bit for every weight, the old ones beside the new where both
-    are read; scores of few leaves at a time, 0.5 bytes per weight for each of eight."""
+    """Masks of all leaves, a byte or a bit for every weight, the bits of the old ones where they are
+    read beside the new; scores of few leaves at a time, 0.5 bytes per weight for each of eight."""
     params = {f"layer{i}": jax.ShapeDtypeStruct(s, jnp.float32) for i, s in enumerate(SHAPES)}
     when = {"start": 0, "stop": 90} if method == "gradual" else {"key": 0}
     tx = getattr(jaxsparse, method)(

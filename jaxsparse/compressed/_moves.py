@@ -43,7 +43,7 @@ def move(
     old, dense = kernels_of(living.kernels), expand(living.kernels)
     with limited_to([kernel.values.size for kernel in old]):
         scored = _scored(method, living, step)
-        decided = decide(step, method.rule, scored, wanted, step.state.masks)
+        decided = decide(step, method.rule, scored, wanted)
     masks = at_kernels(living.kernels, decided.masks)
     fits = [entries(k, mask) <= len(k.values) for k, mask in zip(old, masks, strict=True)]
     fired = functools.reduce(jnp.logical_and, fits, decided.fired)
