@@ -159,9 +159,11 @@ def mask_update(
         # Made by a select, a copy is not taken for the old masks themselves, where these are bits.
         before = jax.tree.map(lambda x: jnp.where(some, x, jnp.zeros_like(x)), copied())
         new = decide(step, rule, scored(), wanted)
-        # The churn is always finite, but waiting for it lets the select, as the last reader of the
-        # old masks, overwrite them in place; otherwise every step would copy them.
+        # The churn is always finite and no count negative, but waiting for them lets the select, as
+        # the last reader of the old masks, overwrite them in place; every step would copy them.
         last = new.fired & jnp.isfinite(new.churn)
+        if compares and any(step.sparse):
+            last &= jnp.all(living_each(_only(step.sparse, before)) >= 0)
         masks, rule_state = where(last, new.masks, old), where(new.fired, new.rule_state, observed)
         return masks, rule_state, new.fired, new.churn, before
 
