@@ -11,7 +11,7 @@ from jax import lax
 from jaxsparse import counts, rules, trees
 from jaxsparse.masks import check_boolean, living_each
 from jaxsparse.meshes import automatic, on_one_device
-from jaxsparse.packed import pack_where_local
+from jaxsparse.packed import pack_leaves
 from jaxsparse.selection import kernels
 from jaxsparse.state_tree import SparseState, as_masks, kept_like, tells_mask
 from jaxsparse.types import Array, Masks, Params, Rule, RuleUpdate
@@ -153,7 +153,7 @@ def mask_update(
 
     def copied() -> Masks:
         # The new masks overwrite the old ones in place, of which nothing is left but bits.
-        return pack_where_local(old, step.sparse) if compares else ()
+        return pack_leaves(old, step.sparse, everywhere=False) if compares else ()
 
     def attempt() -> tuple[Masks, Any, Array, Array, Masks]:
         # Made by a select, a copy is not taken for the old masks themselves, where these are bits.

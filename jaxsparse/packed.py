@@ -50,36 +50,29 @@ class PackedMask:
         return dataclasses.replace(self, words=automatic(_packed, self.words)(mask))
 
 
-def pack_leaves(masks: Masks, sparse: list[bool]) -> Any:
-    """The masks of all leaves as bits.
+def pack_leaves(masks: Masks, sparse: list[bool], everywhere: bool = True) -> Any:
+    """The masks of all leaves as bits; those that are packed already stay as they are.
 
     Args:
-      masks: boolean arrays.
+      masks: boolean arrays, or packed masks.
       sparse: one bool per leaf: may it have dead weights?
+      everywhere: whether to pack even masks that a mesh of these devices might divide within a
+        byte.
     """
-    leaves, treedef = jax.tree.flatten(masks)
-    pairs = zip(leaves, sparse, strict=True)
-    return treedef.unflatten(
-        PackedMask.of(mask, dense=not used) if trees.is_array(mask) else mask
-        for mask, used in pairs
-    )
-
-
-def pack_where_local(masks: Masks, sparse: list[bool]) -> Any:
-    """Like `pack_leaves`, but masks that are packed already stay so, and those that a mesh of these
-    devices might divide within a byte stay booleans."""
-
-    def local(shape: tuple[int, ...]) -> bool:
-        devices, axis = jax.device_count(), _axis(shape)
-        return devices == 1 or (axis is not None and shape[axis] % (8 * devices) == 0)
 
     def one(mask: Any, used: bool) -> Any:
-        if not trees.is_array(mask) or not local(mask.shape):
-            return mask
-        return PackedMask.of(mask, dense=not used)
+        if trees.is_array(mask) and (everywhere or not used or _keeps_bytes_whole(mask.shape)):
+            return PackedMask.of(mask, dense=not used)
+        return mask
 
     leaves, treedef = jax.tree.flatten(masks, is_leaf=lambda x: isinstance(x, PackedMask))
-    return treedef.unflatten(map(one, leaves, sparse))
+    return treedef.unflatten(one(*each) for each in zip(leaves, sparse, strict=True))
+
+
+def _keeps_bytes_whole(shape: tuple[int, ...]) -> bool:
+    """Whether every mesh of these devices that divides such a mask evenly divides no byte."""
+    devices, axis = jax.device_count(), _axis(shape)
+    return devices == 1 or (axis is not None and shape[axis] % (8 * devices) == 0)
 
 
 def unpacked(words: Array, shape: tuple[int, ...]) -> Array:

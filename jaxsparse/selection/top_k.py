@@ -162,17 +162,15 @@ def _mask_of_one(k: Array, scores: Array, where: Array) -> Array:
     return _counted([rank_keys(scores, where if where.shape == scores.shape else None)], k)[0]
 
 
-_mask = on_one_device(
-    _kernels.top_k_mask,
-    _mask_of_one,
-    lambda k, scores, where: jax.ShapeDtypeStruct(scores.shape, jnp.bool_),
-)
+def _mask_like(_: Array, scores: Array, where: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(scores.shape, jnp.bool_)
 
 
+_mask = on_one_device(_kernels.top_k_mask, _mask_of_one, _mask_like)
 _grown = on_one_device(
     _kernels.grown_mask,
     lambda k, scores, mask: mask | _mask_of_one(k, scores, ~mask),
-    lambda k, scores, mask: jax.ShapeDtypeStruct(scores.shape, jnp.bool_),
+    _mask_like,
 )
 
 
